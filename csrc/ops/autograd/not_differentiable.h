@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <string>
+
+namespace retnet::ops {
+
+/// Joins the results of a backward operator to the graph by a node that raises when it is
+/// differentiated: without it a second derivative would silently lack this operator's part.
+inline void refuse_double_backward(const std::string& op,
+                                   std::initializer_list<std::optional<at::Tensor>> inputs,
+                                   std::initializer_list<at::Tensor*> results) {
+  if (!at::GradMode::is_enabled()) return;
+  torch::autograd::variable_list tracked;
+  for (const auto& x : inputs) {
+    if (x && x->defined() && x->requires_grad()) tracked.push_back(*x);
+  }
+  if (tracked.empty()) return;
+  const auto node = std::make_shared<torch::autograd::Error>(
+      op + ": double backward is not supported", torch::autograd::collect_next_edges(tracked));
+  for (auto* result : results) {
+    if (result->defined()) torch::autograd::set_history(*result, node);
+  }
+}
+
+}  // namespace retnet::ops

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Argument checks shared by the operators. Each message names the operator, the argument, what it
+// must be and what it is: "retention: k must have shape [B, T, H, Dk] = [2, 64, 4, 32], got [2, 64,
+// 4, 16]".
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <initializer_list>
+
+namespace retnet::ops {
+
+/// The dtype in which an operator accumulates and keeps its state: float64 for float64 inputs, else
+/// float32.
+inline at::ScalarType accumulate_dtype(const at::Tensor& x) {
+  return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+/// `t` is of one of the dtypes float32, float64, bfloat16 and float16.
+inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
+  const auto dtype = t.scalar_type();
+  TORCH_CHECK(
+      dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
+      op, ": ", name, " must be float32, float64, bfloat16 or float16, got ", dtype);
+}
+
+/// `t` has dtype `dtype`, for the reason given in `why` ("like q", "the dtype of accumulation").
+inline void check_dtype(const char* op, const char* name, const at::Tensor& t, at::ScalarType dtype,
+                        const char* why) {
+  TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " must be ", dtype, " (", why, "), got ",
+              t.scalar_type());
+}
+
+/// `t` is an index tensor: int32 or int64.
+inline void check_integer(const char* op, const char* name, const at::Tensor& t) {
+  TORCH_CHECK(t.scalar_type() == at::kInt || t.scalar_type() == at::kLong, op, ": ", name,
+              " must be int32 or int64, got ", t.scalar_type());
+}
+
+/// `t` lies on the device of `other`, the argument called `other_name`.
+inline void check_device(const char* op, const char* name, const at::Tensor& t,
+                         const at::Tensor& other, const char* other_name) {
+  TORCH_CHECK(t.device() == other.device(), op, ": ", name, " must be on ", other_name,
+              "'s device ", other.device(), ", got ", t.device());
+}
+
+/// `t` has as many dimensions as `layout` names: check_rank("retention", "q", q, 4, "[B, T, H,
+/// Dk]").
+inline void check_rank(const char* op, const char* name, const at::Tensor& t, int64_t rank,
+                       const char* layout) {
+  TORCH_CHECK(t.dim() == rank, op, ": ", name, " must have shape ", layout, ", got ",
+              t.sym_sizes());
+}
+
+/// `t` has the sizes `expected`, which `layout` names.
+inline void check_shape(const char* op, const char* name, const at::Tensor& t,
+                        std::initializer_list<c10::SymInt> expected, const char* layout) {
+  const c10::SymIntArrayRef sizes(expected.begin(), expected.size());
+  TORCH_CHECK(t.sym_sizes() == sizes, op, ": ", name, " must have shape ", layout, " = ", sizes,
+              ", got ", t.sym_sizes());
+}
+
+}  // namespace retnet::ops

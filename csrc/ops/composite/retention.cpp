@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/composite/retention.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "ops/check.h"
+#include "ops/retention.h"
+
+namespace retnet::ops {
+namespace composite {
+
+at::Tensor heads_first(const at::Tensor& x, int64_t first, int64_t n, const Decay& decay) {
+  if (!x.defined()) return x;
+  return x.narrow(1, first, n).transpose(1, 2).to(decay.dtype()).contiguous();
+}
+
+void store_heads_first(const at::Tensor& target, int64_t first, const at::Tensor& x) {
+  target.narrow(1, first, x.size(2)).copy_(x.transpose(1, 2));
+}
+
+at::Tensor state_or_zeros(const at::Tensor& state, const Inputs& in) {
+  if (state.defined()) return state.clone(at::MemoryFormat::Contiguous);
+  return at::zeros({in.q.size(0), in.q.size(2), in.q.size(3), in.v.size(3)},
+                   in.q.options().dtype(in.decay.dtype()));
+}
+
+at::Tensor sum_per_head(const at::Tensor& x) {
+  return x.transpose(0, 1).flatten(1).sum(-1, /*keepdim=*/false, at::kDouble);
+}
+
+}  // namespace composite
+
+namespace {
+
+using composite::InputGrads;
+using composite::Inputs;
+using composite::OutputGrads;
+using composite::Outputs;
+
+/// Half-way between the work inside a chunk, which grows with its size, and the size at which
+/// batched matrix products reach their speed.
+constexpr int64_t kDefaultChunkSize = 64;
+
+/// A run of tokens of one or more sequences of equal length: rows of the batch, or a packed one.
+struct Span {
+  int64_t row, num_rows;  // of the state
+  int64_t first_token, num_tokens;
+};
+
+/// The whole batch as one span, or one span for each packed sequence. Reads cu_seqlens on the host.
+std::vector<Span> spans_of(const at::Tensor& q, const std::optional<at::Tensor>& cu_seqlens) {
+  const int64_t T = q.size(1);
+  if (!cu_seqlens) return {{0, q.size(0), 0, T}};
+  const auto bounds = cu_seqlens->cpu().contiguous();
+  const int32_t* bound = bounds.const_data_ptr<int32_t>();
+  const int64_t N = bounds.numel() - 1;
+  TORCH_CHECK(bound[0] == 0, "retention: cu_seqlens must start at 0, got ", bound[0]);
+  TORCH_CHECK(bound[N] == T, "retention: cu_seqlens must end at T = ", T, ", got ", bound[N]);
+  std::vector<Span> spans;
+  for (int64_t n = 0; n < N; ++n) {
+    TORCH_CHECK(bound[n] <= bound[n + 1], "retention: cu_seqlens must never fall, got ", bound[n],
+                " before ", bound[n + 1], " at index ", n + 1);
+    spans.push_back({n, 1, bound[n], bound[n + 1] - bound[n]});
+  }
+  return spans;
+}
+
+at::Tensor rows_of(const std::optional<at::Tensor>& state, const Span& span) {
+  return state && state->defined() ? state->narrow(0, span.row, span.num_rows) : at::Tensor();
+}
+
+at::Tensor tokens_of(const std::optional<at::Tensor>& x, const Span& span) {
+  return x && x->defined() ? x->narrow(1, span.first_token, span.num_tokens) : at::Tensor();
+}
+
+double scale_or_default(std::optional<double> scale, const at::Tensor& q) {
+  return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(q.size(3)));
+}
+
+Inputs inputs_of(const Span& span, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                 const std::optional<at::Tensor>& initial_state, const Decay& decay,
+                 std::optional<double> scale, std::optional<int64_t> chunk_size) {
+  return {tokens_of(q, span),
+          tokens_of(k, span),
+          tokens_of(v, span),
+          rows_of(initial_state, span),
+          decay,
+          scale_or_default(scale, q),
+          std::min(chunk_size.value_or(kDefaultChunkSize), span.num_tokens)};
+}
+
+std::tuple<at::Tensor, at::Tensor> retention_composite(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
+    const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
+    std::string_view form, std::optional<int64_t> chunk_size,
+    const std::optional<at::Tensor>& cu_seqlens) {
+  check_retention(q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
+  const auto spans = spans_of(q, cu_seqlens);
+  const int64_t N = cu_seqlens ? cu_seqlens->size(0) - 1 : q.size(0);
+  auto out = at::empty(v.sizes(), q.options());
+  auto final_state = at::empty({N, q.size(2), q.size(3), v.size(3)}, log_decay.options());
+  if (final_state.numel() == 0) return {out, final_state};
+  const auto forward = form == "chunkwise"  ? composite::chunkwise_forward
+                       : form == "parallel" ? composite::parallel_forward
+                                            : composite::recurrent_forward;
+  const Decay decay(log_decay);
+  for (const auto& span : spans) {
+    const auto in = inputs_of(span, q, k, v, initial_state, decay, scale, chunk_size);
+    if (span.num_tokens == 0) {
+      rows_of(final_state, span).copy_(composite::state_or_zeros(in.initial_state, in));
+    } else {
+      forward(in, {tokens_of(out, span), rows_of(final_state, span)});
+    }
+  }
+  return {out, final_state};
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_composite(
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
+    const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
+    std::string_view form, std::optional<int64_t> chunk_size,
+    const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
+  check_retention(q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
+  check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
+  const auto spans = spans_of(q, cu_seqlens);
+  const auto like = [](bool asked, const at::Tensor& x) {
+    return asked ? at::empty(x.sizes(), x.options()) : at::Tensor();
+  };
+  const InputGrads grads{like(output_mask[0], q), like(output_mask[1], k), like(output_mask[2], v),
+                         output_mask[3] ? at::zeros_like(log_decay, at::kDouble) : at::Tensor(),
+                         initial_state ? like(output_mask[4], *initial_state) : at::Tensor()};
+  const auto backward = form == "chunkwise"  ? composite::chunkwise_backward
+                        : form == "parallel" ? composite::parallel_backward
+                                             : composite::recurrent_backward;
+  const Decay decay(log_decay);
+  const bool any_element = q.size(2) > 0 && q.size(0) > 0;
+  for (const auto& span : spans) {
+    if (!any_element) break;
+    const OutputGrads grad{tokens_of(grad_out, span), rows_of(grad_state, span)};
+    const InputGrads target{tokens_of(grads.q, span), tokens_of(grads.k, span),
+                            tokens_of(grads.v, span), grads.log_decay,
+                            rows_of(grads.initial_state, span)};
+    if (span.num_tokens > 0 && (grad.out.defined() || grad.final_state.defined())) {
+      backward(inputs_of(span, q, k, v, initial_state, decay, scale, chunk_size), grad, target);
+      continue;
+    }
+    for (const auto& x : {target.q, target.k, target.v, target.initial_state}) {
+      if (x.defined()) x.zero_();
+    }
+    // Without a token the final state is a copy of the initial one.
+    if (target.initial_state.defined() && grad.final_state.defined()) {
+      target.initial_state.copy_(grad.final_state);
+    }
+  }
+  at::Tensor grad_log_decay;
+  if (grads.log_decay.defined()) {
+    grad_log_decay = grads.log_decay.masked_fill(decay.is_zero(), 0.0).to(log_decay.scalar_type());
+  }
+  return {grads.q, grads.k, grads.v, grad_log_decay, grads.initial_state};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
+  m.impl("retention", retention_composite);
+  m.impl("retention_backward", retention_backward_composite);
+}
+
+}  // namespace retnet::ops

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Retention by ATen operations: what runs on every device and dtype without a kernel of ours, and
+// the yardstick of error and speed for the kernels. `retention.cpp` checks, splits packed batches
+// and calls one of the three forms; a form sees a batch of equally long sequences.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <array>
+
+#include "ops/composite/decay.h"
+
+namespace retnet::ops::composite {
+
+/// A batch of sequences of one length T >= 1, none of B, H, Dk, Dv zero.
+struct Inputs {
+  at::Tensor q, k, v;        // [B, T, H, Dk], [B, T, H, Dk], [B, T, H, Dv], the caller's dtype
+  at::Tensor initial_state;  // [B, H, Dk, Dv], the decay's dtype; undefined = zeros
+  const Decay& decay;
+  double scale;
+  int64_t chunk_size;  // at most T
+
+  int64_t num_tokens() const { return q.size(1); }
+};
+
+/// Where a form writes, in whatever dtype and strides the tensor has. Each element is written.
+struct Outputs {
+  at::Tensor out;          // [B, T, H, Dv]
+  at::Tensor final_state;  // [B, H, Dk, Dv]
+};
+
+/// The incoming gradients; undefined = zeros, but not both.
+struct OutputGrads {
+  at::Tensor out;          // [B, T, H, Dv]
+  at::Tensor final_state;  // [B, H, Dk, Dv]
+};
+
+/// Where a backward writes; undefined = not asked for. log_decay is added to, the others written.
+struct InputGrads {
+  at::Tensor q, k, v;        // [B, T, H, D]
+  at::Tensor log_decay;      // [H], float64
+  at::Tensor initial_state;  // [B, H, Dk, Dv]
+};
+
+void chunkwise_forward(const Inputs& in, const Outputs& out);
+void chunkwise_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out);
+void parallel_forward(const Inputs& in, const Outputs& out);
+void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out);
+void recurrent_forward(const Inputs& in, const Outputs& out);
+void recurrent_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out);
+
+/// Tokens first .. first + n - 1 of x [B, T, H, D] as a contiguous [B, H, n, D] of the decay's
+/// dtype; undefined stays undefined.
+at::Tensor heads_first(const at::Tensor& x, int64_t first, int64_t n, const Decay& decay);
+
+/// The inverse: x [B, H, n, D] rounded into tokens first .. first + n - 1 of `target` [B, T, H, D].
+void store_heads_first(const at::Tensor& target, int64_t first, const at::Tensor& x);
+
+/// A copy of `state`, or zeros [B, H, Dk, Dv] where it is undefined.
+at::Tensor state_or_zeros(const at::Tensor& state, const Inputs& in);
+
+/// The sum of x [B, H, ...] over all but its heads, in float64: [H].
+at::Tensor sum_per_head(const at::Tensor& x);
+
+}  // namespace retnet::ops::composite

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The chunkwise form (Eq. 7): inside a chunk as the parallel form, across chunks as the recurrent
+// one. A group of chunks goes through batched matrix products together; the groups follow one
+// another, so that memory beyond inputs and outputs does not depend on T. With L the length of a
+// chunk, i and j positions in it and S the state at its start:
+//
+//     out_i = scale sum_{j <= i} gamma^(i-j) (q_i . k_j) v_j + scale gamma^(i+1) q_i S
+//     S    <- gamma^L S + sum_j gamma^(L-1-j) k_j^T v_j
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/matmul.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "ops/composite/retention.h"
+
+namespace retnet::ops::composite {
+namespace {
+
+/// The working set of a group of chunks, in elements: small enough for a cache, large enough for
+/// batched products.
+constexpr int64_t kGroupElements = int64_t{1} << 20;
+
+/// Consecutive chunks of one length.
+struct Group {
+  int64_t first_token, num_chunks, chunk_size;
+  int64_t num_tokens() const { return num_chunks * chunk_size; }
+};
+
+/// All tokens in groups of whole chunks; the rest of the last chunk is a group of its own.
+std::vector<Group> groups_of(const Inputs& in) {
+  const int64_t T = in.num_tokens(), C = in.chunk_size, Dk = in.q.size(3), Dv = in.v.size(3);
+  const int64_t elements = in.q.size(0) * in.q.size(2) * (Dk * Dv + C * (2 * Dk + 2 * Dv + C));
+  const int64_t at_once = std::max<int64_t>(1, kGroupElements / elements);
+  std::vector<Group> groups;
+  for (int64_t first = 0; first < T;) {
+    const int64_t whole = (T - first) / C;
+    groups.push_back(whole > 0 ? Group{first, std::min(whole, at_once), C}
+                               : Group{first, 1, T - first});
+    first += groups.back().num_tokens();
+  }
+  return groups;
+}
+
+/// The powers of gamma a chunk of length L needs, shaped to multiply [B, H, chunks, L, ...].
+struct ChunkDecay {
+  ChunkDecay(const Decay& decay, double scale, int64_t L)
+      : length(L),
+        D(decay.matrix(L, L).mul_(scale).unsqueeze(1)),
+        readout(decay.powers(L, 1).mul_(scale).view({-1, 1, L, 1})),
+        update(decay.powers(L).flip(-1).view({-1, 1, L, 1})),
+        position(at::arange(L, D.options()).unsqueeze(-1)) {}
+
+  int64_t length;
+  at::Tensor D;         // [H, 1, L, L]  scale gamma^(i-j), 0 above the diagonal
+  at::Tensor readout;   // [H, 1, L, 1]  scale gamma^(i+1), the weight of S in row i
+  at::Tensor update;    // [H, 1, L, 1]  gamma^(L-1-j), the weight of token j in the next state
+  at::Tensor position;  // [L, 1]        i
+};
+
+/// The tables of the current group's chunk length: computed for the first group, and once more
+/// where a shorter last chunk ends (or, in reverse, begins) the sequence.
+class ChunkDecays {
+ public:
+  explicit ChunkDecays(const Inputs& in) : in_(in) {}
+  const ChunkDecay& of(const Group& group) {
+    if (!current_ || current_->length != group.chunk_size) {
+      current_.emplace(in_.decay, in_.scale, group.chunk_size);
+    }
+    return *current_;
+  }
+
+ private:
+  const Inputs& in_;
+  std::optional<ChunkDecay> current_;
+};
+
+/// The tokens of a group, [B, H, chunks, L, D].
+at::Tensor chunks_of(const at::Tensor& x, const Group& group, const Decay& decay) {
+  if (!x.defined()) return x;
+  return heads_first(x, group.first_token, group.num_tokens(), decay)
+      .unflatten(2, {group.num_chunks, group.chunk_size});
+}
+
+void store_chunks(const at::Tensor& target, const Group& group, const at::Tensor& x) {
+  store_heads_first(target, group.first_token, x.flatten(2, 3));
+}
+
+at::Tensor transposed(const at::Tensor& x) { return x.transpose(-1, -2); }
+
+/// x[..., c, :, :] of every chunk c is replaced by the state at the chunk's start, and `state`
+/// moves on past the group: state <- gamma^L state + x_c. Reverse runs from the last chunk.
+void scan_(at::Tensor& x, at::Tensor& state, const Decay& decay, int64_t L, bool reverse = false) {
+  const int64_t num_chunks = x.size(2);
+  for (int64_t n = 0; n < num_chunks; ++n) {
+    auto slot = x.select(2, reverse ? num_chunks - 1 - n : n);
+    auto next = state.clone();
+    decay.decay_(next, L);
+    next.add_(slot);
+    slot.copy_(state);
+    state = next;
+  }
+}
+
+}  // namespace
+
+void chunkwise_forward(const Inputs& in, const Outputs& out) {
+  const auto& decay = in.decay;
+  auto S = state_or_zeros(in.initial_state, in);
+  decay.forget_(S);
+  ChunkDecays tables(in);
+  for (const auto& group : groups_of(in)) {
+    const auto& table = tables.of(group);
+    const auto q = chunks_of(in.q, group, decay), k = chunks_of(in.k, group, decay),
+               v = chunks_of(in.v, group, decay);
+    auto states = at::matmul(transposed(k * table.update), v);
+    scan_(states, S, decay, group.chunk_size);
+    auto o = at::matmul(at::matmul(q, transposed(k)).mul_(table.D), v);
+    o.add_(at::matmul(q * table.readout, states));
+    store_chunks(out.out, group, o);
+  }
+  out.final_state.copy_(S);
+}
+
+namespace {
+
+/// grad_q and grad_log_decay: forward in time, with the state and its derivative in log_decay,
+///     S' <- gamma^L (S' + L S) + sum_j (L-1-j) gamma^(L-1-j) k_j^T v_j.
+void backward_of_readout(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+  const auto& decay = in.decay;
+  const bool derivative = out.log_decay.defined();
+  auto S = state_or_zeros(in.initial_state, in);
+  decay.forget_(S);
+  auto S1 = derivative ? at::zeros_like(S) : at::Tensor();
+  ChunkDecays tables(in);
+  for (const auto& group : groups_of(in)) {
+    const auto& table = tables.of(group);
+    const int64_t L = group.chunk_size;
+    const auto k = chunks_of(in.k, group, decay), v = chunks_of(in.v, group, decay);
+    auto states = at::matmul(transposed(k * table.update), v);
+    scan_(states, S, decay, L);
+    at::Tensor states1;
+    if (derivative) {
+      const auto age = table.position.flip(0);  // L-1-j
+      states1 = at::matmul(transposed(k * (table.update * age)), v);
+      states1.add_(states * (decay.powers(1, L) * L).view({-1, 1, 1, 1}));
+      scan_(states1, S1, decay, L);
+    }
+    if (!grad.out.defined()) continue;
+    const auto grad_out = chunks_of(grad.out, group, decay);
+    const auto grad_scores = at::matmul(grad_out, transposed(v)).mul_(table.D);
+    const auto through_state = at::matmul(grad_out * table.readout, transposed(states));
+    if (derivative) {
+      const auto q = chunks_of(in.q, group, decay);
+      const auto distance = table.position - transposed(table.position);
+      const auto inner = at::matmul(q, transposed(k)).mul_(grad_scores).mul_(distance);
+      const auto outer = (through_state * (table.position + 1))
+                             .add_(at::matmul(grad_out * table.readout, transposed(states1)))
+                             .mul_(q);
+      out.log_decay.add_(sum_per_head(inner)).add_(sum_per_head(outer));
+    }
+    if (out.q.defined()) {
+      store_chunks(out.q, group, at::matmul(grad_scores, k).add_(through_state));
+    }
+  }
+  if (derivative && grad.final_state.defined()) {
+    out.log_decay.add_(sum_per_head(S1 * grad.final_state));
+  }
+  if (out.q.defined() && !grad.out.defined()) out.q.zero_();
+}
+
+/// grad_k, grad_v and grad_initial_state: backward in time. X is the adjoint of the state at the
+/// end of a chunk as its last token sees it, undecayed: grad_state for the last chunk, and before
+/// a chunk X <- gamma^L X + sum_i scale gamma^(i+1) q_i^T grad_out_i.
+void backward_of_update(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+  const auto& decay = in.decay;
+  auto X = state_or_zeros(grad.final_state, in);
+  ChunkDecays tables(in);
+  auto groups = groups_of(in);
+  std::reverse(groups.begin(), groups.end());
+  for (const auto& group : groups) {
+    const auto& table = tables.of(group);
+    const auto q = chunks_of(in.q, group, decay), k = chunks_of(in.k, group, decay),
+               v = chunks_of(in.v, group, decay), grad_out = chunks_of(grad.out, group, decay);
+    at::Tensor adjoints =
+        grad_out.defined()
+            ? at::matmul(transposed(q * table.readout), grad_out)
+            : at::zeros({q.size(0), q.size(1), q.size(2), q.size(4), v.size(4)}, q.options());
+    scan_(adjoints, X, decay, group.chunk_size, /*reverse=*/true);
+    if (out.k.defined()) {
+      auto grad_k = at::matmul(v * table.update, transposed(adjoints));
+      if (grad_out.defined()) {
+        const auto grad_scores = at::matmul(grad_out, transposed(v)).mul_(table.D);
+        grad_k.add_(at::matmul(transposed(grad_scores), q));
+      }
+      store_chunks(out.k, group, grad_k);
+    }
+    if (out.v.defined()) {
+      auto grad_v = at::matmul(k * table.update, adjoints);
+      if (grad_out.defined()) {
+        const auto scores = at::matmul(q, transposed(k)).mul_(table.D);
+        grad_v.add_(at::matmul(transposed(scores), grad_out));
+      }
+      store_chunks(out.v, group, grad_v);
+    }
+  }
+  if (out.initial_state.defined()) out.initial_state.copy_(X);
+}
+
+}  // namespace
+
+void chunkwise_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+  if (out.q.defined() || out.log_decay.defined()) backward_of_readout(in, grad, out);
+  if (out.k.defined() || out.v.defined() || out.initial_state.defined()) {
+    backward_of_update(in, grad, out);
+  }
+}
+
+}  // namespace retnet::ops::composite
