@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared fixtures. Every test runs with uninitialised memory filled with NaN, so that an output
+element which an operator does not write shows."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "not_poisoned: run with uninitialised memory as it is")
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fills what torch.empty returns, in Python and in C++, with NaN (integers: the maximum)."""
+    if request.node.get_closest_marker("not_poisoned"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU and, where there is one, the GPU: the same tables run on both."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return torch.device(request.param)
