@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 
-def _gamma_power(log_decay: Tensor, head: int, n: int) -> Tensor | float:
-    """gamma^n, which is 1 for n = 0 and 0 for n > 0 where gamma = 0."""
+def _gamma_power(log_decay: Tensor, n: int) -> Tensor:
+    """gamma^n of every head, [H]: 1 for n = 0, and 0 for n > 0 where gamma = 0."""
     if n == 0:
-        return 1.0
-    if log_decay[head].item() == -math.inf:
-        return 0.0
-    return torch.exp(n * log_decay[head])
+        return torch.ones_like(log_decay)
+    forgets = log_decay == -math.inf
+    return torch.where(forgets, 0.0, torch.exp(n * torch.where(forgets, 0.0, log_decay)))
 
 
 def retention_by_definition(
@@ -28,31 +27,24 @@ def retention_by_definition(
 
     q, k [B, T, H, Dk], v [B, T, H, Dv], log_decay [H], initial_state [B, H, Dk, Dv], all float64.
     """
-    T, H, Dk = q.shape[1:]
+    B, T, H, Dk = q.shape
     scale = Dk**-0.5 if scale is None else scale
-    outs, states = [], []
-    for h in range(H):
-        rows = []
-        for n in range(T):
-            row = torch.zeros_like(v[:, 0, h])
-            for m in range(n + 1):
-                score = (q[:, n, h] * k[:, m, h]).sum(-1, keepdim=True)
-                row = row + scale * _gamma_power(log_decay, h, n - m) * score * v[:, m, h]
-            power = _gamma_power(log_decay, h, n + 1)
-            if initial_state is not None and not isinstance(power, float):
-                readout = torch.einsum("bk,bkv->bv", q[:, n, h], initial_state[:, h])
-                row = row + scale * power * readout
-            rows.append(row)
-        outs.append(torch.stack(rows, 1))
-        state = torch.zeros_like(torch.einsum("bk,bv->bkv", q[:, 0, h], v[:, 0, h]))
-        for m in range(T):
-            outer = torch.einsum("bk,bv->bkv", k[:, m, h], v[:, m, h])
-            state = state + _gamma_power(log_decay, h, T - 1 - m) * outer
-        power = _gamma_power(log_decay, h, T)
-        if initial_state is not None and not isinstance(power, float):
-            state = state + power * initial_state[:, h]
-        states.append(state)
-    return torch.stack(outs, 2), torch.stack(states, 1)
+    start = q.new_zeros(B, H, Dk, v.shape[-1]) if initial_state is None else initial_state
+    # gamma = 0 ignores the initial state, whatever it holds.
+    start = torch.where((log_decay == -math.inf)[:, None, None], 0.0, start)
+    power = [_gamma_power(log_decay, n) for n in range(T + 1)]
+    rows = []
+    for n in range(T):
+        row = power[n + 1][:, None] * torch.einsum("bhk,bhkv->bhv", q[:, n], start)
+        for m in range(n + 1):
+            score = (q[:, n] * k[:, m]).sum(-1)
+            row = row + (power[n - m] * score)[..., None] * v[:, m]
+        rows.append(scale * row)
+    state = power[T][:, None, None] * start
+    for m in range(T):
+        outer = k[:, m, :, :, None] * v[:, m, :, None, :]
+        state = state + power[T - 1 - m][:, None, None] * outer
+    return torch.stack(rows, 1), state
 
 
 def retention_by_recurrence(
