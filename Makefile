@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make setup        make .venv and build the package in it (CUDA=1: with nvcc from PyPI where there is none)
+# make demo         set up, train a byte-level model on real text, generate, plot (MINUTES=5)
+# make test         set up, then Catch2 and pytest
+# make lint         formatting, types, layer rules
+# make kernels      compile and link the CUDA kernels for every supported architecture
+# make bench        benchmarks, on the device present
+# make gpu-wheels   gather the peers' wheels for a GPU machine without network
+# make gpu-check    build, test and measure on a machine with a GPU
+
+SHELL := /bin/bash
+PYTHON ?= python3
+MINUTES ?= 5
+VENV := .venv
+RUN := $(VENV)/bin/python
+SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
+
+.PHONY: setup demo test ctest pytest lint kernels bench gpu-wheels gpu-check clean
+setup: $(VENV)/.built
+
+$(VENV)/.tools: tools/setup.sh pyproject.toml
+	PYTHON=$(PYTHON) CUDA=$(CUDA) tools/setup.sh $(VENV)
+	touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(SOURCES)
+	$(if $(CUDA),RETNET_CMAKE_ARGS="-DRETNET_CUDA=ON $$RETNET_CMAKE_ARGS") $(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup
+	$(RUN) -m retnet.demo --minutes $(MINUTES) --out demo
+
+test: ctest pytest
+ctest: setup
+	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON
+	$(VENV)/bin/cmake --build build
+	$(VENV)/bin/ctest --test-dir build --output-on-failure
+pytest: setup
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+	$(RUN) tools/layers.py
+
+kernels: $(VENV)/.tools
+	tools/kernels.sh $(VENV)
+
+bench: setup
+	$(RUN) benchmarks/ops.py
+
+gpu-wheels: $(VENV)/.tools
+	tools/gpu_wheels.sh $(VENV)
+
+gpu-check:
+	tools/gpu_check.sh $(STAGE)
+
+clean:
+	rm -rf build dist $(VENV)/.built python/retnet/lib python/retnet/_C.*.so

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Retention over one million tokens in one call (H = 1, Dk = Dv = 64, bfloat16) on the CPU.
+
+Prints the wall time and the peak memory of the whole process, torch included.
+"""
+
+import argparse
+import json
+import math
+import resource
+import time
+
+import torch
+
+from retnet.ops import retention
+
+
+def measure(num_tokens: int, backward: bool) -> dict[str, float | bool]:
+    """One call and, if asked for, its backward."""
+    torch.manual_seed(0)
+    shape = (1, num_tokens, 1, 64)
+    q, k, v = (torch.randn(shape, dtype=torch.bfloat16).requires_grad_(backward) for _ in range(3))
+    log_decay = torch.tensor([math.log1p(-(2.0**-12))])
+    start = time.perf_counter()
+    out, state = retention(q, k, v, log_decay)
+    forward_seconds = time.perf_counter() - start
+    if backward:
+        out.backward(v.detach())
+    return {
+        "num_tokens": num_tokens,
+        "forward_seconds": forward_seconds,
+        "seconds": time.perf_counter() - start,
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "finite": bool(torch.isfinite(state).all()),
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=1_000_000)
+    parser.add_argument("--backward", action="store_true", help="also the backward")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    result = measure(options.tokens, options.backward)
+    if options.json:
+        print(json.dumps(result))
+    else:
+        print(
+            f"{options.tokens:,} tokens: forward {result['forward_seconds']:.1f} s, "
+            f"in all {result['seconds']:.1f} s, peak {result['peak_bytes'] / 1e9:.2f} GB"
+        )

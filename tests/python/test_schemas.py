@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schemas of the operators are a promise: schemas.txt changes only with the version."""
+
+from pathlib import Path
+
+import torch
+
+import retnet  # noqa: F401
+
+FROZEN = Path(__file__).resolve().parents[1] / "schemas.txt"
+
+
+def test_schemas_are_frozen():
+    actual = sorted(
+        str(schema)
+        for schema in torch._C._jit_get_all_schemas()
+        if schema.name.startswith("retnet::")
+    )
+    assert actual == FROZEN.read_text().splitlines()

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Usage: tools/setup.sh VENV. Makes the virtual environment and installs in it what pyproject.toml
+# names, and the system packages that are missing, where it may. PYTHON chooses the interpreter;
+# CUDA=1 takes nvcc from PyPI where there is none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$1
+python=${PYTHON:-python3}
+
+"$python" -c 'import sys; sys.exit("retnet needs Python 3.10 or newer") if sys.version_info < (3, 10) else None'
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+
+requirements=$("$venv/bin/python" - <<'END'
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    from pip._vendor import tomli as tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)
+extras = project["project"]["optional-dependencies"].values()
+print(*project["build-system"]["requires"], *project["project"]["dependencies"],
+      *(name for extra in extras for name in extra), sep="\n")
+END
+)
+mapfile -t requirements <<<"$requirements"
+if [ -n "${CUDA:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+  requirements+=(nvidia-cuda-nvcc==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.*)
+fi
+"$venv/bin/python" -m pip install --quiet "${requirements[@]}"
+
+missing=()
+command -v g++ >/dev/null || missing+=(g++)
+command -v clang-format >/dev/null || missing+=(clang-format)
+ls /usr/include/catch2/catch.hpp /usr/include/catch2/catch_test_macros.hpp >/dev/null 2>&1 ||
+  { [ -e /usr/local/include/catch2 ] || missing+=(catch2); }
+if [ ${#missing[@]} -gt 0 ]; then
+  install="apt-get install -y ${missing[*]}"
+  if ! command -v apt-get >/dev/null; then
+    echo "retnet: please install ${missing[*]} with your system's package manager"
+  elif [ "$(id -u)" = 0 ]; then
+    apt-get update -qq && $install -qq
+  elif sudo -n true 2>/dev/null; then
+    sudo apt-get update -qq && sudo $install -qq
+  else
+    echo "retnet: please run: sudo $install"
+  fi
+fi
