@@ -6,7 +6,11 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include "ops/gated_group_norm.h"
+#include "ops/multi_scale_retention_step.h"
 #include "ops/retention.h"
+#include "ops/retention_step.h"
+#include "ops/rotary.h"
 
 namespace retnet::ops {
 namespace {
@@ -34,9 +38,54 @@ std::tuple<at::Tensor, at::Tensor> retention_autocast(
                    cu_seqlens);
 }
 
+at::Tensor retention_step_autocast(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                   const at::Tensor& log_decay, const at::Tensor& state,
+                                   std::optional<double> scale,
+                                   const std::optional<at::Tensor>& slots) {
+  const BelowAutocast below(q);
+  return retention_step(cast(q), cast(k), cast(v), log_decay, state, scale, slots);
+}
+
+std::tuple<at::Tensor, at::Tensor> rotary_autocast(const at::Tensor& q, const at::Tensor& k,
+                                                   const at::Tensor& positions,
+                                                   const at::Tensor& frequencies,
+                                                   std::string_view style) {
+  const BelowAutocast below(q);
+  return rotary(cast(q), cast(k), positions, frequencies, style);
+}
+
+at::Tensor gated_group_norm_autocast(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                     const std::optional<at::Tensor>& weight,
+                                     const std::optional<at::Tensor>& bias, double eps,
+                                     std::string_view norm) {
+  const BelowAutocast below(x);
+  const auto cast_gate = gate ? std::optional(cast(*gate)) : std::nullopt;
+  return gated_group_norm(cast(x), cast_gate, weight, bias, eps, norm);
+}
+
+at::Tensor multi_scale_retention_step_autocast(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+    const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,
+    const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
+    std::string_view style, std::optional<double> scale, const std::optional<at::Tensor>& slots) {
+  const BelowAutocast below(q);
+  return multi_scale_retention_step(cast(q), cast(k), cast(v), cast(gate), log_decay, state,
+                                    positions, frequencies, weight, bias, eps, norm, style, scale,
+                                    slots);
+}
+
+void register_autocast(torch::Library& m) {
+  m.impl("gated_group_norm", gated_group_norm_autocast);
+  m.impl("multi_scale_retention_step", multi_scale_retention_step_autocast);
+  m.impl("retention", retention_autocast);
+  m.impl("retention_step", retention_step_autocast);
+  m.impl("rotary", rotary_autocast);
+}
+
 }  // namespace
 
-TORCH_LIBRARY_IMPL(retnet, AutocastCPU, m) { m.impl("retention", retention_autocast); }
-TORCH_LIBRARY_IMPL(retnet, AutocastCUDA, m) { m.impl("retention", retention_autocast); }
+TORCH_LIBRARY_IMPL(retnet, AutocastCPU, m) { register_autocast(m); }
+TORCH_LIBRARY_IMPL(retnet, AutocastCUDA, m) { register_autocast(m); }
 
 }  // namespace retnet::ops

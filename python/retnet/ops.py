@@ -9,9 +9,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["retention"]
+__all__ = [
+    "gated_group_norm",
+    "multi_scale_retention_step",
+    "retention",
+    "retention_step",
+    "rotary",
+]
 
 Form = Literal["chunkwise", "parallel", "recurrent"]
+Norm = Literal["layer", "rms"]
+RotaryStyle = Literal["interleaved", "half"]
 
 
 def retention(
@@ -64,4 +72,178 @@ def retention(
         form=form,
         chunk_size=chunk_size,
         cu_seqlens=cu_seqlens,
+    )
+
+
+def retention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    *,
+    scale: float | None = None,
+    slots: Tensor | None = None,
+) -> Tensor:
+    r"""One token of the recurrent form of :func:`retention` (Eq. 6), the state updated in place.
+
+    Per row and head, with :math:`\gamma = \exp(\text{log\_decay}_h)`,
+
+    .. math::
+        S \leftarrow \gamma S + k^T v, \qquad \text{out} = \text{scale} \; q S
+
+    Args:
+        q: ``[B, H, Dk]``, float32, float64, bfloat16 or float16; any strides.
+        k: ``[B, H, Dk]``, q's dtype.
+        v: ``[B, H, Dv]``, q's dtype.
+        log_decay: ``[H]``, ln gamma in [-inf, 0]; the state's dtype. At -inf the old state is
+            dropped, whatever it holds.
+        state: ``[B, H, Dk, Dv]``, or ``[S, H, Dk, Dv]`` with slots; float32, or float64 where q is
+            float64; any strides without overlap, sharing no memory with an input. Overwritten.
+        scale: factor of q.k, by default ``Dk ** -0.5``.
+        slots: ``[B]`` int32: row b takes ``state[slots[b]]``. A negative slot skips the row: its
+            output is 0 and no state changes. Slots that are equal or not below S raise on the CPU;
+            on other devices, where they are not read on the host, they are undefined behaviour.
+
+    Returns:
+        ``out [B, H, Dv]`` of q's dtype.
+
+    Raises:
+        RuntimeError: a shape, dtype, device, stride or (on the CPU) value of log_decay or slots is
+            not as above, or an input requires grad while grad mode is on: the step has no gradient.
+    """
+    return torch.ops.retnet.retention_step(q, k, v, log_decay, state, scale=scale, slots=slots)
+
+
+def rotary(
+    q: Tensor,
+    k: Tensor,
+    positions: Tensor,
+    frequencies: Tensor,
+    *,
+    style: RotaryStyle = "interleaved",
+) -> tuple[Tensor, Tensor]:
+    r"""Rotary position embedding of queries and keys (Su et al. 2021; Sun et al. 2023, Eq. 3).
+
+    Each pair of channels (a, b) turns by ``angle = position * frequencies[i]``, in q as in k:
+
+    .. math::
+        x_a' = x_a \cos - x_b \sin, \qquad x_b' = x_a \sin + x_b \cos
+
+    Args:
+        q: ``[B, T, H, Dk]`` or ``[B, H, Dk]``, Dk even; float32, float64, bfloat16 or float16.
+        k: q's shape and dtype; may be q itself.
+        positions: ``[T]`` or ``[B, T]`` (for ``[B, H, Dk]``: ``[B]``), int32 or int64.
+        frequencies: ``[Dk / 2]`` float32, radians per position. Not differentiable.
+        style: pairs (2i, 2i + 1) for ``"interleaved"``, (i, i + Dk/2) for ``"half"``.
+
+    Returns:
+        Rotated q and k, of q's dtype. The angle is formed in float64, so that position 10^6 is as
+        good as position 1; its cosine and sine, and the rotation, are float32 (float64 where q is).
+
+    Raises:
+        RuntimeError: a shape, dtype, device or style is not as above, or frequencies require grad
+            while grad mode is on.
+    """
+    return torch.ops.retnet.rotary(q, k, positions, frequencies, style=style)
+
+
+def gated_group_norm(
+    x: Tensor,
+    gate: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float,
+    norm: Norm = "layer",
+) -> Tensor:
+    r"""Normalisation of each head's channels, times the swish gate (Sun et al. 2023, Eq. 8).
+
+    .. math::
+        \text{out} = (\text{norm}(x) \cdot \text{weight} + \text{bias})
+        \cdot \text{gate} \cdot \sigma(\text{gate})
+
+    where norm(x) is :math:`(x - \bar x) / \sqrt{\text{var}(x) + \text{eps}}` with the biased
+    variance (``"layer"``) or :math:`x / \sqrt{\overline{x^2} + \text{eps}}` (``"rms"``), over the
+    last dimension.
+
+    Args:
+        x: ``[..., H, Dv]``, float32, float64, bfloat16 or float16; any strides.
+        gate: x's shape and dtype; no gate where it is not given.
+        weight: ``[Dv]`` or ``[H, Dv]``, of x's dtype or float32 (float64 where x is float64).
+        bias: as weight. It may be given without weight, and with either norm.
+        eps: added to the variance, at least 0.
+        norm: ``"layer"`` or ``"rms"``.
+
+    Returns:
+        A tensor of x's shape and dtype, computed in float32 (float64) and rounded once.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or option is not as above.
+    """
+    return torch.ops.retnet.gated_group_norm(x, gate, weight, bias, eps=eps, norm=norm)
+
+
+def multi_scale_retention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gate: Tensor,
+    log_decay: Tensor,
+    state: Tensor,
+    positions: Tensor,
+    frequencies: Tensor,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float,
+    norm: Norm = "layer",
+    style: RotaryStyle = "interleaved",
+    scale: float | None = None,
+    slots: Tensor | None = None,
+) -> Tensor:
+    """The whole of decoding one token between a layer's projections (Sun et al. 2023, Eq. 8).
+
+    ``gated_group_norm(retention_step(rotary(q, k), v, ...), gate, ...)``, rounded once at the end
+    instead of after each of the three. The state is updated in place.
+
+    Args:
+        q: ``[B, H, Dk]``, Dk even; float32, float64, bfloat16 or float16.
+        k: q's shape and dtype.
+        v: ``[B, H, Dv]``, q's dtype.
+        gate: v's shape and dtype.
+        log_decay: ``[H]``, see :func:`retention_step`.
+        state: ``[B, H, Dk, Dv]`` or ``[S, H, Dk, Dv]``, see :func:`retention_step`. Overwritten.
+        positions: ``[B]``, int32 or int64.
+        frequencies: ``[Dk / 2]`` float32, see :func:`rotary`.
+        weight: ``[Dv]`` or ``[H, Dv]``, see :func:`gated_group_norm`.
+        bias: as weight.
+        eps: see :func:`gated_group_norm`.
+        norm: ``"layer"`` or ``"rms"``.
+        style: ``"interleaved"`` or ``"half"``, see :func:`rotary`.
+        scale: factor of q.k, by default ``Dk ** -0.5``.
+        slots: ``[B]`` int32, see :func:`retention_step`.
+
+    Returns:
+        ``out [B, H, Dv]`` of q's dtype; the rows that slots skip are 0.
+
+    Raises:
+        RuntimeError: as the three operators, and when an input requires grad while grad mode is on.
+    """
+    return torch.ops.retnet.multi_scale_retention_step(
+        q,
+        k,
+        v,
+        gate,
+        log_decay,
+        state,
+        positions,
+        frequencies,
+        weight=weight,
+        bias=bias,
+        eps=eps,
+        norm=norm,
+        style=style,
+        scale=scale,
+        slots=slots,
     )

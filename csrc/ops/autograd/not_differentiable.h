@@ -8,8 +8,21 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 namespace retnet::ops {
+
+/// Raises when one of the named inputs requires grad while grad mode is on: the result would lack a
+/// gradient without a word. `why` says what to know or do about it.
+inline void refuse_gradient(
+    const char* op, std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> inputs,
+    const char* why) {
+  if (!at::GradMode::is_enabled()) return;
+  for (const auto& [name, x] : inputs) {
+    TORCH_CHECK(!x || !x->defined() || !x->requires_grad(), op, ": ", name,
+                " must not require grad while grad mode is on (", why, "), got requires_grad=True");
+  }
+}
 
 /// Joins the results of a backward operator to the graph by a node that raises when it is
 /// differentiated: without it a second derivative would silently lack this operator's part.

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/composite/gated_group_norm.h"
+
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/silu.h>
+#include <torch/library.h>
+
+#include "ops/check.h"
+#include "ops/gated_group_norm.h"
+
+namespace retnet::ops {
+namespace composite {
+namespace {
+
+/// x [..., Dv] normalised over its channels, and the factor that does it: [..., 1].
+struct Normed {
+  at::Tensor value, inverse_deviation;
+};
+
+Normed normalise(const at::Tensor& x, double eps, std::string_view norm) {
+  // The variance is taken of the centred values: mean(x^2) - mean(x)^2 cancels.
+  const auto centred = norm == "layer" ? x - x.mean(-1, /*keepdim=*/true) : x;
+  const auto factor = centred.square().mean(-1, /*keepdim=*/true).add_(eps).rsqrt_();
+  return {centred * factor, factor};
+}
+
+/// normed * weight + bias, as a tensor of its own where either is given.
+at::Tensor affine(const at::Tensor& normed, const std::optional<at::Tensor>& weight,
+                  const std::optional<at::Tensor>& bias) {
+  auto result = normed;
+  if (weight) result = result * weight->to(normed.scalar_type());
+  if (bias) result = result + bias->to(normed.scalar_type());
+  return result;
+}
+
+/// x rounded to the dtype of `input`, contiguous whatever the strides of what it came from.
+at::Tensor rounded_like(const at::Tensor& x, const at::Tensor& input) {
+  return x.to(input.scalar_type()).contiguous();
+}
+
+}  // namespace
+
+at::Tensor accumulate_gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                       const std::optional<at::Tensor>& weight,
+                                       const std::optional<at::Tensor>& bias, double eps,
+                                       std::string_view norm) {
+  auto out = affine(normalise(x, eps, norm).value, weight, bias);
+  return gate ? out.mul_(at::silu(gate->to(x.scalar_type()))) : out;
+}
+
+at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                            const std::optional<at::Tensor>& weight,
+                            const std::optional<at::Tensor>& bias, double eps,
+                            std::string_view norm) {
+  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+  const auto out =
+      accumulate_gated_group_norm(x.to(accumulate_dtype(x)), gate, weight, bias, eps, norm);
+  return rounded_like(out, x);
+}
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_backward(
+    const at::Tensor& grad_out, const at::Tensor& x, const std::optional<at::Tensor>& gate,
+    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
+    std::string_view norm, std::array<bool, 4> output_mask) {
+  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+  check_gated_group_norm_grad(grad_out, x);
+  const auto dtype = accumulate_dtype(x);
+  const auto [normed, inverse_deviation] = normalise(x.to(dtype), eps, norm);
+  auto grad_affine = grad_out.to(dtype);  // in turn the gradient of each intermediate value
+  at::Tensor grad_x, grad_gate, grad_weight, grad_bias;
+  if (gate) {
+    const auto g = gate->to(dtype), s = g.sigmoid();
+    if (output_mask[1]) {
+      const auto slope = (1 - s).mul_(g).add_(1).mul_(s);
+      grad_gate = rounded_like(slope.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
+    }
+    grad_affine = grad_affine * s.mul_(g);
+  }
+  if (bias && output_mask[3]) {
+    // A copy, since where there is nothing to sum over this is grad_out itself.
+    grad_bias = at::sum_to(grad_affine, bias->sizes())
+                    .to(bias->scalar_type(), /*non_blocking=*/false, /*copy=*/true,
+                        at::MemoryFormat::Contiguous);
+  }
+  if (weight && output_mask[2]) {
+    grad_weight = rounded_like(at::sum_to(grad_affine * normed, weight->sizes()), *weight);
+  }
+  if (output_mask[0]) {
+    const auto grad_normed = weight ? grad_affine * weight->to(dtype) : grad_affine;
+    auto grad = grad_normed - normed * (grad_normed * normed).mean(-1, /*keepdim=*/true);
+    if (norm == "layer") grad.sub_(grad_normed.mean(-1, /*keepdim=*/true));
+    grad_x = rounded_like(grad.mul_(inverse_deviation), x);
+  }
+  return {grad_x, grad_gate, grad_weight, grad_bias};
+}
+
+}  // namespace composite
+
+TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
+  m.impl("gated_group_norm", composite::gated_group_norm);
+  m.impl("gated_group_norm_backward", composite::gated_group_norm_backward);
+}
+
+}  // namespace retnet::ops

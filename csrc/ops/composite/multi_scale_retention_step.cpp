@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/multi_scale_retention_step.h"
+
+#include <ATen/TensorOperators.h>
+#include <torch/library.h>
+
+#include "ops/composite/gated_group_norm.h"
+#include "ops/composite/retention_step.h"
+#include "ops/composite/rotary.h"
+#include "ops/state.h"
+
+namespace retnet::ops {
+namespace {
+
+at::Tensor multi_scale_retention_step_composite(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+    const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,
+    const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
+    std::string_view style, std::optional<double> scale, const std::optional<at::Tensor>& slots) {
+  check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
+                                   bias, eps, norm, style, slots);
+  // gate, weight and bias are read after the state has been written.
+  const at::Tensor none;
+  check_state_memory("multi_scale_retention_step", state,
+                     {{"q", q},
+                      {"k", k},
+                      {"v", v},
+                      {"gate", gate},
+                      {"log_decay", log_decay},
+                      {"frequencies", frequencies},
+                      {"weight", weight ? *weight : none},
+                      {"bias", bias ? *bias : none}});
+  const auto dtype = state.scalar_type();
+  const auto rotation = composite::rotation_of(positions, frequencies, style, dtype);
+  const auto retained = composite::accumulate_retention_step(
+      composite::rotate(q, rotation, dtype), composite::rotate(k, rotation, dtype), v.to(dtype),
+      log_decay, state, scale, slots);
+  const auto out = composite::accumulate_gated_group_norm(retained, gate, weight, bias, eps, norm);
+  composite::clear_skipped_rows_(out, slots);
+  return out.to(q.scalar_type()).contiguous();
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
+  m.impl("multi_scale_retention_step", multi_scale_retention_step_composite);
+}
+
+}  // namespace retnet::ops

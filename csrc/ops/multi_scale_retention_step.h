@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+#include "../version.h"
+
+namespace retnet::ops {
+
+/// The whole of decoding one token between a layer's projections (Sun et al. 2023, Eq. 8):
+///
+///     gated_group_norm(retention_step(rotary(q, k, positions, frequencies), v, log_decay, state),
+///                      gate, weight, bias)
+///
+/// computed in the dtype of accumulation from end to end and rounded to q's dtype once, where the
+/// three operators one after the other round three times.
+///
+///   q, k                    [B, H, Dk]      as in `rotary`, whose style `style` is
+///   v, gate                 [B, H, Dv]      q's dtype
+///   log_decay, state        [H], [B, H, Dk, Dv] or [S, H, Dk, Dv]   as in `retention_step`, with
+///                           scale and slots. The state is updated in place
+///   positions, frequencies  [B], [Dk/2]     as in `rotary`
+///   weight, bias            [Dv] or [H, Dv] as in `gated_group_norm`, with eps and norm
+///
+/// Returns out [B, H, Dv] of q's dtype, contiguous; the rows that slots skip are 0.
+///
+/// Not differentiable: raises when grad mode is on and an input requires grad. The state's version
+/// goes up.
+RETNET_API at::Tensor multi_scale_retention_step(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+    const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,
+    const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, double eps, std::string_view norm = "layer",
+    std::string_view style = "interleaved", std::optional<double> scale = std::nullopt,
+    const std::optional<at::Tensor>& slots = std::nullopt);
+
+/// Every implementation's first statement: shapes, dtypes, devices and options, and on the CPU the
+/// values of log_decay and slots.
+void check_multi_scale_retention_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                                      const at::Tensor& gate, const at::Tensor& log_decay,
+                                      const at::Tensor& state, const at::Tensor& positions,
+                                      const at::Tensor& frequencies,
+                                      const std::optional<at::Tensor>& weight,
+                                      const std::optional<at::Tensor>& bias, double eps,
+                                      std::string_view norm, std::string_view style,
+                                      const std::optional<at::Tensor>& slots);
+
+}  // namespace retnet::ops
