@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration of a RetNet: sizes, switches, presets, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+
+from retnet.ops import Norm, RotaryStyle
+from retnet.state import RetNetState
+
+__all__ = ["FORMAT_VERSION", "RetNetConfig"]
+
+FORMAT_VERSION = 1
+"""Version of the JSON form. A reader refuses files of a newer version."""
+
+_CHOICES = {
+    "rotary_style": ("interleaved", "half"),
+    "group_norm": ("layer", "rms"),
+    "norm": ("layer", "rms"),
+    "activation": ("gelu", "swish"),
+}
+_NAMED_OR_LIST = {"decay": ("power2", "linspace"), "frequencies": ("retnet", "rope")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetNetConfig:
+    """Sizes and switches of a RetNet. The defaults of the switches are the paper's (2307.08621).
+
+    Raises:
+        ValueError: a field has a value outside its range; the message names the field, the
+            requirement and the value.
+
+    Attributes:
+        vocab_size: number of token ids.
+        embed_dim: d, width of the residual stream.
+        num_layers: L.
+        num_heads: H.
+        key_dim: K, size of a head's queries and keys; even (rotary pairs).
+        value_dim: V, size of a head's values.
+        ffn_dim: F, inner size of the feed-forward network.
+        decay: gamma of each head. "power2": 1 - 2^(-5-h) (Eq. 8); "linspace":
+            1 - exp(linspace(ln 1/32, ln 1/512, H)) (section 3.1); or H values of ln gamma,
+            finite and <= 0.
+        learnable_decay: ln gamma is a parameter and part of the state dict.
+        rotary_style: channels that rotate together: "interleaved" (2i, 2i+1) or
+            "half" (i, i + K/2).
+        frequencies: radians per token of each pair. "retnet": 10000^(-i/(K/2-1)), as
+            torchscale; "rope": 10000^(-2i/K); or K/2 finite values.
+        decay_norm: multiply q_t by n_t^(-1/2), n_t = sum_{i<=t} gamma^i: the D / sqrt(sum D) of
+            section 2.2, "Retention Score Normalization".
+        group_norm: normalisation of each head's output, "layer" or "rms".
+        group_norm_eps: added to the variance there.
+        group_norm_affine: weight [V] (and bias [V] for "layer"), shared by the heads.
+        norm: normalisation of the blocks, "layer" or "rms".
+        norm_eps: added to the variance there.
+        pre_norm: normalise the input of each block (Eq. 9), with a last norm after all layers;
+            otherwise normalise after each residual sum.
+        ffn_gated: down(act(gate x) * (up x)) instead of the paper's down(act(up x)).
+        activation: act, "gelu" (exact) or "swish".
+        residual_scale: factor on the residual branch (DeepNet's alpha).
+        embed_scale: factor on the embeddings.
+        tie_embeddings: the output matrix is the embedding; the state dict has no lm_head.
+    """
+
+    vocab_size: int
+    embed_dim: int
+    num_layers: int
+    num_heads: int
+    key_dim: int
+    value_dim: int
+    ffn_dim: int
+    decay: str | tuple[float, ...] = "power2"
+    learnable_decay: bool = False
+    rotary_style: RotaryStyle = "interleaved"
+    frequencies: str | tuple[float, ...] = "retnet"
+    decay_norm: bool = True
+    group_norm: Norm = "layer"
+    group_norm_eps: float = 1e-6
+    group_norm_affine: bool = False
+    norm: Norm = "layer"
+    norm_eps: float = 1e-6
+    pre_norm: bool = True
+    ffn_gated: bool = False
+    activation: str = "gelu"
+    residual_scale: float = 1.0
+    embed_scale: float = 1.0
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int":
+                _require(_is_int(value) and value > 0, field.name, "a positive integer", value)
+            elif field.type == "bool":
+                _require(isinstance(value, bool), field.name, "true or false", value)
+            elif field.type == "float":
+                ok = _is_number(value) and value > 0
+                _require(ok, field.name, "a finite number > 0", value)
+                object.__setattr__(self, field.name, float(value))
+        _require(self.key_dim % 2 == 0, "key_dim", "even", self.key_dim)
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            _require(value in choices, name, f"one of {_quoted(choices)}", value)
+        self._check_list("decay", self.num_heads, "num_heads finite values of ln gamma <= 0")
+        self._check_list("frequencies", self.key_dim // 2, "key_dim / 2 finite values")
+        if not isinstance(self.decay, str):
+            _require(max(self.decay) <= 0, "decay", "<= 0 (it is ln gamma)", list(self.decay))
+
+    def _check_list(self, name: str, length: int, what: str) -> None:
+        """Checks a field that is a name or a list of numbers; stores lists as tuples."""
+        value = getattr(self, name)
+        names = _NAMED_OR_LIST[name]
+        need = f"one of {_quoted(names)} or {what} ({length})"
+        if isinstance(value, str):
+            _require(value in names, name, need, value)
+            return
+        _require(isinstance(value, (list, tuple)), name, need, value)
+        _require(len(value) == length and all(map(_is_number, value)), name, need, list(value))
+        object.__setattr__(self, name, tuple(float(x) for x in value))
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> RetNetConfig:
+        """Returns a named configuration.
+
+        "tiny" is the byte-level model of the demo; "small" the paper's 200M ablation model
+        (section 3.4); "1.3b", "2.7b", "6.7b" its Table 2; "13b" follows the same rule (K = 256,
+        V = 512, F = 2d, so 12 d^2 parameters a layer) at the width of its cost table. The paper
+        gives no vocabulary size: 32000 stands there.
+
+        Args:
+            name: one of the names above.
+            overrides: fields to replace.
+        """
+        if name not in _PRESETS:
+            raise ValueError(
+                f"RetNetConfig.preset: name must be one of {_quoted(_PRESETS)}, got {name!r}"
+            )
+        return cls(**{**_PRESETS[name], **overrides})
+
+    def to_json(self) -> str:
+        """Returns the JSON text of config.json: every field, and format_version."""
+        return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RetNetConfig:
+        """Reads what to_json wrote.
+
+        Raises:
+            ValueError: not a JSON object, no format_version or a newer one, unknown or missing
+                fields, or a value out of range.
+        """
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"RetNetConfig: JSON must be an object, got {type(data).__name__}")
+        version = data.pop("format_version", None)
+        ok = _is_int(version) and 1 <= version <= FORMAT_VERSION
+        _require(ok, "format_version", f"an integer in 1..{FORMAT_VERSION}", version)
+        names = {field.name for field in fields(cls)}
+        unknown = sorted(set(data) - names)
+        if unknown:
+            raise ValueError(f"RetNetConfig: JSON must hold known fields only, got {unknown}")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"RetNetConfig: JSON must hold every size, got {error}") from None
+
+    def log_decay(self) -> torch.Tensor:
+        """Returns ln gamma of each head, [H] float32 on the CPU."""
+        if not isinstance(self.decay, str):
+            values = torch.tensor(self.decay, dtype=torch.float64)
+        elif self.decay == "power2":
+            heads = torch.arange(self.num_heads, dtype=torch.float64)
+            values = torch.log1p(-torch.exp2(-5 - heads))
+        else:
+            ends = math.log(1 / 32), math.log(1 / 512)
+            values = torch.log1p(-torch.linspace(*ends, self.num_heads, dtype=torch.float64).exp())
+        return values.float()
+
+    def rotary_frequencies(self) -> torch.Tensor:
+        """Returns the rotary frequencies, [K/2] float32 on the CPU, radians per token."""
+        pairs = self.key_dim // 2
+        if not isinstance(self.frequencies, str):
+            return torch.tensor(self.frequencies, dtype=torch.float32)
+        if self.frequencies == "retnet":
+            exponents = torch.linspace(0, 1, pairs, dtype=torch.float64)
+        else:
+            exponents = torch.arange(pairs, dtype=torch.float64) / pairs
+        return torch.pow(10000.0, -exponents).float()
+
+    def make_state(
+        self,
+        batch: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> RetNetState:
+        """Returns the state before the first token: zeros, at position 0.
+
+        Args:
+            batch: B, number of sequences.
+            device: where the state lives.
+            dtype: float32, or float64 for a float64 model.
+        """
+        if not (_is_int(batch) and batch >= 0):
+            raise ValueError(f"make_state: batch must be an integer >= 0, got {batch!r}")
+        shape = (self.num_layers, batch, self.num_heads, self.key_dim, self.value_dim)
+        return RetNetState(
+            torch.zeros(shape, device=device, dtype=dtype),
+            torch.zeros(batch, device=device, dtype=torch.int64),
+        )
+
+
+def _paper(embed_dim: int, num_layers: int) -> dict[str, Any]:
+    """The paper's rule: K = 256, V = 512, F = 2d, the gammas of section 3.1."""
+    return {
+        "vocab_size": 32000,
+        "embed_dim": embed_dim,
+        "num_layers": num_layers,
+        "num_heads": embed_dim // 256,
+        "key_dim": 256,
+        "value_dim": 512,
+        "ffn_dim": 2 * embed_dim,
+        "decay": "linspace",
+    }
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 256,
+        "embed_dim": 192,
+        "num_layers": 4,
+        "num_heads": 4,
+        "key_dim": 48,
+        "value_dim": 96,
+        "ffn_dim": 384,
+    },
+    "small": _paper(1024, 16),
+    "1.3b": _paper(2048, 24),
+    "2.7b": _paper(2560, 32),
+    "6.7b": _paper(4096, 32),
+    "13b": _paper(5120, 40),
+}
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return ok and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
+
+
+def _require(ok: bool, field: str, requirement: str, value: object) -> None:
+    if not ok:
+        raise ValueError(f"RetNetConfig: {field} must be {requirement}, got {value!r}")

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RetNet language model: body, output matrix, loss."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet.config import RetNetConfig
+from retnet.nn.retnet import RetNet
+from retnet.ops import Form
+from retnet.state import RetNetState
+
+__all__ = ["CausalLMOutput", "RetNetForCausalLM"]
+
+IGNORE_INDEX = -100
+
+
+class CausalLMOutput(NamedTuple):
+    """What `RetNetForCausalLM` returns.
+
+    Attributes:
+        logits: [B, T, vocab], of the token after each position.
+        loss: mean cross-entropy in nats per target, a scalar; None without labels.
+        state: after the last token.
+    """
+
+    logits: Tensor
+    loss: Tensor | None
+    state: RetNetState
+
+
+class RetNetForCausalLM(RetNet):
+    """A RetNet that predicts the next token.
+
+    Keys: those of `RetNet`, and `lm_head.weight` [vocab, d] unless `config.tie_embeddings`.
+    """
+
+    def __init__(
+        self,
+        config: RetNetConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(config, device=device, dtype=dtype)
+        self.lm_head: nn.Linear | None = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(
+                config.embed_dim, config.vocab_size, bias=False, device=device, dtype=dtype
+            )
+            self._reset_head()
+
+    def _reset_head(self) -> None:
+        if self.lm_head is not None:
+            nn.init.normal_(self.lm_head.weight, std=self.config.embed_dim**-0.5)
+
+    def reset_parameters(self) -> None:
+        """Initialises every part anew; the output matrix from N(0, 1/d), as torchscale."""
+        super().reset_parameters()
+        self._reset_head()
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        *,
+        state: RetNetState | None = None,
+        cu_seqlens: Tensor | None = None,
+        labels: Tensor | None = None,
+        form: Form = "chunkwise",
+        inplace: bool = False,
+    ) -> CausalLMOutput:
+        """Runs the model over a block of tokens.
+
+        Args:
+            input_ids: [B, T] int64 or int32.
+            state: what the model has read so far; None for a start. Of N sequences if packed.
+            cu_seqlens: [N + 1] int32, bounds of N packed sequences (B = 1).
+            labels: [B, T] int64, usually input_ids itself: the logits at t are scored against
+                labels[t + 1] of the same sequence; -100 is ignored.
+            form: "chunkwise", "parallel" or "recurrent"; the same values up to rounding.
+            inplace: a step of decoding (T = 1 with a state, grad mode off) overwrites `state`
+                instead of a copy. Other calls leave `state` alone in any case.
+
+        Returns:
+            Logits, the loss (NaN without a target, as in torch; None without labels), the state.
+
+        Raises:
+            ValueError: input_ids, labels or state of a wrong shape.
+        """
+        if labels is not None and labels.shape != input_ids.shape:
+            raise ValueError(
+                "RetNetForCausalLM: labels must have the shape of input_ids, "
+                f"{list(input_ids.shape)}, got {list(labels.shape)}"
+            )
+        hidden, state = super().forward(
+            input_ids, state=state, cu_seqlens=cu_seqlens, form=form, inplace=inplace
+        )
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        logits = F.linear(hidden, head.weight)
+        if labels is None:
+            return CausalLMOutput(logits, None, state)
+        targets = _next_tokens(labels, cu_seqlens).flatten()
+        scores = logits.flatten(0, 1)
+        if scores.dtype != torch.float64:
+            scores = scores.float()
+        loss = F.cross_entropy(scores, targets, ignore_index=IGNORE_INDEX)
+        return CausalLMOutput(logits, loss, state)
+
+
+def _next_tokens(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """labels moved one to the left, -100 where a sequence ends. [B, T]."""
+    if cu_seqlens is not None:
+        starts = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
+        starts = starts.index_fill(0, cu_seqlens.long(), True)
+        labels = labels.masked_fill(starts[:-1], IGNORE_INDEX)
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)

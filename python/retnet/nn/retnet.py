@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The RetNet body: embedding, decoder layers, last norm (paper section 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retnet.config import RetNetConfig
+from retnet.nn.decoder_layer import DecoderLayer, block_norm
+from retnet.nn.multi_scale_retention import is_step
+from retnet.ops import Form
+from retnet.state import RetNetState
+
+__all__ = ["RetNet"]
+
+
+class RetNet(nn.Module):
+    """Token ids to hidden states.
+
+    Keys: `embed_tokens.weight` [vocab, d], `layers.N.*`, and `norm.*` if `config.pre_norm`.
+    """
+
+    def __init__(
+        self,
+        config: RetNetConfig,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.embed_dim, device=device, dtype=dtype
+        )
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, device=device, dtype=dtype) for _ in range(config.num_layers)
+        )
+        self.norm = block_norm(config, device=device, dtype=dtype) if config.pre_norm else None
+        self._reset_embedding()
+
+    def _reset_embedding(self) -> None:
+        nn.init.normal_(self.embed_tokens.weight, std=self.config.embed_dim**-0.5)
+
+    def reset_parameters(self) -> None:
+        """Initialises every part anew; the embedding from N(0, 1/d), as torchscale."""
+        self._reset_embedding()
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            layer.reset_parameters()
+        if self.norm is not None:
+            self.norm.reset_parameters()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        state: RetNetState | None = None,
+        cu_seqlens: Tensor | None = None,
+        form: Form = "chunkwise",
+        inplace: bool = False,
+    ) -> tuple[Tensor, RetNetState]:
+        """Runs the body over a block of tokens.
+
+        Args:
+            input_ids: [B, T] int64 or int32.
+            state: what the model has read so far; None for a start. Of N sequences if packed.
+            cu_seqlens: [N + 1] int32, bounds of N packed sequences (B = 1).
+            form: "chunkwise", "parallel" or "recurrent"; the same values up to rounding.
+            inplace: a step of decoding (T = 1 with a state, grad mode off) overwrites `state`
+                instead of a copy. Other calls leave `state` alone in any case.
+
+        Returns:
+            Hidden states [B, T, d] and the state after the last token.
+
+        Raises:
+            ValueError: input_ids or state of a wrong shape.
+        """
+        if input_ids.dim() != 2:
+            raise ValueError(
+                f"RetNet: input_ids must have shape [B, T], got {list(input_ids.shape)}"
+            )
+        sequences = input_ids.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+        if state is not None:
+            self._check_state(state, sequences)
+        positions = _positions(input_ids.shape[1], input_ids.device, state, cu_seqlens)
+        hidden = self.embed_tokens(input_ids) * self.config.embed_scale
+
+        if state is not None and is_step(input_ids.shape[1], state, cu_seqlens):
+            state = state if inplace else state.fork()
+            for index, layer in enumerate(self.layers):
+                hidden, _ = layer(
+                    hidden, state=state.retention[index], positions=positions, inplace=True
+                )
+            state.positions.add_(1)
+        else:
+            after = []
+            for index, layer in enumerate(self.layers):
+                hidden, layer_state = layer(
+                    hidden,
+                    state=None if state is None else state.retention[index],
+                    positions=positions,
+                    cu_seqlens=cu_seqlens,
+                    form=form,
+                )
+                after.append(layer_state)
+            state = RetNetState(
+                torch.stack(after), _advance(input_ids, sequences, state, cu_seqlens)
+            )
+        return hidden if self.norm is None else self.norm(hidden), state
+
+    def _check_state(self, state: RetNetState, batch: int) -> None:
+        cfg = self.config
+        want = [cfg.num_layers, batch, cfg.num_heads, cfg.key_dim, cfg.value_dim]
+        if list(state.retention.shape) != want:
+            raise ValueError(
+                f"RetNet: state.retention must have shape [L, B, H, K, V] = {want}, "
+                f"got {list(state.retention.shape)}"
+            )
+        if list(state.positions.shape) != [batch]:
+            raise ValueError(
+                f"RetNet: state.positions must have shape [B] = [{batch}], "
+                f"got {list(state.positions.shape)}"
+            )
+
+
+def _positions(
+    length: int, device: torch.device, state: RetNetState | None, cu_seqlens: Tensor | None
+) -> Tensor:
+    """The position of each token in its own sequence, [T] or [B, T]."""
+    index = torch.arange(length, device=device)
+    if cu_seqlens is None:
+        return index if state is None else state.positions.unsqueeze(1) + index
+    start = -cu_seqlens[:-1].long()
+    if state is not None:
+        start = start + state.positions
+    ends = cu_seqlens[1:].long()
+    # A token lies after every end that is not above it; the clamp leaves bad bounds to the op.
+    sequence = torch.searchsorted(ends, index, right=True).clamp(max=ends.shape[0] - 1)
+    return (index + start[sequence]).unsqueeze(0)
+
+
+def _advance(
+    input_ids: Tensor, sequences: int, state: RetNetState | None, cu_seqlens: Tensor | None
+) -> Tensor:
+    """The position after the last token of each sequence, [B]."""
+    if cu_seqlens is None:
+        read = torch.full(
+            (sequences,), input_ids.shape[1], device=input_ids.device, dtype=torch.int64
+        )
+    else:
+        read = cu_seqlens.diff().long()
+    return read if state is None else state.positions + read
