@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <initializer_list>
+#include <string>
 
 namespace retnet::ops {
 
@@ -17,25 +18,28 @@ inline at::ScalarType accumulate_dtype(const at::Tensor& x) {
   return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+/// The dtype's name in Python: "float32".
+inline std::string dtype_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
+
 /// `t` is of one of the dtypes float32, float64, bfloat16 and float16.
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
   const auto dtype = t.scalar_type();
   TORCH_CHECK(
       dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16 || dtype == at::kHalf,
-      op, ": ", name, " must be float32, float64, bfloat16 or float16, got ", dtype);
+      op, ": ", name, " must be float32, float64, bfloat16 or float16, got ", dtype_name(dtype));
 }
 
 /// `t` has dtype `dtype`, for the reason given in `why` ("like q", "the dtype of accumulation").
 inline void check_dtype(const char* op, const char* name, const at::Tensor& t, at::ScalarType dtype,
                         const char* why) {
-  TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " must be ", dtype, " (", why, "), got ",
-              t.scalar_type());
+  TORCH_CHECK(t.scalar_type() == dtype, op, ": ", name, " must be ", dtype_name(dtype), " (", why,
+              "), got ", dtype_name(t.scalar_type()));
 }
 
 /// `t` is an index tensor: int32 or int64.
 inline void check_integer(const char* op, const char* name, const at::Tensor& t) {
   TORCH_CHECK(t.scalar_type() == at::kInt || t.scalar_type() == at::kLong, op, ": ", name,
-              " must be int32 or int64, got ", t.scalar_type());
+              " must be int32 or int64, got ", dtype_name(t.scalar_type()));
 }
 
 /// `t` lies on the device of `other`, the argument called `other_name`.

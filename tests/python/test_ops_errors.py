@@ -27,7 +27,7 @@ ROTARY = {
     "q_rank": ({"q": zeros(2, 8)}, "q must have shape [B, T, H, Dk] or [B, H, Dk], got [2, 8]"),
     "q_dtype": (
         {"q": zeros(2, 5, 3, 8, dtype=int64)},
-        "q must be float32, float64, bfloat16 or float16, got Long",
+        "q must be float32, float64, bfloat16 or float16, got int64",
     ),
     "q_odd": ({"q": zeros(2, 5, 3, 7)}, "q must have an even Dk >= 2, got [2, 5, 3, 7]"),
     "q_no_channel": ({"q": zeros(2, 5, 3, 0)}, "q must have an even Dk >= 2, got [2, 5, 3, 0]"),
@@ -35,7 +35,7 @@ ROTARY = {
         {"k": zeros(2, 5, 1, 8)},
         "k must have q's shape [2, 5, 3, 8], got [2, 5, 1, 8]",
     ),
-    "k_dtype": ({"k": zeros(2, 5, 3, 8, dtype=f16)}, "k must be Float (like q), got Half"),
+    "k_dtype": ({"k": zeros(2, 5, 3, 8, dtype=f16)}, "k must be float32 (like q), got float16"),
     "k_device": (
         {"k": zeros(2, 5, 3, 8, device="meta")},
         "k must be on q's device cpu, got meta",
@@ -53,7 +53,7 @@ ROTARY = {
         {"q": zeros(2, 3, 8), "k": zeros(2, 3, 8)},
         "positions must have shape [B] = [2], got [5]",
     ),
-    "positions_dtype": ({"positions": zeros(5)}, "positions must be int32 or int64, got Float"),
+    "positions_dtype": ({"positions": zeros(5)}, "positions must be int32 or int64, got float32"),
     "positions_device": (
         {"positions": zeros(5, dtype=int64, device="meta")},
         "positions must be on q's device cpu, got meta",
@@ -64,7 +64,7 @@ ROTARY = {
     ),
     "frequencies_dtype": (
         {"frequencies": zeros(4, dtype=f64)},
-        "frequencies must be Float (whatever q's dtype), got Double",
+        "frequencies must be float32 (whatever q's dtype), got float64",
     ),
     "frequencies_device": (
         {"frequencies": zeros(4, device="meta")},
@@ -76,7 +76,7 @@ NORM = {
     "x_rank": ({"x": zeros(12)}, "x must have shape [..., H, Dv], got [12]"),
     "x_dtype": (
         {"x": zeros(2, 5, 3, 12, dtype=int64)},
-        "x must be float32, float64, bfloat16 or float16, got Long",
+        "x must be float32, float64, bfloat16 or float16, got int64",
     ),
     "x_no_channel": (
         {"x": zeros(2, 5, 3, 0), "gate": None},
@@ -86,7 +86,7 @@ NORM = {
         {"gate": zeros(2, 5, 3, 1)},
         "gate must have x's shape [2, 5, 3, 12], got [2, 5, 3, 1]",
     ),
-    "gate_dtype": ({"gate": zeros(2, 5, 3, 12, dtype=f64)}, "gate must be Float (like x), got Dou"),
+    "gate_dtype": ({"gate": zeros(2, 5, 3, 12, dtype=f64)}, "gate must be float32 (like x), got float"),
     "gate_device": (
         {"gate": zeros(2, 5, 3, 12, device="meta")},
         "gate must be on x's device cpu, got meta",
@@ -102,7 +102,7 @@ NORM = {
     ),
     "weight_dtype": (
         {"weight": zeros(12, dtype=bf16)},
-        "weight must be Float (like x) or Float (the dtype of accumulation), got BFloat16",
+        "weight must be float32 (like x) or float32 (the dtype of accumulation), got bfloat16",
     ),
     "weight_device": (
         {"weight": zeros(12, device="meta")},
@@ -112,7 +112,7 @@ NORM = {
     "bias_HV": ({"bias": zeros(12, 3)}, "bias must have shape [H, Dv] = [3, 12], got [12, 3]"),
     "bias_dtype_beside_half": (
         {"x": zeros(2, 5, 3, 12, dtype=f16), "gate": None, "bias": zeros(12, dtype=f64)},
-        "bias must be Half (like x) or Float (the dtype of accumulation), got Double",
+        "bias must be float16 (like x) or float32 (the dtype of accumulation), got float64",
     ),
     "bias_device": (
         {"bias": zeros(12, device="meta")},
@@ -126,14 +126,14 @@ STEP = {
     "q_rank": ({"q": zeros(3, 1, 4, 8)}, "q must have shape [B, H, Dk], got [3, 1, 4, 8]"),
     "q_dtype": (
         {"q": zeros(3, 4, 8, dtype=INT32)},
-        "q must be float32, float64, bfloat16 or float16, got Int",
+        "q must be float32, float64, bfloat16 or float16, got int32",
     ),
     "q_no_channel": ({"q": zeros(3, 4, 0)}, "q must have Dk >= 1, got [3, 4, 0]"),
     "k_shape": (
         {"k": zeros(3, 4, 6)},
         "k must have shape [B, H, Dk] = [3, 4, 8], got [3, 4, 6]",
     ),
-    "k_dtype": ({"k": zeros(3, 4, 8, dtype=bf16)}, "k must be Float (like q), got BFloat16"),
+    "k_dtype": ({"k": zeros(3, 4, 8, dtype=bf16)}, "k must be float32 (like q), got bfloat16"),
     "k_device": ({"k": zeros(3, 4, 8, device="meta")}, "k must be on q's device cpu, got meta"),
     "v_rank": ({"v": zeros(3, 48)}, "v must have shape [B, H, Dv], got [3, 48]"),
     "v_heads": (
@@ -141,12 +141,12 @@ STEP = {
         "v must have shape [B, H, Dv] = [3, 4, 12], got [3, 2, 12]",
     ),
     "v_no_channel": ({"v": zeros(3, 4, 0)}, "v must have Dv >= 1, got [3, 4, 0]"),
-    "v_dtype": ({"v": zeros(3, 4, 12, dtype=f64)}, "v must be Float (like q), got Double"),
+    "v_dtype": ({"v": zeros(3, 4, 12, dtype=f64)}, "v must be float32 (like q), got float64"),
     "v_device": ({"v": zeros(3, 4, 12, device="meta")}, "v must be on q's device cpu, got meta"),
     "log_decay_shape": ({"log_decay": zeros(3)}, "log_decay must have shape [H] = [4], got [3]"),
     "log_decay_dtype": (
         {"log_decay": zeros(4, dtype=f64)},
-        "log_decay must be Float (the state's dtype), got Double",
+        "log_decay must be float32 (the state's dtype), got float64",
     ),
     "log_decay_positive": (
         {"log_decay": torch.tensor([0.0, 0.25, -1.0, 0.0])},
@@ -170,7 +170,7 @@ STEP = {
     ),
     "state_dtype": (
         {"state": zeros(3, 4, 8, 12, dtype=bf16)},
-        "state must be Float (the dtype of accumulation), got BFloat16",
+        "state must be float32 (the dtype of accumulation), got bfloat16",
     ),
     "state_device": (
         {"state": zeros(3, 4, 8, 12, device="meta")},
@@ -187,7 +187,7 @@ STEP = {
     "slots_shape": ({"slots": ints(0, 1)}, "slots must have shape [B] = [3], got [2]"),
     "slots_dtype": (
         {"slots": ints(0, 1, 2, dtype=int64)},
-        "slots must be Int (rows of the state), got Long",
+        "slots must be int32 (rows of the state), got int64",
     ),
     "slots_device": (
         {"slots": zeros(3, dtype=INT32, device="meta")},
@@ -201,7 +201,7 @@ FUSED = {
         {"gate": zeros(3, 4, 8)},
         "gate must have shape [B, H, Dv] = [3, 4, 12], got [3, 4, 8]",
     ),
-    "gate_dtype": ({"gate": zeros(3, 4, 12, dtype=bf16)}, "gate must be Float (like q), got BFlo"),
+    "gate_dtype": ({"gate": zeros(3, 4, 12, dtype=bf16)}, "gate must be float32 (like q), got bfloat"),
     "gate_device": (
         {"gate": zeros(3, 4, 12, device="meta")},
         "gate must be on q's device cpu, got meta",
@@ -215,7 +215,7 @@ FUSED = {
     "frequencies_device": ROTARY["frequencies_device"],
     "style": ROTARY["style"],
     "positions": ({"positions": ints(1)}, "positions must have shape [B] = [3], got [1]"),
-    "positions_dtype": ({"positions": zeros(3)}, "positions must be int32 or int64, got Float"),
+    "positions_dtype": ({"positions": zeros(3)}, "positions must be int32 or int64, got float32"),
     "weight_rank": (
         {"weight": zeros(1, 4, 12)},
         "weight must have shape [Dv] or [H, Dv], got [1, 4, 12]",
@@ -224,7 +224,7 @@ FUSED = {
     "bias_HV": ({"bias": zeros(3, 12)}, "bias must have shape [H, Dv] = [4, 12], got [3, 12]"),
     "bias_dtype": (
         {"bias": zeros(12, dtype=f64)},
-        "bias must be Float (like v) or Float (the dtype of accumulation), got Double",
+        "bias must be float32 (like v) or float32 (the dtype of accumulation), got float64",
     ),
     "eps_negative": NORM["eps_negative"],
     "norm": NORM["norm"],
@@ -288,12 +288,12 @@ BACKWARD_ROTARY = {
     ),
     "q_dtype": (
         (zeros(2, 5, 3, 8, dtype=int64), None),
-        "grad_rotated_q must be float32, float64, bfloat16 or float16, got Long",
+        "grad_rotated_q must be float32, float64, bfloat16 or float16, got int64",
     ),
 }
 BACKWARD_NORM = {
     "shape": (zeros(2, 5, 3), "grad_out must have x's shape [2, 5, 3, 12], got [2, 5, 3]"),
-    "dtype": (zeros(2, 5, 3, 12, dtype=f64), "grad_out must be Float (like x), got Double"),
+    "dtype": (zeros(2, 5, 3, 12, dtype=f64), "grad_out must be float32 (like x), got float64"),
     "device": (
         zeros(2, 5, 3, 12, device="meta"),
         "grad_out must be on x's device cpu, got meta",

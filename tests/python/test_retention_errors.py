@@ -13,7 +13,7 @@ BAD = {
     "q_rank": ({"q": torch.zeros(2, 4, 8)}, "q must have shape [B, T, H, Dk], got [2, 4, 8]"),
     "q_dtype": (
         {"q": torch.zeros(2, 7, 4, 8, dtype=torch.int64)},
-        "q must be float32, float64, bfloat16 or float16, got Long",
+        "q must be float32, float64, bfloat16 or float16, got int64",
     ),
     "no_key_dimension": (
         {"q": torch.zeros(2, 7, 4, 0), "k": torch.zeros(2, 7, 4, 0)},
@@ -38,11 +38,11 @@ BAD = {
     ),
     "k_dtype": (
         {"k": torch.zeros(2, 7, 4, 8, dtype=torch.bfloat16)},
-        "k must be Float (like q), got BFloat16",
+        "k must be float32 (like q), got bfloat16",
     ),
     "v_dtype": (
         {"v": torch.zeros(2, 7, 4, 12, dtype=torch.float64)},
-        "v must be Float (like q), got Double",
+        "v must be float32 (like q), got float64",
     ),
     "v_device": (
         {"v": torch.zeros(2, 7, 4, 12, device="meta")},
@@ -54,7 +54,7 @@ BAD = {
     ),
     "log_decay_dtype": (
         {"log_decay": torch.zeros(4, dtype=torch.float64)},
-        "log_decay must be Float (the state's dtype), got Double",
+        "log_decay must be float32 (the state's dtype), got float64",
     ),
     "log_decay_device": (
         {"log_decay": torch.zeros(4, device="meta")},
@@ -74,7 +74,7 @@ BAD = {
     ),
     "state_dtype": (
         {"initial_state": torch.zeros(2, 4, 8, 12, dtype=torch.float16)},
-        "initial_state must be Float (the state's dtype), got Half",
+        "initial_state must be float32 (the state's dtype), got float16",
     ),
     "state_device": (
         {"initial_state": torch.zeros(2, 4, 8, 12, device="meta")},
@@ -94,7 +94,7 @@ BAD = {
 BAD_PACKED = {
     "rank": (torch.zeros(2, 2, dtype=INT32), "must have shape [N + 1], got [2, 2]"),
     "empty": (torch.zeros(0, dtype=INT32), "must have at least one entry, got [0]"),
-    "dtype": (torch.tensor([0, 7]), "must be Int (as in FlashAttention), got Long"),
+    "dtype": (torch.tensor([0, 7]), "must be int32 (as in FlashAttention), got int64"),
     "device": (torch.zeros(2, dtype=INT32, device="meta"), "must be on q's device cpu, got meta"),
     "start": (torch.tensor([1, 7], dtype=INT32), "must start at 0, got 1"),
     "end": (torch.tensor([0, 6], dtype=INT32), "must end at T = 7, got 6"),
@@ -128,9 +128,9 @@ def test_bad_gradients():
     options = {"scale": None, "form": "chunkwise", "chunk_size": None, "cu_seqlens": None}
     for grad_out, grad_state, message in [
         (torch.zeros(2, 7, 4, 8), None, "grad_out must have shape [B, T, H, Dv] = [2, 7, 4, 12]"),
-        (torch.zeros(2, 7, 4, 12).half(), None, "grad_out must be Float (like q), got Half"),
+        (torch.zeros(2, 7, 4, 12).half(), None, "grad_out must be float32 (like q), got float16"),
         (None, torch.zeros(2, 4, 8, 8), "grad_state must have shape [N, H, Dk, Dv]"),
-        (None, torch.zeros(2, 4, 8, 12).double(), "grad_state must be Float (the state's dtype)"),
+        (None, torch.zeros(2, 4, 8, 12).double(), "grad_state must be float32 (the state's dtype)"),
     ]:
         with pytest.raises(RuntimeError) as error:
             torch.ops.retnet.retention_backward(
