@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <span>
+
+#include "simt/report.h"
+
+namespace retnet::simt {
+
+// A small kernel, right or with one bug injected. It runs as kBugBlocks blocks of kBugThreads
+// threads; `in` and `out` hold one float for each thread.
+inline constexpr int kBugBlocks = 2;
+inline constexpr int kBugThreads = 64;
+
+struct BugCase {
+  const char* name;
+  FindingKind expected;
+  cudaError_t (*launch)(bool bug, const float* in, float* out);
+};
+
+std::span<const BugCase> bug_cases();
+
+}  // namespace retnet::simt

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Takes the place of kernels/prim/cuda.cuh and kernels/prim/tensor_core.cuh where kernels run on
+// the CPU (RETNET_EMULATE): the same names with the same meaning, and what kernels use of the CUDA
+// language. Nothing here touches the emulated memory itself: that is the runtime's part, or the
+// compiler's instrumentation of the kernel's own loads and stores.
+#pragma once
+
+#ifndef __SANITIZE_THREAD__
+#error \
+    "emulated kernels need the options of retnet_simt_kernel_flags: uninstrumented, nothing is checked"
+#endif
+
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <tuple>
+
+#include "kernels/dtype.h"
+#include "simt/device.h"
+#include "simt/numeric.h"
+
+#define __global__
+#define __launch_bounds__(...)
+#define threadIdx (::retnet::simt::thread_index())
+#define blockIdx (::retnet::simt::block_index())
+#define blockDim (::retnet::simt::block_dim())
+#define gridDim (::retnet::simt::grid_dim())
+
+#define RETNET_DEVICE inline __attribute__((always_inline))
+// Loops stay loops, so that an index past a register array is seen by UBSan at run time.
+#define RETNET_UNROLL
+#define RETNET_UNROLL_BY(count)
+#define RETNET_SHARED(type, name, extents)                                        \
+  static const char name##_key = 0;                                               \
+  using name##_array = type extents;                                              \
+  name##_array& name = *static_cast<name##_array*>(::retnet::simt::static_shared( \
+      &name##_key, sizeof(name##_array), alignof(type) > 16 ? alignof(type) : 16))
+#define RETNET_DYNAMIC_SHARED(name) \
+  unsigned char* const name = static_cast<unsigned char*>(::retnet::simt::dynamic_shared())
+
+namespace retnet::kernels::prim {
+
+RETNET_DEVICE void sync_block() { simt::block_barrier(); }
+
+RETNET_DEVICE float shuffle_xor(float value, int mask) {
+  return std::bit_cast<float>(
+      simt::shuffle(std::bit_cast<uint32_t>(value), mask, simt::Shuffle::kXor));
+}
+
+RETNET_DEVICE float exp(float x) { return std::exp(x); }
+RETNET_DEVICE float rsqrt(float x) { return 1.0f / std::sqrt(x); }
+RETNET_DEVICE float reciprocal(float x) {
+  // Subnormal operands and results are zeros, as the instruction has them.
+  const float magnitude = std::fabs(x);
+  if (magnitude > 0x1p126f) return std::copysign(0.0f, x);
+  return 1.0f / (magnitude < 0x1p-126f ? std::copysign(0.0f, x) : x);
+}
+
+RETNET_DEVICE void load_readonly(uint32_t (&dst)[2], const void* src) { simt::load(dst, src, 8); }
+RETNET_DEVICE void load_readonly(uint32_t (&dst)[4], const void* src) { simt::load(dst, src, 16); }
+RETNET_DEVICE void load(uint32_t (&dst)[2], const void* src) { simt::load(dst, src, 8); }
+RETNET_DEVICE void load(uint32_t (&dst)[4], const void* src) { simt::load(dst, src, 16); }
+RETNET_DEVICE void store(void* dst, const uint32_t (&src)[2]) { simt::store(dst, src, 8); }
+RETNET_DEVICE void store(void* dst, const uint32_t (&src)[4]) { simt::store(dst, src, 16); }
+
+template <DType kDtype>
+RETNET_DEVICE void unpack_pair(uint32_t word, float& lower, float& upper) {
+  static_assert(kDtype != DType::kFloat32, "fp32 elements are words, not pairs");
+  constexpr auto kToFloat =
+      kDtype == DType::kBFloat16 ? simt::bfloat16_to_float : simt::float16_to_float;
+  lower = kToFloat(static_cast<uint16_t>(word));
+  upper = kToFloat(static_cast<uint16_t>(word >> 16));
+}
+template <DType kDtype>
+RETNET_DEVICE uint32_t pack_pair(float lower, float upper) {
+  static_assert(kDtype != DType::kFloat32, "fp32 elements are words, not pairs");
+  constexpr auto kFromFloat =
+      kDtype == DType::kBFloat16 ? simt::float_to_bfloat16 : simt::float_to_float16;
+  return kFromFloat(lower) | static_cast<uint32_t>(kFromFloat(upper)) << 16;
+}
+RETNET_DEVICE float word_to_float(uint32_t word) { return std::bit_cast<float>(word); }
+RETNET_DEVICE uint32_t float_to_word(float value) { return std::bit_cast<uint32_t>(value); }
+
+// kernels/prim/tensor_core.cuh
+
+RETNET_DEVICE void sync_warp() { simt::warp_barrier(); }
+RETNET_DEVICE void bar_sync(int id, int threads) { simt::named_barrier(id, threads, true); }
+RETNET_DEVICE void bar_arrive(int id, int threads) { simt::named_barrier(id, threads, false); }
+RETNET_DEVICE float shuffle(float value, int lane) {
+  return std::bit_cast<float>(
+      simt::shuffle(std::bit_cast<uint32_t>(value), lane, simt::Shuffle::kIndex));
+}
+
+RETNET_DEVICE uint32_t smem_u32(const void* ptr) { return simt::shared_address(ptr); }
+template <int kBytes>
+RETNET_DEVICE void cp_async(uint32_t dst, const void* src, int bytes) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  simt::async_copy(dst, src, kBytes, bytes);
+}
+RETNET_DEVICE void cp_async_commit() { simt::async_commit(); }
+template <int kGroups>
+RETNET_DEVICE void cp_async_wait() {
+  static_assert(kGroups >= 0);
+  simt::async_wait(kGroups);
+}
+
+RETNET_DEVICE void ldmatrix_x1(uint32_t (&r)[1], uint32_t address) {
+  simt::load_matrices(r, address, 1, false);
+}
+RETNET_DEVICE void ldmatrix_x2(uint32_t (&r)[2], uint32_t address) {
+  simt::load_matrices(r, address, 2, false);
+}
+RETNET_DEVICE void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
+  simt::load_matrices(r, address, 4, false);
+}
+RETNET_DEVICE void ldmatrix_x1_t(uint32_t (&r)[1], uint32_t address) {
+  simt::load_matrices(r, address, 1, true);
+}
+RETNET_DEVICE void ldmatrix_x2_t(uint32_t (&r)[2], uint32_t address) {
+  simt::load_matrices(r, address, 2, true);
+}
+RETNET_DEVICE void ldmatrix_x4_t(uint32_t (&r)[4], uint32_t address) {
+  simt::load_matrices(r, address, 4, true);
+}
+
+template <DType kDtype>
+RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  static_assert(kDtype != DType::kFloat32, "operands are bf16 or fp16");
+  const uint32_t b[2] = {b0, b1};
+  simt::multiply_accumulate(
+      d, a, b, kDtype == DType::kBFloat16 ? simt::Half::kBFloat16 : simt::Half::kFloat16);
+}
+
+RETNET_DEVICE float ex2(float x) { return std::exp2(x); }
+RETNET_DEVICE float expm1(float x) { return std::expm1(x); }
+
+// Launches: kernels take their parameters by value, from a copy that outlives the launch.
+namespace detail {
+template <class... Args>
+struct Call {
+  void (*kernel)(Args...);
+  std::tuple<Args...> args;
+  static void run(const void* call) {
+    const Call& self = *static_cast<const Call*>(call);
+    std::apply(self.kernel, self.args);
+  }
+};
+}  // namespace detail
+
+template <class... Args>
+cudaError_t launch(void (*kernel)(Args...), dim3 grid, unsigned threads, size_t shared_bytes,
+                   cudaStream_t, Args... args) {
+  const detail::Call<Args...> call{kernel, {args...}};
+  return simt::launch({grid, dim3(threads), shared_bytes}, &detail::Call<Args...>::run, &call,
+                      sizeof(call));
+}
+
+template <class... Args>
+cudaError_t launch(void (*kernel)(Args...), unsigned blocks, unsigned threads, cudaStream_t stream,
+                   Args... args) {
+  return launch(kernel, dim3(blocks), threads, 0, stream, args...);
+}
+
+}  // namespace retnet::kernels::prim

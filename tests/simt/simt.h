@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Runs CUDA kernels' own source on the CPU under a checker: what tests call. See README.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "simt/report.h"
+
+namespace retnet::simt {
+
+// Of blocks, warps and lanes alike. A warp runs as far as it can before the next one.
+enum class Order { kAscending, kDescending, kRandom };
+
+struct Options {
+  Order order = Order::kAscending;
+  uint64_t seed = 1;   // of kRandom
+  int os_threads = 1;  // that run blocks side by side
+  size_t stack_bytes = 64 << 10;
+  size_t shared_limit = 227 << 10;  // bytes a block may have (sm_90; sm_80 163, sm_86 99 KB)
+};
+
+enum class Use {
+  kInput,      // read only
+  kOutput,     // starts as NaN, must be written in full
+  kInOut,      // starts as given, may be written
+  kWorkspace,  // starts as NaN, must be written before it is read
+};
+
+struct Implementation;
+
+// The emulated device: its memory, and the launches of this thread while it lives.
+class Simulator {
+ public:
+  explicit Simulator(const Options& options = {});
+  ~Simulator();
+  Simulator(const Simulator&) = delete;
+  Simulator& operator=(const Simulator&) = delete;
+
+  // Device memory between red zones, freed with the Simulator. It is aligned to 256 bytes plus
+  // `offset`.
+  void* allocate(size_t bytes, Use use, const std::string& name, size_t offset = 0);
+
+  template <class T>
+  T* input(std::span<const T> values, const std::string& name, size_t offset = 0) {
+    return copy(values, Use::kInput, name, offset);
+  }
+  template <class T>
+  T* in_out(std::span<const T> values, const std::string& name, size_t offset = 0) {
+    return copy(values, Use::kInOut, name, offset);
+  }
+  template <class T>
+  T* output(size_t count, const std::string& name, size_t offset = 0) {
+    return static_cast<T*>(allocate(count * sizeof(T), Use::kOutput, name, offset));
+  }
+  template <class T>
+  T* workspace(size_t count, const std::string& name, size_t offset = 0) {
+    return static_cast<T*>(allocate(count * sizeof(T), Use::kWorkspace, name, offset));
+  }
+
+  // All since construction; complete once finish() has looked for unwritten outputs.
+  const Report& report() const;
+  const Report& finish();
+
+ private:
+  template <class T>
+  T* copy(std::span<const T> values, Use use, const std::string& name, size_t offset) {
+    void* ptr = allocate(values.size_bytes(), use, name, offset);
+    fill(ptr, values.data(), values.size_bytes());
+    return static_cast<T*>(ptr);
+  }
+  static void fill(void* dst, const void* src, size_t bytes);
+
+  std::unique_ptr<Implementation> implementation_;
+};
+
+}  // namespace retnet::simt
