@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured: shapes and dtypes by device, their inputs, and the work they are credited with.
+
+A token-head is one head at one token. Work is credited by formula, whatever a contender executes,
+so that TFLOP/s compare as times do: a sequence by the chunkwise form at C = 64, its backward as
+three more retentions; a step by the decay, update and readout of one state.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+Work = Literal["forward", "forward+backward", "step", "step in a CUDA graph"]
+CHUNK = 64
+ATTENTION_HEAD = 128
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """float32 for torch.float32."""
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Batch, time (of a step: tokens seen so far), heads, and the head sizes of keys and values."""
+
+    B: int
+    T: int
+    H: int
+    K: int
+    V: int
+
+    @property
+    def d_model(self) -> int:
+        """The model's width, of which K is an H-th."""
+        return self.H * self.K
+
+    @property
+    def attention_heads(self) -> int:
+        """Heads of attention at the same width."""
+        return max(1, self.d_model // ATTENTION_HEAD)
+
+    def __str__(self) -> str:
+        return " ".join(f"{name}={size}" for name, size in asdict(self).items())
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement that all contenders take part in."""
+
+    work: Work
+    shape: Shape
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def token_heads(self) -> int:
+        """Token-heads that one call processes."""
+        shape = self.shape
+        return shape.B * shape.H * (1 if self.is_step else shape.T)
+
+    @property
+    def is_step(self) -> bool:
+        """Whether one token is decoded rather than a sequence processed."""
+        return self.work.startswith("step")
+
+    @property
+    def backward(self) -> bool:
+        """Whether gradients are part of the work."""
+        return self.work == "forward+backward"
+
+    def __str__(self) -> str:
+        return f"{self.work}  {self.shape}  {dtype_name(self.dtype)}"
+
+
+@dataclass(frozen=True)
+class Credit:
+    """The work one call is credited with."""
+
+    flop: float
+    bytes: float
+    formula: str
+
+
+def retention_credit(case: Case) -> Credit:
+    """Of retention: arithmetic as the module's docstring says; each input and output moved once."""
+    K, V, size = case.shape.K, case.shape.V, case.dtype.itemsize
+    if case.is_step:
+        flop, traffic = 4 * K * V, 2 * 4 * K * V + size * (2 * K + 2 * V)
+        formula = "4KV"
+    else:
+        flop, traffic = 4 * K * V + 2 * CHUNK * (K + V), size * (2 * K + 2 * V)
+        formula = "4KV + 2C(K+V), C=64"
+        if case.backward:  # reads q, k, v and out's gradient; writes three gradients
+            flop, traffic = 4 * flop, traffic + size * (4 * K + 3 * V)
+            formula = f"4 ({formula})"
+    return Credit(flop * case.token_heads, traffic * case.token_heads, formula)
+
+
+def attention_credit(case: Case) -> Credit:
+    """Of causal attention over d_model: the causal half of the two products; backward 2.5 times."""
+    shape, size = case.shape, case.dtype.itemsize
+    width = shape.B * shape.attention_heads * ATTENTION_HEAD
+    if case.is_step:
+        return Credit(4 * shape.T * width, 2 * size * shape.T * width, "4 T d_model")
+    flop, traffic = 2 * shape.T**2 * width, 4 * size * shape.T * width
+    if case.backward:
+        return Credit(3.5 * flop, traffic + 8 * size * shape.T * width, "7 T^2 d_model")
+    return Credit(flop, traffic, "2 T^2 d_model")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Random inputs of a case, the same for all contenders.
+
+    q, k [B, T, H, K], v and grad [B, T, H, V] (a step: without T); state [B, H, K, V] for a step;
+    log_decay [H] = ln(1 - 2^(-5-h)), the only decay that flash-linear-attention knows.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    grad: Tensor
+    log_decay: Tensor
+    state: Tensor | None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
+        """A copy with ``function`` applied to each tensor."""
+        return Inputs(*(None if x is None else function(x) for x in vars(self).values()))  # type: ignore[arg-type]
+
+
+def make_inputs(case: Case, seed: int = 0) -> Inputs:
+    """Normal values, rounded to the case's dtype."""
+    shape, device = case.shape, case.device
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def normal(*sizes: int, dtype: torch.dtype = case.dtype) -> Tensor:
+        return torch.randn(*sizes, generator=generator, device=device, dtype=dtype)
+
+    lead = (shape.B, shape.H) if case.is_step else (shape.B, shape.T, shape.H)
+    heads = torch.arange(shape.H, dtype=torch.float32, device=device)
+    return Inputs(
+        q=normal(*lead, shape.K),
+        k=normal(*lead, shape.K),
+        v=normal(*lead, shape.V),
+        grad=normal(*lead, shape.V),
+        log_decay=torch.log1p(-torch.exp2(-5 - heads)),
+        state=normal(shape.B, shape.H, shape.K, shape.V, dtype=torch.float32)
+        if case.is_step
+        else None,
+    )
+
+
+def cases(device: torch.device, dtypes: list[torch.dtype], quick: bool) -> list[Case]:
+    """What is measured on a device, the most telling first."""
+    if quick:
+        sequences, steps = [Shape(1, 64, 2, 16, 32)], [Shape(2, 64, 2, 16, 32)]
+    elif device.type == "cuda":
+        heads = [(256, 512), (128, 256), (64, 64)]
+        sequences = [Shape(4, T, 8, K, V) for T in (2048, 8192) for K, V in heads]
+        steps = [Shape(B, 8192, 8, 256, 512) for B in (8, 32)]
+    else:
+        sequences = [Shape(1, T, 4, 256, 512) for T in (2048, 8192)]
+        steps = [Shape(B, 2048, 4, 256, 512) for B in (1, 8)]
+    step_works: list[Work] = ["step"]
+    if device.type == "cuda":
+        step_works.append("step in a CUDA graph")
+    short = min(shape.T for shape in sequences)
+    works: dict[Shape, list[Work]] = {s: ["forward", "forward+backward"] for s in sequences}
+    plan = [(work, shape) for shape in sequences if short == shape.T for work in works[shape]]
+    plan += [(work, shape) for work in step_works for shape in steps]
+    plan += [(work, shape) for shape in sequences if short < shape.T for work in works[shape]]
+    return [Case(work, shape, dtype, device) for work, shape in plan for dtype in dtypes]
+
+
+def describe(case: Case) -> dict[str, Any]:
+    """The case's fields for JSON."""
+    return {"work": case.work, "shape": asdict(case.shape), "dtype": dtype_name(case.dtype)}

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a contender is; retnet's own operators and torch's attention.
+
+peers.py has the other projects'.
+
+A contender gets the inputs of a case and gives a call to be timed. What a model prepares once or
+has anyway (masks, a layout, separate leaves for gradients) is made before, outside the timed call.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from cases import ATTENTION_HEAD, Case, Credit, Inputs, attention_credit, retention_credit
+from retnet import ops
+from torch import Tensor
+
+# How outputs compare with retnet's: equal, equal up to a positive factor per row (which the norm
+# after retention removes), or another function.
+Agreement = Literal["equal", "rows", "none"]
+
+# The longest sequences of forms that are quadratic in T, or run token by token, by device.
+LONGEST = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A contender made ready for a case.
+
+    ``call`` returns what ``agreement`` speaks of: out [B, T, H, V] (a step: [B, H, V]) and, with a
+    backward and if equal, the gradients of q, k and v.
+    """
+
+    call: Callable[[], tuple[Tensor, ...]]
+    credit: Credit
+    agreement: Agreement = "equal"
+
+
+class Contender(Protocol):
+    """One implementation of one form."""
+
+    name: str
+
+    def why_not(self, case: Case) -> str | None:
+        """Why it cannot take part in the case, or None."""
+
+    def prepare(self, case: Case, inputs: Inputs) -> Run:
+        """Makes it ready."""
+
+
+def timed(
+    case: Case, forward: Callable[..., Tensor], leaves: list[Tensor], grad: Tensor
+) -> Callable[[], tuple[Tensor, ...]]:
+    """``forward(*leaves)`` without grad mode or, if the case asks, with the leaves' gradients."""
+    if not case.backward:
+
+        def call() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (forward(*leaves),)
+
+        return call
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+
+    def call_with_backward() -> tuple[Tensor, ...]:
+        out = forward(*leaves)
+        return (out.detach(), *torch.autograd.grad(out, leaves, grad))
+
+    return call_with_backward
+
+
+class Retention:
+    """One form of retnet.ops.retention. Computes the final state too."""
+
+    def __init__(self, form: ops.Form):
+        self.form = form
+        self.name = f"retnet {form}"
+
+    def why_not(self, case: Case) -> str | None:
+        """The slow forms stop at a length."""
+        return None if self.form == "chunkwise" else too_long(case)
+
+    def prepare(self, case: Case, inputs: Inputs) -> Run:
+        """The operator as a model calls it."""
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return ops.retention(q, k, v, inputs.log_decay, form=self.form)[0]
+
+        leaves = [inputs.q, inputs.k, inputs.v]
+        return Run(timed(case, forward, leaves, inputs.grad), retention_credit(case))
+
+
+class RetentionStep:
+    """retnet.ops.retention_step, on a state of its own in place."""
+
+    name = "retnet retention_step"
+
+    def why_not(self, case: Case) -> str | None:
+        """It always can."""
+        return None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Run:
+        """The operator as a model calls it."""
+        assert inputs.state is not None
+        state = inputs.state.clone()
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return ops.retention_step(q, k, v, inputs.log_decay, state)
+
+        leaves = [inputs.q, inputs.k, inputs.v]
+        return Run(timed(case, forward, leaves, inputs.grad), retention_credit(case))
+
+
+class Attention:
+    """torch's causal scaled_dot_product_attention at the same d_model: heads of 128, same B and T.
+
+    A step is one token's attention to a cache of T tokens.
+    """
+
+    name = "sdpa"
+
+    def why_not(self, case: Case) -> str | None:
+        """It always can."""
+        return None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Run:
+        """Tensors as a model has them: [B, T, H, D] seen as [B, H, T, D]; a cache lies so."""
+        B, T, H = case.shape.B, case.shape.T, case.shape.attention_heads
+        generator = torch.Generator(case.device).manual_seed(1)
+
+        def normal(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, generator=generator, device=case.device, dtype=case.dtype)
+
+        credit = attention_credit(case)
+        if case.is_step:
+            q = normal(B, H, 1, ATTENTION_HEAD)
+            k, v = (normal(B, H, T, ATTENTION_HEAD) for _ in range(2))
+            step = F.scaled_dot_product_attention
+            return Run(timed(case, step, [q, k, v], q), credit, "none")
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+
+        q, k, v, grad = (normal(B, T, H, ATTENTION_HEAD) for _ in range(4))
+        return Run(timed(case, forward, [q, k, v], grad), credit, "none")
+
+
+def too_long(case: Case) -> str | None:
+    """The reason not to run a slow form at this length."""
+    longest = LONGEST[case.device.type]
+    if longest >= case.shape.T:
+        return None
+    return f"this form is measured up to T={longest} on this device"

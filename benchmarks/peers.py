@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other projects' retention: flash-linear-attention 0.6.0 and torchscale 0.3.0.
+
+Both are optional. ``why_not`` says why a peer cannot run, never hides it.
+"""
+
+import importlib
+import sys
+from functools import cache
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from cases import Case, Inputs, retention_credit
+from contenders import Run, timed, too_long
+from torch import Tensor
+
+
+@cache
+def load(name: str) -> ModuleType | str:
+    """The module, or why it does not import."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        return f"not installed (no module {error.name})"
+    except Exception as error:
+        return f"its import failed: {type(error).__name__}: {error}"
+
+
+class FlashLinearAttention:
+    """A function of fla.ops.retention: [B, T, H, D] like ours, gamma = 1 - 2^(-5-h) built in.
+
+    Called as fla's layer does in training: without the final state. A step is the recurrent
+    function at T = 1, from the state to a new one.
+    """
+
+    def __init__(self, function: str):
+        self.function = function
+        self.name = f"fla {function}"
+
+    def why_not(self, case: Case) -> str | None:
+        """Its kernels are Triton's."""
+        if case.device.type != "cuda":
+            return "needs a GPU (its kernels are Triton's)"
+        module = load("fla.ops.retention")
+        if isinstance(module, str):
+            return module
+        slow = self.function in ("parallel_retention", "fused_recurrent_retention")
+        return too_long(case) if slow and not case.is_step else None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Run:
+        """The function as a model calls it."""
+        function = getattr(load("fla.ops.retention"), self.function)
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return function(q, k, v)[0]
+
+        def step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            token = (x.unsqueeze(1) for x in (q, k, v))
+            out, _ = function(*token, initial_state=inputs.state, output_final_state=True)
+            return out.squeeze(1)
+
+        leaves = [inputs.q, inputs.k, inputs.v]
+        call = timed(case, step if case.is_step else forward, leaves, inputs.grad)
+        return Run(call, retention_credit(case))
+
+
+@cache
+def torchscale() -> tuple[Any, Any] | str:
+    """Its classes MultiScaleRetention and RetNetRelPos, or why they do not import.
+
+    The two packages that it imports and these classes never use (fairscale is source-only, timm has
+    moved the module) are stubs while it is imported.
+    """
+    stubs = {name: ModuleType(name) for name in STUBS}
+    for name, functions in STUBS.items():
+        for function in functions:
+            setattr(stubs[name], function, None)
+    absent = [name for name in stubs if name not in sys.modules]
+    sys.modules.update({name: stubs[name] for name in absent})
+    try:
+        architecture = load("torchscale.architecture.retnet")
+    finally:
+        for name in absent:
+            del sys.modules[name]
+    if isinstance(architecture, str):
+        return architecture
+    return architecture.MultiScaleRetention, architecture.RetNetRelPos
+
+
+STUBS: dict[str, list[str]] = {
+    "fairscale": [],
+    "fairscale.nn": ["checkpoint_wrapper", "wrap"],
+    "timm": [],
+    "timm.models": [],
+    "timm.models.layers": ["drop_path"],
+}
+
+
+class Torchscale:
+    """A form of torchscale's MultiScaleRetention: its method on given q, k and v, without the rest.
+
+    Its tensors are [B, H, T, K] with K^-0.5 on k, as its layer has them after the rotation. It
+    scales each row by a positive factor. Masks are made before, in float32, then rounded.
+    """
+
+    def __init__(self, form: str):
+        self.form = form
+        self.name = f"torchscale {form}"
+
+    def why_not(self, case: Case) -> str | None:
+        """Not installed, too long, or too much memory for a backward through the recurrence."""
+        module = torchscale()
+        if isinstance(module, str):
+            return module
+        shape = case.shape
+        if self.form == "recurrent" and case.backward:
+            kept = 3 * 4 * shape.T * shape.B * shape.H * shape.K * shape.V / 2**30
+            if kept > 1:
+                return f"its backward keeps a state per token: {kept:.0f} GiB"
+        return None if self.form == "chunkwise" or case.is_step else too_long(case)
+
+    def prepare(self, case: Case, inputs: Inputs) -> Run:
+        """The masks, the layout, and the method."""
+        module = torchscale()
+        assert not isinstance(module, str)
+        retention, position = module
+        shape = case.shape
+        # The methods read these three sizes of their module and nothing else.
+        layer = SimpleNamespace(num_heads=shape.H, head_dim=shape.V, key_dim=shape.K)
+        chunk = 512 if shape.T % 512 == 0 else shape.T  # its default
+        masks = position(
+            SimpleNamespace(
+                decoder_embed_dim=shape.d_model,
+                decoder_retention_heads=shape.H,
+                recurrent_chunk_size=chunk,
+            )
+        ).to(case.device)
+        scale = shape.K**-0.5
+
+        if case.is_step:
+            assert inputs.state is not None
+            # Its state is k^T v's sum transposed, over the root of the sum of the decays.
+            decay = inputs.log_decay.exp()
+            total = (1 - decay**shape.T) / (1 - decay)
+            kept = {
+                "prev_key_value": (
+                    inputs.state.mT.contiguous() * (scale * total.rsqrt()).view(-1, 1, 1)
+                ).to(case.dtype),
+                "scale": total.to(case.dtype),
+            }
+            decay = decay.to(case.dtype)
+
+            def step(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+                return retention.recurrent_forward(layer, q, k, v, decay, dict(kept))
+
+            token = [inputs.q.unsqueeze(2), inputs.k.unsqueeze(2) * scale, inputs.v]
+            return Run(timed(case, step, token, inputs.grad), retention_credit(case), "rows")
+
+        if self.form == "chunkwise":
+            mask = tuple(x.to(case.dtype) for x in masks(shape.T, chunkwise_recurrent=True)[1])
+        elif self.form == "parallel":
+            mask = masks(shape.T)[1].to(case.dtype)
+        else:
+            mask = masks(shape.T, activate_recurrent=True)[1].to(case.dtype)
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            v = v.flatten(2)
+            if self.form == "chunkwise":
+                out = retention.chunk_recurrent_forward(layer, q, k, v, mask)
+                return out.reshape(*v.shape[:2], shape.H, shape.V)
+            if self.form == "parallel":
+                return retention.parallel_forward(layer, q, k, v, mask)
+            state: dict[str, Tensor] = {}
+            rows = [
+                retention.recurrent_forward(
+                    layer, q[:, :, t : t + 1], k[:, :, t : t + 1], v[:, t], mask, state
+                )
+                for t in range(shape.T)
+            ]
+            return torch.stack(rows, 1)
+
+        heads_first = [x.transpose(1, 2).contiguous() for x in (inputs.q, inputs.k * scale)]
+        call = timed(case, forward, [*heads_first, inputs.v], inputs.grad)
+        return Run(call, retention_credit(case), "rows")

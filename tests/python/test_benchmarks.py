@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks run, say what did not run, and count and time as they claim."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import cases  # noqa: E402
+import contenders  # noqa: E402
+import ops as benchmark  # noqa: E402
+import peers  # noqa: E402
+import report  # noqa: E402
+import timing  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def case(work="forward", B=1, T=64, H=2, K=16, V=32, dtype=torch.float32) -> cases.Case:
+    return cases.Case(work, cases.Shape(B, T, H, K, V), dtype, CPU)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> tuple[dict, str, Path]:
+    """What `benchmarks/ops.py --quick` wrote and printed, and its folder."""
+    out = tmp_path_factory.mktemp("benchmark")
+    command = [sys.executable, "benchmarks/ops.py", "--device", "cpu", "--quick", "--out", str(out)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads((out / "ops.json").read_text()), done.stdout, out
+
+
+def test_report_covers_each_form_and_the_step(quick):
+    results = quick[0]["results"]
+    done = {(r["work"], r["contender"]) for r in results if r["status"] == "ok"}
+    for work in ("forward", "forward+backward"):
+        assert {(work, f"retnet {f}") for f in ("chunkwise", "parallel", "recurrent")} <= done
+        assert (work, "sdpa") in done
+    assert {("step", "retnet retention_step"), ("step", "sdpa")} <= done
+    assert {r["dtype"] for r in results} == {"float32", "bfloat16"}
+
+
+def test_results_are_complete(quick):
+    content, _, out = quick
+    assert content["machine"]["device"] and content["machine"]["torch"] == torch.__version__
+    for r in content["results"]:
+        if r["status"] != "ok":
+            continue
+        assert 0 < r["min_s"] <= r["q1_s"] <= r["median_s"] <= r["q3_s"] <= r["max_s"]
+        assert r["ns_per_token_head"] > 0 and r["tflops"] > 0 and r["roofline"] > 0
+        assert all(value > 0 for value in r["ceilings"].values())
+        assert r["speedup"]["sdpa"] > 0 and set(r["speedup"]) <= set(content["baselines"])
+        assert r["contender"] == "sdpa" or (r["agrees"] and r["error"] > 0)
+        assert "peak_memory_bytes" in r
+    assert (out / "ops.png").stat().st_size > 10_000
+
+
+def test_what_cannot_run_is_listed_with_the_reason(quick):
+    content, printed, _ = quick
+    listed = {r["contender"] for r in content["results"]}
+    assert {c.name for c in benchmark.SEQUENCE + benchmark.STEP} == listed
+    for r in content["results"]:
+        if r["status"] != "ok":
+            assert r["status"] == "not run" and r["reason"]
+        if r["contender"].startswith("fla"):
+            assert "needs a GPU" in r["reason"]
+    assert "fla chunk_retention             not run: needs a GPU" in printed
+
+
+def test_a_peer_that_is_not_installed_is_named(monkeypatch):
+    assert "not installed" in str(peers.load("a_package_that_is_not_there"))
+    monkeypatch.setattr(peers, "torchscale", lambda: "not installed (no module torchscale)")
+    why_not = peers.Torchscale("parallel").why_not(case())
+    assert why_not is not None and "not installed" in why_not
+
+
+def test_a_contender_that_fails_is_recorded_and_stops_no_other(monkeypatch):
+    class Broken(contenders.Attention):
+        name = "broken"
+
+        def prepare(self, case, inputs):
+            def call():
+                raise torch.OutOfMemoryError("no room\nfor this")
+
+            return contenders.Run(call, cases.attention_credit(case))
+
+    monkeypatch.setattr(benchmark, "SEQUENCE", [Broken(), contenders.Attention()])
+    bar = benchmark.tqdm(disable=True)
+    broken, sdpa = benchmark.measure(case(), timing.Clock(CPU), True, bar)
+    assert broken["status"] == "failed"
+    assert broken["reason"] == "OutOfMemoryError: no room for this"
+    assert sdpa["status"] == "ok"
+    assert "broken" in report.table([broken, sdpa])
+
+
+def test_torchscale_agrees_where_it_is_installed():
+    if isinstance(peers.torchscale(), str):
+        pytest.skip("torchscale is not installed")
+    for work in ("forward", "step"):
+        inputs = cases.make_inputs(case(work))
+        expected = benchmark.reference(case(work), inputs)
+        for form in ("recurrent",) if work == "step" else ("chunkwise", "parallel", "recurrent"):
+            run = peers.Torchscale(form).prepare(case(work), inputs)
+            error = benchmark.error(run, run.call(), expected)
+            assert error is not None and error < 1e-6
+
+
+def test_longer_than_a_slow_form_is_measured():
+    assert contenders.Retention("chunkwise").why_not(case(T=1 << 20)) is None
+    for form in ("parallel", "recurrent"):
+        why_not = contenders.Retention(form).why_not(case(T=1 << 20))
+        assert why_not is not None and "up to T=" in why_not
+
+
+# By hand at C = 64: 623 kFLOP and 3,072 bytes forward; with the backward as three more retentions
+# four times the arithmetic, and 5,120 bytes more.
+@pytest.mark.parametrize(
+    ("work", "flop", "traffic"),
+    [
+        ("forward", 622_592, 3_072),
+        ("forward+backward", 2_490_368, 3_072 + 5_120),
+        ("step", 524_288, 8 * 256 * 512 + 2 * 1_536),
+    ],
+)
+def test_credit_of_the_papers_head(work, flop, traffic):
+    one = cases.retention_credit(case(work, 1, 1, 1, 256, 512, torch.bfloat16))
+    assert (one.flop, one.bytes) == (flop, traffic)
+    many = cases.retention_credit(case(work, 3, 7, 5, 256, 512, torch.bfloat16))
+    assert many.flop == flop * 3 * 5 * (1 if work == "step" else 7)
+
+
+def test_credit_of_attention():
+    # One head of 128 over 4 tokens: 2 products of 2 * 128 for each of 8 pairs, half of 4 x 4.
+    shape = {"B": 1, "T": 4, "H": 1, "K": 128, "V": 256}
+    assert cases.attention_credit(case("forward", **shape)).flop == 8 * 2 * 2 * 128
+    assert cases.attention_credit(case("step", **shape)).flop == 4 * 2 * 2 * 128
+
+
+def test_spread_against_hand_values():
+    spread = timing.Spread.of([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert spread == timing.Spread(5, 3.0, 1.0, 2.0, 4.0, 5.0)
+    assert timing.Spread.of([1.0, 2.0]) == timing.Spread(2, 1.5, 1.0, 1.25, 1.75, 2.0)
+    assert timing.Spread.of([7.0]) == timing.Spread(1, 7.0, 7.0, 7.0, 7.0, 7.0)
+
+
+def test_rounds_within_a_time():
+    assert timing.rounds_within(1.0, 0.1) == 10
+    assert timing.rounds_within(1.0, 10.0) == 3
+    assert timing.rounds_within(1.0, 0.0) == 30
+
+
+def test_calls_alternate_and_errors_are_reported():
+    order: list[str] = []
+    errors: dict[str, Exception] = {}
+
+    def failing() -> None:
+        order.append("c")
+        if order.count("c") == 2:
+            raise RuntimeError("second call")
+
+    calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": failing}
+
+    def clock(call) -> float:
+        call()
+        return len(order)
+
+    rounds = {"a": 4, "b": 2, "c": 4}
+    times = timing.alternate(calls, rounds, clock, errors.__setitem__)
+    assert "".join(order) == "abcacaba"
+    assert times == {"a": [1, 4, 6, 8], "b": [2, 7]}
+    assert list(errors) == ["c"] and str(errors["c"]) == "second call"
+
+
+def test_peak_memory_sees_a_large_tensor():
+    call = lambda: torch.ones(64 << 20, dtype=torch.uint8).sum()  # noqa: E731
+    memory, seconds = timing.peak_memory(call, CPU)
+    assert seconds > 0
+    if memory is not None:
+        assert memory >= 60 << 20
+
+
+def test_ratios_name_their_baseline():
+    results = [
+        {"contender": "sdpa", "work": "forward", "status": "ok", "median_s": 6.0},
+        {"contender": "retnet chunkwise", "work": "forward", "status": "ok", "median_s": 2.0},
+        {"contender": "fla chunk_retention", "work": "forward", "status": "not run"},
+    ]
+    report.add_ratios(results)
+    assert results[1]["speedup"] == {"sdpa": 3.0}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_gpu_check_without_a_gpu():
+    command = ["bash", str(ROOT / "tools" / "gpu_check.sh")]
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "skipped: no GPU"), done.stderr

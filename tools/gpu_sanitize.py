@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small calls of every operator on the GPU, with odd sizes, forward and backward.
+
+What tools/gpu_check.sh runs under compute-sanitizer, which makes kernels many times slower; the
+results are the tests' business.
+"""
+
+import torch
+from retnet import ops
+from torch import Tensor
+
+B, T, H, K, V = 2, 67, 3, 20, 36
+
+
+def normal(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """A leaf that asks for its gradient."""
+    return torch.randn(*sizes, dtype=dtype, device="cuda").requires_grad_()
+
+
+def main() -> None:
+    """Calls them all."""
+    heads = torch.arange(H, dtype=torch.float32, device="cuda")
+    log_decay = torch.log1p(-torch.exp2(-5 - heads))
+    positions = torch.arange(T, device="cuda")
+    frequencies = 10000.0 ** -torch.linspace(0, 1, K // 2, device="cuda")
+    forms: tuple[ops.Form, ...] = ("chunkwise", "parallel", "recurrent")
+    for form in forms:
+        out, state = ops.retention(
+            normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V), log_decay, form=form
+        )
+        (out.float().sum() + state.sum()).backward()
+    q, k = ops.rotary(normal(B, T, H, K), normal(B, T, H, K), positions, frequencies)
+    (q.float().sum() + k.float().sum()).backward()
+    norms: tuple[ops.Norm, ...] = ("layer", "rms")
+    for norm in norms:
+        for width in (V, 1, 432, 512):
+            x, gate = normal(B, T, H, width), normal(B, T, H, width)
+            weight, bias = normal(H, width), normal(H, width)
+            out = ops.gated_group_norm(x, gate, weight, bias, eps=1e-6, norm=norm)
+            out.float().sum().backward()
+            ops.gated_group_norm(x.detach(), eps=1e-6, norm=norm)
+    with torch.no_grad():
+        token = normal(B, H, K), normal(B, H, K), normal(B, H, V)
+        state = torch.zeros(B, H, K, V, device="cuda")
+        ops.retention_step(*token, log_decay, state)
+        ops.multi_scale_retention_step(
+            *token, normal(B, H, V), log_decay, state, positions[:B], frequencies, eps=1e-6
+        )
+    torch.cuda.synchronize()
+    print("all operators ran")
+
+
+if __name__ == "__main__":
+    main()
