@@ -46,7 +46,8 @@ lint: setup
 	$(RUN) tools/layers.py
 
 kernels: $(VENV)/.tools
-	tools/kernels.sh $(VENV)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/kernels -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN)
+	$(VENV)/bin/cmake --build build/kernels
 
 bench: setup
 	$(RUN) benchmarks/ops.py

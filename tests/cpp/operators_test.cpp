@@ -2,6 +2,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retnet/version.h>
 
+#include <algorithm>
+
 #include "catch.h"
 
 TEST_CASE("linking the library registers every operator, for the devices without a kernel too") {
@@ -19,5 +21,6 @@ TEST_CASE("linking the library registers every operator, for the devices without
 }
 
 TEST_CASE("the version is three numbers") {
-  CHECK(std::count(retnet::version().begin(), retnet::version().end(), '.') == 2);
+  const auto version = retnet::version();
+  CHECK(std::count(version.begin(), version.end(), '.') == 2);
 }

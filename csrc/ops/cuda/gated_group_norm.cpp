@@ -158,13 +158,9 @@ gated_group_norm_backward_cuda(const at::Tensor& grad_out, const at::Tensor& x,
 
 }  // namespace
 
-// A kernel is registered once the emulator has proved it; until then CUDA tensors take the
-// composite implementation.
-#ifdef RETNET_UNPROVED_KERNELS
 TORCH_LIBRARY_IMPL(retnet, CUDA, m) {
   m.impl("gated_group_norm", gated_group_norm_cuda);
   m.impl("gated_group_norm_backward", gated_group_norm_backward_cuda);
 }
-#endif
 
 }  // namespace retnet::ops
