@@ -107,3 +107,5 @@ cudaError_t launch(void (*kernel)(Args...), unsigned blocks, unsigned threads, c
 }
 
 }  // namespace retnet::kernels::prim
+
+#include "kernels/prim/tensor_core.cuh"
