@@ -7,11 +7,12 @@ endif()
 
 include(${PROJECT_SOURCE_DIR}/kernels/norm/instances.cmake)
 retnet_gated_group_norm_sources(generated ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
-set(column_sum ${CMAKE_CURRENT_BINARY_DIR}/emulated/column_sum.cpp)
-file(CONFIGURE OUTPUT ${column_sum} CONTENT "#include \"kernels/norm/column_sum.cu\"\n")
 
 add_library(retnet_kernels_emulated OBJECT
-  ${PROJECT_SOURCE_DIR}/kernels/norm/gated_group_norm.cpp ${column_sum} ${generated})
+  ${CMAKE_CURRENT_LIST_DIR}/column_sum_emulated.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/norm/gated_group_norm.cpp
+  ${generated})
+target_include_directories(retnet_kernels_emulated PRIVATE ${CMAKE_CURRENT_LIST_DIR})
 target_link_libraries(retnet_kernels_emulated PRIVATE retnet_simt_kernel_flags)
 
 add_executable(retnet_kernels_emulated_test ${CMAKE_CURRENT_LIST_DIR}/gated_group_norm_emulated.cpp)

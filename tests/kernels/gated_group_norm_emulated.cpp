@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "catch.h"
+#include "column_sum_emulated.h"
 #include "compare.h"
 #include "gated_group_norm_oracle.h"
 #include "kernels/norm/gated_group_norm.h"
@@ -350,6 +351,8 @@ TEST_CASE("gated_group_norm emulated") {
           c.gate = gate;
           c.affine_fp32 = turn % 3 != 0;
           c.strided = turn % 5 == 0;
+          c.gradients =
+              gate == (norm == Norm::kLayer) ? 15 : 3;  // column_sum takes most of the time
           ++turn;
           check(c, totals);
         }
@@ -389,6 +392,37 @@ TEST_CASE("gated_group_norm emulated") {
   }
   std::printf("gated_group_norm: %zu cases, %zu reports\n", totals.cases, totals.reports);
   CHECK(totals.reports == 0);
+}
+
+TEST_CASE("column_sum emulated, blocks with several groups of columns") {
+  size_t cases = 0, reports = 0;
+  for (const simt::Order order :
+       {simt::Order::kAscending, simt::Order::kDescending, simt::Order::kRandom}) {
+    for (const unsigned blocks : {1u, 2u, 7u}) {
+      for (const size_t rows : {0, 1, 15, 16, 67}) {
+        constexpr size_t kColumns = 4 * 32 + 5;
+        const Array in = encode(random_values(rows * kColumns, 0, 1, 1), DType::kFloat32);
+        simt::Options options;
+        options.order = order;
+        simt::Simulator simulator(options);
+        ColumnSumParams params;
+        params.in_ptr = reinterpret_cast<const float*>(simulator.input<std::byte>(in.bytes, "in"));
+        params.out_ptr = simulator.output<float>(kColumns, "out");
+        params.rows = static_cast<int64_t>(rows);
+        params.columns = kColumns;
+        REQUIRE(launch_column_sum_on(blocks, params) == cudaSuccess);
+        std::vector<double> exact(kColumns);
+        for (size_t i = 0; i < rows * kColumns; ++i) exact[i % kColumns] += in.values[i];
+        const auto actual = to_doubles(params.out_ptr, kColumns, DType::kFloat32);
+        INFO("blocks " << blocks << ", rows " << rows << ", order " << static_cast<int>(order));
+        CHECK(simulator.finish().to_string() == "");
+        CHECK(mismatch(actual, exact, kColumns, DType::kFloat32, 1) == "");
+        reports += simulator.report().findings.size();
+        ++cases;
+      }
+    }
+  }
+  std::printf("column_sum: %zu cases, %zu reports\n", cases, reports);
 }
 
 TEST_CASE("a row's bits do not depend on the rows beside it") {

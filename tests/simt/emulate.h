@@ -133,7 +133,10 @@ RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
       d, a, b, kDtype == DType::kBFloat16 ? simt::Half::kBFloat16 : simt::Half::kFloat16);
 }
 
-RETNET_DEVICE float ex2(float x) { return std::exp2(x); }
+RETNET_DEVICE float ex2(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
 RETNET_DEVICE float expm1(float x) { return std::expm1(x); }
 
 // Launches: kernels take their parameters by value, from a copy that outlives the launch.

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The file of kernels itself: its kernel has internal linkage.
+#include "column_sum_emulated.h"
+
+#include "kernels/norm/column_sum.cu"
+
+namespace retnet::kernels {
+
+cudaError_t launch_column_sum_on(unsigned blocks, const ColumnSumParams& params) {
+  return prim::launch(column_sum_kernel, blocks, kColumnSumWarps * 32, nullptr, params);
+}
+
+}  // namespace retnet::kernels
