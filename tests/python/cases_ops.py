@@ -165,6 +165,14 @@ def exact(inputs: Inputs) -> Inputs:
     }
 
 
+def assert_rounded_once(actual: Tensor, reference: Tensor) -> None:
+    """A half-precision result is the float64 reference rounded, but for the few elements that
+    float32 arithmetic moves across a rounding boundary: a second rounding moves a third."""
+    if actual.dtype in (torch.bfloat16, torch.float16):
+        hits = (actual.detach().cpu() == reference.detach().to(actual.dtype)).double().mean().item()
+        assert hits >= 0.97, f"only {hits:.1%} of the elements are the rounded reference"
+
+
 def strided(x: Tensor) -> Tensor:
     """The same values at an odd offset, with gaps of NaN between the elements of every dimension
     but the last."""

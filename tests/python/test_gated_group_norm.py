@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 import torch
-from cases_ops import NORMS, ask, asking, exact, norm_inputs, strided
+from cases_ops import NORMS, ask, asking, assert_rounded_once, exact, norm_inputs, strided
 from cases_retention import DTYPES, grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -41,11 +41,13 @@ def check(inputs, norm, eps=EPS):
     expected = gated_group_norm_by_definition(**reference, eps=eps, norm=norm)
     assert out.dtype == dtype and out.is_contiguous()
     assert_close_to_reference(out, expected, dtype)
+    assert_rounded_once(out, expected)
     actual = grads((out,), inputs, use=(True,))
     expected = grads((expected,), reference, use=(True,))
     for name, x in inputs.items():
         assert actual[name].dtype == x.dtype and actual[name].is_contiguous()
         assert_close_to_reference(actual[name], expected[name], dtype, grad=True, name=name)
+        assert_rounded_once(actual[name], expected[name])
 
 
 @norms

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cases_ops import INT32, NORMS, STYLES, exact, fused_inputs
+from cases_ops import INT32, NORMS, STYLES, assert_rounded_once, exact, fused_inputs
 from cases_retention import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,6 +39,7 @@ def check(inputs, **options):
     out = multi_scale_retention_step(**inputs, **{"eps": EPS, **options})
     assert out.dtype == dtype and out.is_contiguous()
     assert_close_to_reference(out, expected, dtype)
+    assert_rounded_once(out, expected)
     assert_close_to_reference(inputs["state"], expected_state, dtype, name="state")
 
 

@@ -86,7 +86,10 @@ NORM = {
         {"gate": zeros(2, 5, 3, 1)},
         "gate must have x's shape [2, 5, 3, 12], got [2, 5, 3, 1]",
     ),
-    "gate_dtype": ({"gate": zeros(2, 5, 3, 12, dtype=f64)}, "gate must be float32 (like x), got float"),
+    "gate_dtype": (
+        {"gate": zeros(2, 5, 3, 12, dtype=f64)},
+        "gate must be float32 (like x), got float",
+    ),
     "gate_device": (
         {"gate": zeros(2, 5, 3, 12, device="meta")},
         "gate must be on x's device cpu, got meta",
@@ -201,7 +204,10 @@ FUSED = {
         {"gate": zeros(3, 4, 8)},
         "gate must have shape [B, H, Dv] = [3, 4, 12], got [3, 4, 8]",
     ),
-    "gate_dtype": ({"gate": zeros(3, 4, 12, dtype=bf16)}, "gate must be float32 (like q), got bfloat"),
+    "gate_dtype": (
+        {"gate": zeros(3, 4, 12, dtype=bf16)},
+        "gate must be float32 (like q), got bfloat",
+    ),
     "gate_device": (
         {"gate": zeros(3, 4, 12, device="meta")},
         "gate must be on q's device cpu, got meta",

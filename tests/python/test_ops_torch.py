@@ -123,10 +123,12 @@ def test_opcheck_rotary_backward(there, mask):
 
 
 @masks
+@parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @parametrize("rank", [4, 2])
-def test_opcheck_gated_group_norm_backward(rank, mask):
-    """At rank 2 no gradient is summed, which is where one could alias grad_out."""
-    inputs = norm_inputs((2, 5)[: rank - 2], bias="[H, Dv]", dtype=torch.float32)
+def test_opcheck_gated_group_norm_backward(rank, dtype, mask):
+    """Each gradient has its input's dtype. At rank 2 none is a sum: it could alias grad_out."""
+    leading = (2, 5)[: rank - 2]
+    inputs = norm_inputs(leading, bias="[H, Dv]", dtype=dtype, affine_dtype=dtype)
     grad_out = torch.randn_like(inputs["x"])
     options = {"eps": 1e-5, "norm": "layer", "output_mask": mask}
     backward = torch.ops.retnet.gated_group_norm_backward

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from cases_ops import INT32, exact, step_inputs
+from cases_ops import INT32, assert_rounded_once, exact, step_inputs
 from cases_retention import DTYPES, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +23,7 @@ def check(inputs, scale=None):
     out = retention_step(**inputs, scale=scale)
     assert out.dtype == dtype and out.is_contiguous()
     assert_close_to_reference(out, expected, dtype)
+    assert_rounded_once(out, expected)
     assert_close_to_reference(inputs["state"], expected_state, dtype, name="state")
 
 

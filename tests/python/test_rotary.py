@@ -3,7 +3,7 @@
 
 import pytest
 import torch
-from cases_ops import STYLES, ask, asking, exact, rotary_inputs, strided
+from cases_ops import STYLES, ask, asking, assert_rounded_once, exact, rotary_inputs, strided
 from cases_retention import DTYPES, grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,10 +36,12 @@ def check(inputs, style):
     for name, x, y in zip("qk", outputs, expected, strict=True):
         assert x.dtype == dtype and x.is_contiguous()
         assert_close_to_reference(x, y, dtype, name=f"rotated {name}")
+        assert_rounded_once(x, y)
     actual, expected = grads(outputs, asking(inputs)), grads(expected, asking(reference))
     for name in "qk":
         assert actual[name].dtype == dtype
         assert_close_to_reference(actual[name], expected[name], dtype, grad=True, name=name)
+        assert_rounded_once(actual[name], expected[name])
 
 
 @styles
