@@ -13,9 +13,10 @@ from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
+
 from cases import ATTENTION_HEAD, Case, Credit, Inputs, attention_credit, retention_credit
 from retnet import ops
-from torch import Tensor
 
 # How outputs compare with retnet's: equal, equal up to a positive factor per row (which the norm
 # after retention removes), or another function.

@@ -17,15 +17,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
 import machine
 import report
-import torch
 from cases import Case, Inputs, cases, describe, dtype_name, make_inputs
 from contenders import Attention, Contender, Retention, RetentionStep, Run
 from peers import FlashLinearAttention, Torchscale
 from timing import Clock, Spread, alternate, peak_memory, rounds_within
-from torch import Tensor
-from tqdm import tqdm
 
 SEQUENCE: list[Contender] = [
     Retention("chunkwise"),

@@ -11,9 +11,10 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from cases import Case, Inputs, retention_credit
 from contenders import Run, timed, too_long
-from torch import Tensor
 
 
 @cache

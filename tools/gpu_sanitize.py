@@ -6,8 +6,9 @@ results are the tests' business.
 """
 
 import torch
-from retnet import ops
 from torch import Tensor
+
+from retnet import ops
 
 B, T, H, K, V = 2, 67, 3, 20, 36
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retentive Networks for PyTorch: retention operators and modules."""
 
-import torch  # noqa: F401  (loads the libraries that the extension links)
+import torch
 
 try:
     from retnet import _C
@@ -13,6 +13,8 @@ except ImportError as error:
     ) from error
 
 from retnet import ops
+from retnet.config import RetNetConfig
+from retnet.state import RetNetState
 
-__all__ = ["__version__", "ops"]
+__all__ = ["RetNetConfig", "RetNetState", "__version__", "ops"]
 __version__: str = _C.__version__

@@ -233,12 +233,14 @@ def _paper(embed_dim: int, num_layers: int) -> dict[str, Any]:
 _PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 256,
-        "embed_dim": 192,
-        "num_layers": 4,
+        "embed_dim": 128,
+        "num_layers": 3,
         "num_heads": 4,
-        "key_dim": 48,
-        "value_dim": 96,
-        "ffn_dim": 384,
+        "key_dim": 32,
+        "value_dim": 64,
+        "ffn_dim": 256,
+        # gamma = 0.5, 0.78, 0.91, 0.97: half of what decides the next byte lies within ten bytes.
+        "decay": [-0.69, -0.25, -0.09, -0.0317],
     },
     "small": _paper(1024, 16),
     "1.3b": _paper(2048, 24),

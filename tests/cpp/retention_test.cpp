@@ -66,7 +66,8 @@ TEST_CASE("retention: gradients flow to every input") {
   for (auto* x : {&c.q, &c.k, &c.v, &c.log_decay, &c.initial_state}) x->requires_grad_();
   const auto [out, state] = retention(c.q, c.k, c.v, c.log_decay, c.initial_state);
   (out.sum() + state.sum()).backward();
-  for (const auto& x : {c.q, c.k, c.v, c.initial_state}) CHECK(x.grad().abs().sum().item<double>() > 0);
+  for (const auto& x : {c.q, c.k, c.v, c.initial_state})
+    CHECK(x.grad().abs().sum().item<double>() > 0);
   CHECK(c.log_decay.grad()[0].item<double>() != 0);
   CHECK(c.log_decay.grad()[1].item<double>() == 0);  // gamma = 0
 }

@@ -5,8 +5,9 @@ import math
 from collections.abc import Iterable
 
 import torch
-from cases_retention import LOG_DECAYS, state_dtype
 from torch import Tensor
+
+from cases_retention import LOG_DECAYS, state_dtype
 
 Inputs = dict[str, Tensor]
 STYLES = ["interleaved", "half"]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from retnet.config import FORMAT_VERSION, RetNetConfig
 
 SIZES = {

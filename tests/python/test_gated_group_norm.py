@@ -6,10 +6,11 @@ from itertools import product
 
 import pytest
 import torch
-from cases_ops import NORMS, ask, asking, assert_rounded_once, exact, norm_inputs, strided
-from cases_retention import DTYPES, grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cases_ops import NORMS, ask, asking, assert_rounded_once, exact, norm_inputs, strided
+from cases_retention import DTYPES, grads
 from oracle_gated_group_norm import gated_group_norm_by_definition
 from retnet.ops import gated_group_norm
 from tolerances import assert_close_to_reference, errors

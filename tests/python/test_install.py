@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CMake package: an application finds it, links it and runs, with and without a CUDA toolkit."""
+"""The CMake package: an application finds, links and runs it, with or without a CUDA toolkit."""
 
 import os
 import shutil

@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
+
 from cases_retention import FORMS, as_float64, grads, make_inputs, require_grad
 from oracle_retention import retention_by_definition
 from retnet.ops import retention
-from torch import Tensor
 
 EXPONENTS = (5, 7, 9, 12)
 SEEDS = 8

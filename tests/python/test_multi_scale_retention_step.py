@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from cases_ops import INT32, NORMS, STYLES, assert_rounded_once, exact, fused_inputs
-from cases_retention import DTYPES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cases_ops import INT32, NORMS, STYLES, assert_rounded_once, exact, fused_inputs
+from cases_retention import DTYPES
 from oracle_gated_group_norm import gated_group_norm_by_definition
 from oracle_rotary import rotary_by_definition
 from oracle_step import retention_step_by_definition

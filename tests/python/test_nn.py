@@ -1,69 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.nn and retnet.generation against a model written out token by token."""
+"""retnet.nn against a model written out token by token."""
 
 import copy
 import math
 import pickle
 
 import pytest
-import reference_model
 import torch
-from retnet import ops
-from retnet.config import RetNetConfig
-from retnet.generation import generate
-from retnet.nn import DecoderLayer, MultiScaleRetention, RetNet, RetNetForCausalLM, RetNetState
 from torch.nn import functional as F
 
-SIZES = {
-    "vocab_size": 13,
-    "embed_dim": 12,
-    "num_layers": 2,
-    "num_heads": 3,
-    "key_dim": 4,
-    "value_dim": 6,
-    "ffn_dim": 10,
-}
-
-VARIANTS = {
-    "paper": {},
-    "linspace": {"decay": "linspace", "decay_norm": False},
-    "lists": {"decay": (-0.5, -0.1, 0.0), "frequencies": (0.75, 0.125)},
-    "half": {"rotary_style": "half", "frequencies": "rope"},
-    "rms": {"group_norm": "rms", "group_norm_eps": 1e-3, "norm": "rms", "norm_eps": 1e-3},
-    "affine": {"group_norm_affine": True},
-    "affine rms": {"group_norm_affine": True, "group_norm": "rms"},
-    "post norm": {"pre_norm": False, "residual_scale": 1.5},
-    "gated": {"ffn_gated": True, "activation": "swish"},
-    "scales": {"residual_scale": 2.0, "embed_scale": 3.0, "tie_embeddings": True},
-    "learnable": {"learnable_decay": True},
-}
-each_variant = pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-
-
-def make_config(**changes):
-    return RetNetConfig(**{**SIZES, **changes})
-
-
-def make_model(dtype=torch.float64, **changes):
-    """A model whose weights, norms included, are random and of a size that matters."""
-    torch.manual_seed(0)
-    model = RetNetForCausalLM(make_config(**changes), dtype=dtype)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.6)
-            elif "log_decay" not in name:
-                parameter.add_(torch.randn_like(parameter) * 0.3)
-    return model
-
-
-def random_ids(*shape):
-    return torch.randint(13, shape, generator=torch.Generator().manual_seed(1))
-
-
-def close(a, b, tolerance=1e-10):
-    torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
-
+import reference_model
+from cases_nn import close, each_variant, make_config, make_model, random_ids
+from retnet import ops
+from retnet.config import RetNetConfig
+from retnet.nn import DecoderLayer, MultiScaleRetention, RetNet, RetNetForCausalLM, RetNetState
 
 # The model itself
 
@@ -535,49 +485,3 @@ def test_compiled_decoding_step():
             output = compiled(ids[:, t : t + 1], state)
             close(output.logits[:, 0], whole.logits[:, t], 1e-4)
     assert state.positions.tolist() == [5, 5]
-
-
-# Generation
-
-
-def test_greedy_text_is_the_argmax_of_the_whole():
-    model = make_model()
-    ids = generate(model, random_ids(3, 4), max_new_tokens=12, temperature=0)
-    assert ids.shape == (3, 16) and torch.equal(ids[:, :4], random_ids(3, 4))
-    assert torch.equal(model(ids).logits.argmax(-1)[:, 3:-1], ids[:, 4:])
-
-
-def test_seed_repeats_and_matters():
-    model = make_model()
-    prompt = random_ids(2, 1)
-    runs = [generate(model, prompt, max_new_tokens=30, seed=seed) for seed in (1, 1, 2)]
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
-
-
-def test_top_k_and_temperature():
-    model = make_model()
-    prompt = random_ids(2, 4)
-    greedy = generate(model, prompt, max_new_tokens=10, temperature=0)
-    assert torch.equal(generate(model, prompt, max_new_tokens=10, top_k=1, seed=0), greedy)
-    cold = generate(model, prompt, max_new_tokens=10, temperature=1e-4, seed=0)
-    assert torch.equal(cold, greedy)
-    some = generate(model, prompt, max_new_tokens=40, top_k=3, temperature=3.0, seed=0)
-    ranks = model(some).logits.argsort(-1, descending=True).argsort(-1)
-    rank = ranks[:, 3:-1].gather(-1, some[:, 4:, None])
-    assert rank.max() == 2
-    assert torch.equal(generate(model, prompt, max_new_tokens=0), prompt)
-
-
-@pytest.mark.parametrize(
-    "prompt, options, message",
-    [
-        ((2, 0), {}, r"input_ids must have shape \[B, T\], T >= 1, got \[2, 0\]"),
-        ((2, 3), {"max_new_tokens": -1}, "max_new_tokens must be >= 0, got -1"),
-        ((2, 3), {"temperature": -0.5}, "temperature must be >= 0, got -0.5"),
-        ((2, 3), {"temperature": math.nan}, "temperature must be >= 0, got nan"),
-        ((2, 3), {"top_k": 0}, "top_k must be >= 1 or None, got 0"),
-    ],
-)
-def test_generate_error(prompt, options, message):
-    with pytest.raises(ValueError, match=f"generate: {message}"):
-        generate(make_model(), random_ids(*prompt), **{"max_new_tokens": 1, **options})

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from cases_ops import INT32, fused_inputs, norm_inputs, rotary_inputs, step_inputs
 from retnet import ops
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
 from cases_ops import (
     Inputs,
     ask,
@@ -21,8 +24,6 @@ from cases_ops import (
 from cases_retention import DTYPES, grads
 from retnet import ops
 from tolerances import assert_close_to_reference
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 parametrize = pytest.mark.parametrize
 

@@ -6,6 +6,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
 from cases_retention import (
     DTYPES,
     FORMS,
@@ -15,12 +19,9 @@ from cases_retention import (
     require_grad,
     state_dtype,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from oracle_retention import retention_by_definition, retention_by_recurrence
 from retnet.ops import retention
 from tolerances import TOLERANCES, assert_close_to_reference
-from torch import Tensor
 
 parametrize = pytest.mark.parametrize
 

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from cases_retention import make_inputs
 from retnet.ops import retention
 

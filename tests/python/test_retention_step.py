@@ -5,10 +5,11 @@ import math
 
 import pytest
 import torch
-from cases_ops import INT32, assert_rounded_once, exact, step_inputs
-from cases_retention import DTYPES, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cases_ops import INT32, assert_rounded_once, exact, step_inputs
+from cases_retention import DTYPES, make_inputs
 from oracle_step import retention_step_by_definition
 from retnet.ops import retention, retention_step
 from tolerances import assert_close_to_reference

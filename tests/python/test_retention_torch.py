@@ -9,9 +9,10 @@ import threading
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
+
 from cases_retention import DTYPES, FORMS, NAMES, grads, make_inputs, require_grad, state_dtype
 from retnet.ops import retention
-from torch.utils.checkpoint import checkpoint
 
 parametrize = pytest.mark.parametrize
 

@@ -3,10 +3,11 @@
 
 import pytest
 import torch
-from cases_ops import STYLES, ask, asking, assert_rounded_once, exact, rotary_inputs, strided
-from cases_retention import DTYPES, grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from cases_ops import STYLES, ask, asking, assert_rounded_once, exact, rotary_inputs, strided
+from cases_retention import DTYPES, grads
 from oracle_rotary import rotary_by_definition
 from retnet.ops import rotary
 from tolerances import assert_close_to_reference

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m retnet.demo`: trains, writes, compares the three forms, draws."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from retnet.config import RetNetConfig
+from retnet.demo.corpus import Corpus, as_tokens, load_corpus
+from retnet.demo.forms import compare_forms, measure_decoding
+from retnet.demo.ngram import NGram
+from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
+from retnet.demo.training import Recipe, Trainer, bits_per_byte, middle_windows, train_for
+from retnet.generation import generate
+from retnet.nn import RetNetForCausalLM
+
+_PROMPT = 'def read_file(path):\n    """'
+_FULL_MINUTES = 5.0
+_BIGRAM_SHARE = 0.62
+_FORM_TOLERANCE = 1e-4
+_DECODE_STEPS = 4096
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the demonstration. Returns 130 after Ctrl-C, else 0.
+
+    Raises:
+        AssertionError: the forms disagree or, after 5 minutes or more, the model is worse than
+            the target.
+    """
+    options = _parse(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    checkpoint = options.out / "checkpoint.pt"
+    corpus = load_corpus()
+    print(
+        "Text: Python's standard library without its tests, "
+        f"{_size(corpus.train)} to learn from, {_size(corpus.held_out)} held out."
+    )
+    torch.manual_seed(0)
+    model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+    weights = sum(p.numel() for p in model.parameters())
+    print(f"Model: {weights / 1e6:.2f} M parameters, {torch.get_num_threads()} threads.")
+    print(model.config)
+    trainer = Trainer(
+        model, as_tokens(b"".join(corpus.train)), middle_windows(corpus.held_out), Recipe()
+    )
+    if options.resume:
+        trainer.load(checkpoint)
+        print(f"Resumed {checkpoint} after {trainer.seconds:.0f} s.")
+    else:
+        print(_sample("Before training", model))
+    if not train_for(trainer, options.minutes * 60, checkpoint):
+        print(f"Interrupted; {checkpoint} holds everything. Go on with --resume.")
+        return 130
+    print(_sample("After training", model))
+    _show_forms(model, corpus)
+    final, yardsticks = _show_bits(model, corpus)
+    plot_loss(trainer.curve, yardsticks, final, options.out / "loss.png")
+    plot_decay(model.config, options.out / "decay.png")
+    decoding = measure_decoding(model, _DECODE_STEPS)
+    plot_decoding(model.config, decoding, options.out / "decoding.png")
+    print(f"Pictures: {', '.join(str(p) for p in sorted(options.out.glob('*.png')))}")
+    if options.minutes >= _FULL_MINUTES:
+        limit = _BIGRAM_SHARE * yardsticks["bigram"]
+        assert final <= limit, f"bits per byte must be <= {limit:.3f}, got {final:.3f}"
+        assert final < yardsticks["trigram"], "bits per byte must be below the trigram model's"
+    return 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("retnet.demo", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5.0, help="time to train (default 5)")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
+    return parser.parse_args(arguments)
+
+
+def _size(files: list[bytes]) -> str:
+    return f"{len(files)} files ({sum(map(len, files)) / 1e6:.1f} MB)"
+
+
+def _sample(title: str, model: RetNetForCausalLM) -> str:
+    prompt = as_tokens(_PROMPT.encode()).long().unsqueeze(0)
+    ids = generate(model, prompt, max_new_tokens=400, temperature=0.7, seed=0)
+    text = bytes(ids[0].tolist()).decode("utf-8", errors="replace")
+    rule = "-" * 72
+    return f"\n{title}\n{rule}\n{text}\n{rule}\n"
+
+
+def _show_forms(model: RetNetForCausalLM, corpus: Corpus) -> None:
+    longest = max(corpus.held_out, key=len)
+    ids = as_tokens(longest[:1024]).long().unsqueeze(0)
+    rows = compare_forms(model, ids)
+    print(f"Logits of the trained model on {ids.shape[1]} held-out bytes, form against form:")
+    print(f"{'':28} {'max |a - b|':>12} {'|a - b| / |b|':>14}")
+    for row in rows:
+        print(f"{row.pair:28} {row.max_abs:12.1e} {row.relative:14.1e}")
+    worst = max(row.relative for row in rows)
+    assert worst <= _FORM_TOLERANCE, f"forms must agree to {_FORM_TOLERANCE}, got {worst:.1e}"
+    print(f"All within the tolerance of {_FORM_TOLERANCE:g} (relative).\n")
+
+
+def _show_bits(model: RetNetForCausalLM, corpus: Corpus) -> tuple[float, dict[str, float]]:
+    final = bits_per_byte(model, corpus.held_out)
+    names = {"bigram": 2, "trigram": 3}
+    yardsticks = {
+        name: NGram(corpus.train, order).bits_per_byte(corpus.held_out)
+        for name, order in names.items()
+    }
+    print("Bits per byte on the held-out files (n-gram models with Witten-Bell smoothing):")
+    for name, bits in yardsticks.items():
+        print(f"  byte {name:8} {bits:.3f}")
+    print(
+        f"  RetNet        {final:.3f}  = {final / yardsticks['bigram']:.3f} x bigram, "
+        f"{final / yardsticks['trigram']:.3f} x trigram"
+    )
+    print(f"Target: {_BIGRAM_SHARE} x bigram = {_BIGRAM_SHARE * yardsticks['bigram']:.3f}.\n")
+    return final, yardsticks
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo's parts: corpus, n-gram models, training with checkpoints, forms, pictures, command."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+pytest.importorskip("tqdm")
+
+from torch.nn import functional as F
+
+from retnet.config import RetNetConfig
+from retnet.demo import __main__ as command
+from retnet.demo.corpus import Corpus, as_tokens, load_corpus
+from retnet.demo.forms import Decoding, compare_forms, measure_decoding
+from retnet.demo.ngram import NGram
+from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
+from retnet.demo.training import (
+    Point,
+    Recipe,
+    Trainer,
+    bits_per_byte,
+    middle_windows,
+    train_for,
+)
+from retnet.nn import RetNetForCausalLM
+
+TEXT = b"the cat sat on the mat, the dog sat on the log. " * 60
+
+
+def make_model():
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "key_dim": 8, "value_dim": 16}
+    return RetNetForCausalLM(RetNetConfig.preset("tiny", ffn_dim=32, **sizes))
+
+
+def make_trainer(recipe=None):
+    recipe = recipe or Recipe(batch=2, length=32, lr=1e-2)
+    return Trainer(make_model(), as_tokens(TEXT), middle_windows([TEXT], 64), recipe)
+
+
+# Corpus
+
+
+def test_corpus_splits_and_leaves_out(tmp_path):
+    for n in range(20):
+        (tmp_path / f"m{n:02}.py").write_bytes(b"x = %d" % n)
+    (tmp_path / "m03_empty.py").write_bytes(b"")
+    (tmp_path / "notes.txt").write_bytes(b"no")
+    for folder in ("site-packages/a", "test", "sub/tests", "idlelib/idle_test"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "left_out.py").write_bytes(b"no = 1")
+    corpus = load_corpus(tmp_path)
+    assert corpus.held_out == [b"x = 9", b"x = 19"]
+    assert corpus.train == [b"x = %d" % n for n in range(20) if n % 10 != 9]
+
+
+def test_corpus_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"must hold 10 \*.py files or more, got 0"):
+        load_corpus(tmp_path)
+
+
+def test_tokens_are_bytes():
+    assert as_tokens(b"\x00a\xff").tolist() == [0, 97, 255]
+
+
+# N-gram models, by hand: training text "abab", "ba": counts a 3, b 3; ab 2, ba 2; aba 1, bab 1
+
+
+def test_bigram_by_hand():
+    model = NGram([b"abab", b"ba"], 2)
+    one_a = (3 + 2 / 256) / 8
+    one_c = (0 + 2 / 256) / 8
+    b_after_a = (2 + 1 * one_a) / 3
+    c_after_b = (0 + 1 * one_c) / 3
+    assert model.bits(b"ab") == pytest.approx(-math.log2(b_after_a))
+    assert model.bits(b"abc") == pytest.approx(-math.log2(b_after_a * c_after_b))
+    # "c" was never seen: what follows it falls back on single bytes.
+    assert model.bits(b"ca") == pytest.approx(-math.log2(one_a))
+
+
+def test_trigram_by_hand():
+    model = NGram([b"abab", b"ba"], 3)
+    one_a = (3 + 2 / 256) / 8
+    a_after_b = b_after_a = (2 + 1 * one_a) / 3
+    a_after_ab = (1 + 1 * a_after_b) / 2
+    assert model.bits(b"aba") == pytest.approx(-math.log2(b_after_a * a_after_ab))
+    a_after_a = (0 + 1 * one_a) / 3
+    assert model.bits(b"bbaa")  # an unseen context of two bytes: the bigram decides
+    assert model.bits(b"aaa") == pytest.approx(-2 * math.log2(a_after_a))
+    assert model.bits_per_byte([b"aaa", b"aba"]) == pytest.approx(
+        (model.bits(b"aaa") + model.bits(b"aba")) / 4
+    )
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_ngram_probabilities_sum_to_one(order):
+    model = NGram([TEXT], order)
+    for context in (b"th", b"t", b"zq", b"z"):
+        bits = [model.bits(context + bytes([c])) for c in range(256)]
+        before = model.bits(context) if len(context) > 1 else 0.0
+        assert sum(2 ** -(b - before) for b in bits) == pytest.approx(1)
+
+
+def test_ngram_order_error():
+    with pytest.raises(ValueError, match="NGram: order must be 2 or 3, got 4"):
+        NGram([TEXT], 4)
+
+
+# Training
+
+
+def test_learning_rate():
+    recipe = Recipe(lr=2.0, warmup=0.1)
+    assert [recipe.rate(x) for x in (0.0, 1.0, 1.5)] == [0, 0, 0]
+    assert recipe.rate(0.05) == pytest.approx(1.0, abs=0.02)
+    assert recipe.rate(0.5) == pytest.approx(1.0)
+    assert max(recipe.rate(i / 1000) for i in range(1000)) <= 2.0
+
+
+def test_training_learns(tmp_path):
+    trainer = make_trainer(Recipe(batch=4, length=32, lr=2e-2))
+    trainer.check()
+    for n in range(80):
+        trainer.step(n / 80)
+    trainer.check()
+    before, after = trainer.curve
+    assert before.held_out_bits > 7 and after.held_out_bits < 3
+    assert after.tokens == trainer.tokens == 80 * 4 * 32
+    assert trainer.train_bits < 4
+
+
+def test_windows_reach_both_ends():
+    trainer = make_trainer(Recipe(batch=64, length=len(TEXT) - 1))
+    seen = []
+
+    def stop(ids, labels):
+        seen.append(ids)
+        raise StopIteration
+
+    trainer.model.forward = stop
+    with pytest.raises(StopIteration):
+        trainer.step(0.5)
+    assert set(seen[0][:, 0].tolist()) == set(b"th")
+
+
+def test_checkpoint_resumes_exactly(tmp_path):
+    straight = make_trainer()
+    for n in range(6):
+        straight.step(n / 10)
+    first = make_trainer()
+    for n in range(3):
+        first.step(n / 10)
+    first.seconds = 12.5
+    first.check()
+    first.save(tmp_path / "c.pt")
+    second = make_trainer()
+    second.load(tmp_path / "c.pt")
+    assert second.seconds == 12.5 and second.curve == first.curve
+    for n in range(3, 6):
+        second.step(n / 10)
+    assert second.tokens == straight.tokens and second.train_bits == straight.train_bits
+    for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
+
+
+def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    trainer = make_trainer()
+    trainer.save(tmp_path / "c.pt")
+
+    def fail(data, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="disk full"):
+        trainer.save(tmp_path / "c.pt")
+    make_trainer().load(tmp_path / "c.pt")
+
+
+def test_checkpoint_of_another_model(tmp_path):
+    make_trainer().save(tmp_path / "c.pt")
+    other = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+    trainer = Trainer(other, as_tokens(TEXT), middle_windows([TEXT], 64), Recipe())
+    with pytest.raises(ValueError, match="must hold the demo's model"):
+        trainer.load(tmp_path / "c.pt")
+
+
+def test_ctrl_c_saves_and_resumes(tmp_path):
+    path = tmp_path / "c.pt"
+    trainer = make_trainer()
+    step, before = trainer.step, signal.getsignal(signal.SIGINT)
+    calls = []
+
+    def interrupted(progress):
+        step(progress)
+        calls.append(progress)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.step = interrupted
+    assert not train_for(trainer, 600, path)
+    assert len(calls) == 4 and signal.getsignal(signal.SIGINT) is before
+    again = make_trainer()
+    again.load(path)
+    assert again.tokens == 4 * 2 * 32 and 0 < again.seconds < 60
+    assert train_for(again, again.seconds + 0.5, path)
+    assert again.tokens > trainer.tokens and again.curve[-1].seconds >= trainer.seconds + 0.5
+
+
+def test_second_ctrl_c_raises(tmp_path):
+    trainer = make_trainer()
+
+    def impatient(progress):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    trainer.step = impatient
+    with pytest.raises(KeyboardInterrupt):
+        train_for(trainer, 600, tmp_path / "c.pt")
+
+
+def test_bits_per_byte_reads_whole_files(monkeypatch):
+    monkeypatch.setattr("retnet.demo.training._SEGMENT", 50)
+    model = make_model().double()
+    files = [TEXT[:131], b"ab"]
+    nats = 0.0
+    for text in files:
+        ids = as_tokens(text).long().unsqueeze(0)
+        logits = model(ids[:, :-1]).logits[0]
+        nats += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+    # The state passes between segments; the model computes in float64.
+    assert bits_per_byte(model, files) == pytest.approx(nats / 131 / math.log(2), rel=1e-6)
+
+
+def test_middle_windows():
+    files = [b"0123456789", b"abc", b"uvwxyz"]
+    assert middle_windows(files, 6).tolist() == [list(b"234567"), list(b"uvwxyz")]
+
+
+# Forms, pictures, the whole command
+
+
+def test_forms_agree_in_the_table():
+    rows = compare_forms(make_model(), as_tokens(TEXT[:200]).long().unsqueeze(0))
+    assert [row.pair for row in rows] == [
+        "chunkwise - parallel",
+        "recurrent - parallel",
+        "recurrent - chunkwise",
+        "decoding steps - chunkwise",
+    ]
+    assert all(row.relative < 1e-5 and row.max_abs < 1e-4 for row in rows)
+
+
+def test_forms_that_differ_show(monkeypatch):
+    model = make_model()
+    forward = type(model).forward
+
+    def skewed(self, ids, form="chunkwise", **rest):
+        output = forward(self, ids, form=form, **rest)
+        return output._replace(logits=output.logits * 1.01) if form == "recurrent" else output
+
+    monkeypatch.setattr(type(model), "forward", skewed)
+    rows = compare_forms(model, as_tokens(TEXT[:40]).long().unsqueeze(0))
+    assert [row.relative > 5e-3 for row in rows] == [False, True, True, False]
+
+
+def test_decoding_state_does_not_grow():
+    model = make_model()
+    decoding = measure_decoding(model, 20)
+    assert len(decoding.step_us) == 20 and min(decoding.step_us) > 0
+    assert set(decoding.state_bytes) == {1 * 2 * 8 * 16 * 4 + 8}
+
+
+def test_pictures(tmp_path):
+    curve = [Point(15.0 * n, 1000 * n, 4.0 / n, 4.2 / n) for n in range(1, 5)]
+    plot_loss(curve, {"bigram": 3.5, "trigram": 2.6}, 1.1, tmp_path / "loss.png")
+    plot_decay(make_model().config, tmp_path / "decay.png")
+    decoding = Decoding([100.0 + n % 7 for n in range(256)], [1000] * 256)
+    plot_decoding(make_model().config, decoding, tmp_path / "decoding.png")
+    for name in ("loss", "decay", "decoding"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def small_demo(monkeypatch):
+    files = [TEXT[n : n + 700] for n in range(20)]
+    monkeypatch.setattr(command, "load_corpus", lambda: Corpus(files, [TEXT[5:900], TEXT[:600]]))
+    monkeypatch.setattr(command, "RetNetForCausalLM", lambda config: make_model())
+    monkeypatch.setattr(command, "_DECODE_STEPS", 128)
+
+
+def test_command_end_to_end(small_demo, tmp_path, capsys):
+    assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    for part in ("Before training", "After training", "decoding steps - chunkwise", "x bigram"):
+        assert part in text
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoint.pt",
+        "loss.png",
+        "decay.png",
+        "decoding.png",
+    }
+    assert command.main(["--minutes", "0.02", "--out", str(tmp_path), "--resume"]) == 0
+    assert "Resumed" in capsys.readouterr().out
+
+
+def test_command_reports_an_interruption(small_demo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "train_for", lambda *_: False)
+    assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 130
+    assert "--resume" in capsys.readouterr().out
+
+
+def test_command_holds_a_full_run_to_the_target(small_demo, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_FULL_MINUTES", 0.001)
+    monkeypatch.setattr(command, "bits_per_byte", lambda *_: 7.0)
+    with pytest.raises(AssertionError, match=r"bits per byte must be <= .*, got 7"):
+        command.main(["--minutes", "0.002", "--out", str(tmp_path)])
