@@ -60,6 +60,17 @@ def test_configured_built_and_run_without_a_cuda_toolkit(tmp_path):
     build_and_run_app(prefix, tmp_path / "app", env)
 
 
+def test_wheel(tmp_path):
+    """What `pip install .` installs: it works outside the source tree."""
+    pip = [sys.executable, "-m", "pip"]
+    run(*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(ROOT))
+    (wheel,) = tmp_path.glob("retnet-*.whl")
+    run(*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel))
+    code = "import retnet, torch; print(retnet.__file__, torch.ops.retnet.rotary)"
+    out = run(sys.executable, "-c", code, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
+    assert out.split() == [str(tmp_path / "site/retnet/__init__.py"), "retnet.rotary"]
+
+
 def test_one_version():
     assert f"VERSION {retnet.__version__} " in (ROOT / "CMakeLists.txt").read_text()
 
