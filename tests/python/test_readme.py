@@ -36,7 +36,7 @@ def test_commands_are_run_by_ci():
     for command in commands:
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), command
     run_by_ci = set(re.findall(r"make ([a-z-]+)", ci))
-    # `make test` is ctest and pytest; test_benchmarks.py runs what bench does; gpu-wheels downloads.
+    # `make test` is ctest and pytest; test_benchmarks.py runs bench; gpu-wheels downloads.
     assert commands - run_by_ci == {"ctest", "pytest", "bench", "gpu-wheels"}
 
 
