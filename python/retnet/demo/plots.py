@@ -53,7 +53,8 @@ def plot_loss(curve: list[Point], yardsticks: dict[str, float], final: float, pa
                 f"byte {name} {bits:.3f}", (1, bits), (0, 4), xycoords=("axes fraction", "data"),
                 textcoords="offset points", ha="right", color="0.25",
             )  # fmt: skip
-        low = min([final, *(min(p.train_bits, p.held_out_bits) for p in curve)]) - 0.4
+        lowest = min(min(p.train_bits, p.held_out_bits) for p in curve)
+        low = min(lowest, final, *yardsticks.values()) - 0.4
         top = max(6.0, final, *yardsticks.values())
         axes.set(
             xlabel="minutes of training", ylabel="bits per byte", ylim=(low, top),
@@ -128,6 +129,8 @@ def plot_decoding(config: RetNetConfig, decoding: Decoding, path: Path) -> None:
         )  # fmt: skip
         right.set_xscale("log", base=2)
         right.set_yscale("log", base=2)
+        for axis in (right.xaxis, right.yaxis):
+            axis.set_major_formatter("{x:g}")
         right.set(xlabel="tokens read so far", ylabel="KiB", title="Memory kept between steps")
         right.set_xlim(1, len(steps))
         right.legend(loc="upper left")

@@ -164,7 +164,7 @@ def train_for(trainer: Trainer, seconds: float, path: Path) -> bool:
     bar = tqdm(
         total=round(seconds),
         initial=round(trainer.seconds),
-        bar_format="{percentage:3.0f}% |{bar:24}| {postfix}",
+        bar_format="{percentage:3.0f}% |{bar:24}| {desc}",
     )
     checked = saved = trainer.seconds
     tokens, clock = trainer.tokens, time.monotonic()
@@ -175,7 +175,7 @@ def train_for(trainer: Trainer, seconds: float, path: Path) -> bool:
             trainer.seconds = time.monotonic() - start
             speed = (trainer.tokens - tokens) / (time.monotonic() - clock)
             left = max(round(seconds - trainer.seconds), 0)
-            bar.set_postfix_str(
+            bar.set_description_str(
                 f"{trainer.train_bits:.3f} bits/byte, {speed:,.0f} tokens/s, "
                 f"{left // 60}:{left % 60:02} left",
                 refresh=False,
