@@ -14,16 +14,18 @@ PYTHON ?= python3
 MINUTES ?= 5
 VENV := .venv
 RUN := $(VENV)/bin/python
+# Every architecture the kernels are written for; the PTX is for those to come.
+ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
 
 .PHONY: setup demo test ctest pytest lint kernels bench gpu-wheels gpu-check clean
-setup: $(VENV)/.built
+setup: $(VENV)/.built$(CUDA)
 
-$(VENV)/.tools: tools/setup.sh pyproject.toml
+$(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
 	PYTHON=$(PYTHON) CUDA=$(CUDA) tools/setup.sh $(VENV)
 	touch $@
 
-$(VENV)/.built: $(VENV)/.tools $(SOURCES)
+$(VENV)/.built$(CUDA): $(VENV)/.tools$(CUDA) $(SOURCES)
 	$(if $(CUDA),RETNET_CMAKE_ARGS="-DRETNET_CUDA=ON $$RETNET_CMAKE_ARGS") $(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -45,18 +47,18 @@ lint: setup
 	$(RUN) -m mypy
 	$(RUN) tools/layers.py
 
-kernels: $(VENV)/.tools
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/kernels -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN)
+kernels: $(VENV)/.tools$(CUDA)
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/kernels -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
 	$(VENV)/bin/cmake --build build/kernels
 
 bench: setup
 	$(RUN) benchmarks/ops.py
 
-gpu-wheels: $(VENV)/.tools
+gpu-wheels: $(VENV)/.tools$(CUDA)
 	tools/gpu_wheels.sh $(VENV)
 
 gpu-check:
 	tools/gpu_check.sh $(STAGE)
 
 clean:
-	rm -rf build dist $(VENV)/.built python/retnet/lib python/retnet/_C.*.so
+	rm -rf build dist $(VENV)/.built* python/retnet/lib python/retnet/_C.*.so

@@ -10,7 +10,8 @@ venv=$1
 python=${PYTHON:-python3}
 
 "$python" -c 'import sys; sys.exit("retnet needs Python 3.10 or newer") if sys.version_info < (3, 10) else None'
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+[ -x "$venv/bin/python" ] || "$python" -m venv "$venv" ||
+  { echo "retnet: please run: sudo apt-get install -y python3-venv python3-dev" >&2; exit 1; }
 
 requirements=$("$venv/bin/python" - <<'END'
 try:
@@ -35,17 +36,17 @@ fi
 missing=()
 command -v g++ >/dev/null || missing+=(g++)
 command -v clang-format >/dev/null || missing+=(clang-format)
-ls /usr/include/catch2/catch.hpp /usr/include/catch2/catch_test_macros.hpp >/dev/null 2>&1 ||
-  { [ -e /usr/local/include/catch2 ] || missing+=(catch2); }
+[ -d /usr/include/catch2 ] || [ -d /usr/local/include/catch2 ] || missing+=(catch2)
 if [ ${#missing[@]} -gt 0 ]; then
   install="apt-get install -y ${missing[*]}"
   if ! command -v apt-get >/dev/null; then
-    echo "retnet: please install ${missing[*]} with your system's package manager"
+    echo "retnet: please install ${missing[*]} with your system's package manager" >&2
   elif [ "$(id -u)" = 0 ]; then
     apt-get update -qq && $install -qq
   elif sudo -n true 2>/dev/null; then
     sudo apt-get update -qq && sudo $install -qq
   else
-    echo "retnet: please run: sudo $install"
+    echo "retnet: please run: sudo $install" >&2
   fi
+  command -v g++ >/dev/null # the build needs it; the others only `make test` and `make lint`
 fi

@@ -45,11 +45,11 @@ void check_norm(const char* op, const char* name, const at::Tensor& x,
               norm, "\"");
 }
 
-void check_gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+void check_gated_group_norm(const char* op, const at::Tensor& x,
+                            const std::optional<at::Tensor>& gate,
                             const std::optional<at::Tensor>& weight,
                             const std::optional<at::Tensor>& bias, double eps,
                             std::string_view norm) {
-  constexpr auto op = "gated_group_norm";
   TORCH_CHECK(x.dim() >= 2, op, ": x must have shape [..., H, Dv], got ", x.sym_sizes());
   check_floating(op, "x", x);
   if (gate) {
@@ -101,7 +101,7 @@ at::Tensor gated_group_norm_meta(const at::Tensor& x, const std::optional<at::Te
                                  const std::optional<at::Tensor>& weight,
                                  const std::optional<at::Tensor>& bias, double eps,
                                  std::string_view norm) {
-  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+  check_gated_group_norm("gated_group_norm", x, gate, weight, bias, eps, norm);
   return at::empty_symint(x.sym_sizes(), x.options());
 }
 
@@ -109,7 +109,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     const at::Tensor& grad_out, const at::Tensor& x, const std::optional<at::Tensor>& gate,
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
     std::string_view norm, std::array<bool, 4> output_mask) {
-  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+  check_gated_group_norm("gated_group_norm_backward", x, gate, weight, bias, eps, norm);
   check_gated_group_norm_grad(grad_out, x);
   const auto like = [](bool asked, const std::optional<at::Tensor>& t) {
     return asked && t ? at::empty_symint(t->sym_sizes(), t->options()) : at::Tensor();

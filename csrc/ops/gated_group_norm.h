@@ -53,7 +53,8 @@ RETNET_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_grou
     std::string_view norm, std::array<bool, 4> output_mask);
 
 /// Every implementation's first statement: shapes, dtypes, devices and options.
-void check_gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+void check_gated_group_norm(const char* op, const at::Tensor& x,
+                            const std::optional<at::Tensor>& gate,
                             const std::optional<at::Tensor>& weight,
                             const std::optional<at::Tensor>& bias, double eps,
                             std::string_view norm);

@@ -22,11 +22,10 @@ c10::SymInt num_sequences(const at::Tensor& q, const std::optional<at::Tensor>& 
 
 }  // namespace
 
-void check_retention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+void check_retention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& log_decay, const std::optional<at::Tensor>& initial_state,
                      std::string_view form, std::optional<int64_t> chunk_size,
                      const std::optional<at::Tensor>& cu_seqlens) {
-  constexpr auto op = "retention";
   check_rank(op, "q", q, 4, "[B, T, H, Dk]");
   check_floating(op, "q", q);
   const auto B = q.sym_size(0), T = q.sym_size(1), H = q.sym_size(2), Dk = q.sym_size(3);
@@ -121,7 +120,7 @@ std::tuple<at::Tensor, at::Tensor> retention_meta(const at::Tensor& q, const at:
                                                   std::string_view form,
                                                   std::optional<int64_t> chunk_size,
                                                   const std::optional<at::Tensor>& cu_seqlens) {
-  check_retention(q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
+  check_retention("retention", q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
   return {
       at::empty_symint(v.sym_sizes(), q.options()),
       at::empty_symint({num_sequences(q, cu_seqlens), q.sym_size(2), q.sym_size(3), v.sym_size(3)},
@@ -134,7 +133,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
     const std::optional<at::Tensor>& initial_state, std::optional<double> /*scale*/,
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
-  check_retention(q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
+  check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
+                  cu_seqlens);
   check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
   const auto like = [&](bool asked, const at::Tensor& x) {
     return asked ? at::empty_symint(x.sym_sizes(), x.options()) : at::Tensor();

@@ -70,9 +70,9 @@ retention_backward(const std::optional<at::Tensor>& grad_out,
                    std::string_view form, std::optional<int64_t> chunk_size,
                    const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask);
 
-/// Every implementation's first statement: shapes, dtypes, devices and options, and on the CPU the
-/// values of log_decay.
-void check_retention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+/// Every implementation's first statement, in the name of `op`: shapes, dtypes, devices and
+/// options, and on the CPU the values of log_decay.
+void check_retention(const char* op, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& log_decay, const std::optional<at::Tensor>& initial_state,
                      std::string_view form, std::optional<int64_t> chunk_size,
                      const std::optional<at::Tensor>& cu_seqlens);

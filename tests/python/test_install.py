@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 import retnet
@@ -69,6 +70,14 @@ def test_wheel(tmp_path):
     code = "import retnet, torch; print(retnet.__file__, torch.ops.retnet.rotary)"
     out = run(sys.executable, "-c", code, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert out.split() == [str(tmp_path / "site/retnet/__init__.py"), "retnet.rotary"]
+
+
+@pytest.mark.skipif("TORCH_CUDA_ARCH_LIST" not in os.environ, reason="kernels were not asked for")
+def test_the_imported_library_holds_the_kernels():
+    """Where CI asks for the kernels, the library that passes the tests without a GPU has them."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel("retnet::gated_group_norm", "CUDA")
+    assert not has_kernel("retnet::retention", "CUDA")  # the composite, so far
 
 
 def test_one_version():

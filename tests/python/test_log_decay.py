@@ -10,10 +10,10 @@ from torch import Tensor
 from cases_retention import FORMS, as_float64, grads, make_inputs, require_grad
 from oracle_retention import retention_by_definition
 from retnet.ops import retention
+from tolerances import LOG_DECAY_LIMITS as LIMITS
 
 EXPONENTS = (5, 7, 9, 12)
 SEEDS = 8
-LIMITS = {torch.float64: 1e-11, torch.float32: 5e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
 
 def derivative_by_recurrence(

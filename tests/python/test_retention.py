@@ -21,7 +21,7 @@ from cases_retention import (
 )
 from oracle_retention import retention_by_definition, retention_by_recurrence
 from retnet.ops import retention
-from tolerances import TOLERANCES, assert_close_to_reference
+from tolerances import LOG_DECAY_LIMITS, TOLERANCES, assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
 
@@ -57,7 +57,7 @@ def check_all(inputs: dict[str, Tensor], use: tuple[bool, bool] = (True, True), 
 
 
 def assert_close_log_decay(actual: Tensor, reference: Tensor, dtype: torch.dtype) -> None:
-    limit = {torch.float64: 1e-11, torch.float32: 5e-6}.get(dtype, 2e-2)
+    limit = LOG_DECAY_LIMITS[dtype]
     scale = reference.square().mean().sqrt()
     assert torch.isfinite(actual).all()
     assert (actual.cpu() - reference).abs().max() <= limit * scale

@@ -138,6 +138,11 @@ def test_bad_gradients():
                 grad_out, grad_state, *inputs.values(), **options, output_mask=[True] * 5
             )
         assert f"retention_backward: {message}" in str(error.value)
+    inputs["k"] = inputs["k"][..., :6]
+    with pytest.raises(RuntimeError, match="retention_backward: k must have shape"):
+        torch.ops.retnet.retention_backward(
+            torch.zeros(2, 7, 4, 12), None, *inputs.values(), **options, output_mask=[True] * 5
+        )
 
 
 @pytest.mark.parametrize("value", [0.5, math.nan])

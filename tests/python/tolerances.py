@@ -12,6 +12,14 @@ TOLERANCES = {
     torch.float16: (7e-4, 3e-3),
 }
 
+# dtype of the inputs: error of the gradient of log_decay, relative to its root mean square
+LOG_DECAY_LIMITS = {
+    torch.float64: 1e-11,
+    torch.float32: 5e-6,
+    torch.bfloat16: 2e-2,
+    torch.float16: 3e-3,
+}
+
 
 def errors(actual: Tensor, reference: Tensor) -> tuple[float, float]:
     """The two errors of ``actual`` against the float64 ``reference`` of the same shape.

@@ -53,7 +53,7 @@ at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>
                             const std::optional<at::Tensor>& weight,
                             const std::optional<at::Tensor>& bias, double eps,
                             std::string_view norm) {
-  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+  check_gated_group_norm("gated_group_norm", x, gate, weight, bias, eps, norm);
   const auto out =
       accumulate_gated_group_norm(x.to(accumulate_dtype(x)), gate, weight, bias, eps, norm);
   return rounded_like(out, x);
@@ -63,7 +63,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     const at::Tensor& grad_out, const at::Tensor& x, const std::optional<at::Tensor>& gate,
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
     std::string_view norm, std::array<bool, 4> output_mask) {
-  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+  check_gated_group_norm("gated_group_norm_backward", x, gate, weight, bias, eps, norm);
   check_gated_group_norm_grad(grad_out, x);
   const auto dtype = accumulate_dtype(x);
   const auto [normed, inverse_deviation] = normalise(x.to(dtype), eps, norm);

@@ -102,7 +102,7 @@ std::tuple<at::Tensor, at::Tensor> retention_composite(
     const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens) {
-  check_retention(q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
+  check_retention("retention", q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
   const auto spans = spans_of(q, cu_seqlens);
   const int64_t N = cu_seqlens ? cu_seqlens->size(0) - 1 : q.size(0);
   auto out = at::empty(v.sizes(), q.options());
@@ -129,7 +129,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
     const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
-  check_retention(q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
+  check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
+                  cu_seqlens);
   check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
   const auto spans = spans_of(q, cu_seqlens);
   const auto like = [](bool asked, const at::Tensor& x) {

@@ -79,12 +79,11 @@ std::optional<Params> make_params(const at::Tensor& x, const std::optional<at::T
   return p;
 }
 
-[[maybe_unused]] at::Tensor gated_group_norm_cuda(const at::Tensor& x,
-                                                  const std::optional<at::Tensor>& gate,
-                                                  const std::optional<at::Tensor>& weight,
-                                                  const std::optional<at::Tensor>& bias, double eps,
-                                                  std::string_view norm) {
-  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+at::Tensor gated_group_norm_cuda(const at::Tensor& x, const std::optional<at::Tensor>& gate,
+                                 const std::optional<at::Tensor>& weight,
+                                 const std::optional<at::Tensor>& bias, double eps,
+                                 std::string_view norm) {
+  check_gated_group_norm("gated_group_norm", x, gate, weight, bias, eps, norm);
   const c10::cuda::CUDAGuard guard(x.device());
   auto out = at::empty(x.sizes(), x.options());
   if (x.numel() == 0) return out;
@@ -101,13 +100,11 @@ std::optional<Params> make_params(const at::Tensor& x, const std::optional<at::T
   return out;
 }
 
-[[maybe_unused]] std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-gated_group_norm_backward_cuda(const at::Tensor& grad_out, const at::Tensor& x,
-                               const std::optional<at::Tensor>& gate,
-                               const std::optional<at::Tensor>& weight,
-                               const std::optional<at::Tensor>& bias, double eps,
-                               std::string_view norm, std::array<bool, 4> output_mask) {
-  check_gated_group_norm(x, gate, weight, bias, eps, norm);
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_backward_cuda(
+    const at::Tensor& grad_out, const at::Tensor& x, const std::optional<at::Tensor>& gate,
+    const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
+    std::string_view norm, std::array<bool, 4> output_mask) {
+  check_gated_group_norm("gated_group_norm_backward", x, gate, weight, bias, eps, norm);
   check_gated_group_norm_grad(grad_out, x);
   const c10::cuda::CUDAGuard guard(x.device());
   const auto fall_back = [&] {
