@@ -2,12 +2,18 @@
 """Shared fixtures. Every test runs with uninitialised memory filled with NaN, so that an output
 element which an operator does not write shows."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# A worker of pytest-xdist has one core for itself and for the processes that its tests start.
+if "PYTEST_XDIST_WORKER" in os.environ and not torch.cuda.is_available():
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+else:
+    torch.set_num_threads(2)
 
 
 def pytest_configure(config: pytest.Config) -> None:
