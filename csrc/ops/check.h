@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Argument checks shared by the operators. Each message names the operator, the argument, what it
-// must be and what it is: "retention: k must have shape [B, T, H, Dk] = [2, 64, 4, 32], got [2, 64,
-// 4, 16]".
+// must be and what it is:
+//     retention: k must have shape [B, T, H, Dk] = [2, 64, 4, 32], got [2, 64, 4, 16]
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -49,8 +49,8 @@ inline void check_device(const char* op, const char* name, const at::Tensor& t,
               "'s device ", other.device(), ", got ", t.device());
 }
 
-/// `t` has as many dimensions as `layout` names: check_rank("retention", "q", q, 4, "[B, T, H,
-/// Dk]").
+/// `t` has as many dimensions as `layout` names:
+///     check_rank("retention", "q", q, 4, "[B, T, H, Dk]")
 inline void check_rank(const char* op, const char* name, const at::Tensor& t, int64_t rank,
                        const char* layout) {
   TORCH_CHECK(t.dim() == rank, op, ": ", name, " must have shape ", layout, ", got ",

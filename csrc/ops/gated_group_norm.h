@@ -19,13 +19,14 @@ namespace retnet::ops {
 ///     "rms":   normed_d = x_d / sqrt(mean(x^2) + eps)
 ///     out_d = (normed_d weight_d + bias_d) gate_d sigmoid(gate_d)
 ///
-///   x       [..., H, Dv]      float32, float64, bfloat16 or float16; any strides, any leading
-///           dimensions, none included
-///   gate    x's shape, dtype  absent = no gate (factor 1)
-///   weight  [Dv] or [H, Dv]   x's dtype or the dtype of accumulation; absent = ones
-///   bias    [Dv] or [H, Dv]   x's dtype or the dtype of accumulation; absent = zeros. It may stand
-///           without weight, and with either norm
+///   x       [..., H, Dv]     float32, float64, bfloat16 or float16; any strides, any leading
+///                            dimensions, none included
+///   gate    [..., H, Dv]     x's dtype; absent = no gate (factor 1)
+///   weight  [Dv] or [H, Dv]  x's dtype or the dtype of accumulation; absent = ones
+///   bias    [Dv] or [H, Dv]  x's dtype or the dtype of accumulation; absent = zeros. It may stand
+///                            without weight, and with either norm
 ///   eps     at least 0
+///   norm    "layer" or "rms"
 ///
 /// Returns out of x's shape and dtype, contiguous, sharing no memory with an input. Computed in
 /// float32 (float64 where x is float64), the variance from the centred values, rounded once.
@@ -40,11 +41,12 @@ RETNET_API at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<
 /// dtype; those that `output_mask` does not ask for, or whose input is absent, are undefined. The
 /// statistics are computed anew. With s = gate sigmoid(gate), g = grad_out s weight:
 ///
-///     grad_x    = rsqrt(var + eps) (g - mean(g) - normed mean(g normed))      ("rms": no mean(g))
-///     grad_gate = grad_out (normed weight + bias) sigmoid(gate) (1 + gate (1 - sigmoid(gate)))
-///     grad_weight = sum_r grad_out s normed,   grad_bias = sum_r grad_out s
+///     grad_x      = rsqrt(var + eps) (g - mean(g) - normed mean(g normed))     ("rms": no mean(g))
+///     grad_gate   = grad_out (normed weight + bias) sigmoid(gate) (1 + gate (1 - sigmoid(gate)))
+///     grad_weight = sum_r grad_out s normed
+///     grad_bias   = sum_r grad_out s
 ///
-///   grad_out  x's shape and dtype, any strides
+///   grad_out  [..., H, Dv]  x's dtype, any strides
 ///
 /// Deterministic. Differentiating the result raises.
 RETNET_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_backward(

@@ -18,12 +18,14 @@ namespace retnet::ops {
 /// computed in the dtype of accumulation from end to end and rounded to q's dtype once, where the
 /// three operators one after the other round three times.
 ///
-///   q, k                    [B, H, Dk]      as in `rotary`, whose style `style` is
-///   v, gate                 [B, H, Dv]      q's dtype
-///   log_decay, state        [H], [B, H, Dk, Dv] or [S, H, Dk, Dv]   as in `retention_step`, with
-///                           scale and slots. The state is updated in place
-///   positions, frequencies  [B], [Dk/2]     as in `rotary`
-///   weight, bias            [Dv] or [H, Dv] as in `gated_group_norm`, with eps and norm
+///   q, k          [B, H, Dk]       as in `rotary`, whose style `style` is
+///   v, gate       [B, H, Dv]       q's dtype
+///   log_decay     [H]              as in `retention_step`, with scale and slots
+///   state         [B, H, Dk, Dv]   as in `retention_step`, updated in place. With slots:
+///                                  [S, H, Dk, Dv]
+///   positions     [B]              as in `rotary`
+///   frequencies   [Dk/2]           as in `rotary`
+///   weight, bias  [Dv] or [H, Dv]  as in `gated_group_norm`, with eps and norm
 ///
 /// Returns out [B, H, Dv] of q's dtype, contiguous; the rows that slots skip are 0.
 ///

@@ -12,29 +12,29 @@
 
 namespace retnet::ops {
 
-/// Retention (Sun et al. 2023, section 2.1), per batch b and head h, with gamma =
-/// exp(log_decay[h]):
+/// Retention (Sun et al. 2023, section 2.1), per batch b and head h, with
 ///
+///     gamma = exp(log_decay[h])
 ///     S_t   = gamma S_{t-1} + k_t^T v_t,   S_{-1} = initial_state          (Eq. 6, recurrent form)
-///     out_t = scale q_t S_t = scale sum_{m <= t} gamma^(t-m) (q_t . k_m) v_m + scale gamma^(t+1)
-///     q_t S_{-1}
+///     out_t = scale q_t S_t
+///           = scale sum_{m <= t} gamma^(t-m) (q_t . k_m) v_m + scale gamma^(t+1) q_t S_{-1}
 ///
 /// gamma^0 is 1 for every gamma, gamma = 0 (log_decay = -inf) included.
 ///
-///   q, k           [B, T, H, Dk]  float32, float64, bfloat16 or float16; any strides
-///   v              [B, T, H, Dv]  q's dtype
-///   log_decay      [H]            ln gamma, in [-inf, 0]; float32 (float64 where q is float64)
-///   initial_state  [N, H, Dk, Dv] log_decay's dtype; absent = zeros. N = B, or the number of
-///   packed sequences scale          factor of q.k; absent = Dk^-0.5, as in
-///   scaled_dot_product_attention form           "chunkwise" (Eq. 7): parallel inside chunks,
-///   recurrent across; linear in T
+///   q, k           [B, T, H, Dk]   float32, float64, bfloat16 or float16; any strides
+///   v              [B, T, H, Dv]   q's dtype
+///   log_decay      [H]             ln gamma, in [-inf, 0]; float32 (float64 where q is float64)
+///   initial_state  [N, H, Dk, Dv]  log_decay's dtype; absent = zeros. N = B, or the number of
+///                                  packed sequences
+///   scale          factor of q.k; absent = Dk^-0.5, as in scaled_dot_product_attention
+///   form           "chunkwise" (Eq. 7): parallel inside chunks, recurrent across; linear in T
 ///                  "parallel"  (Eq. 5): (Q K^T * D) V; quadratic in T
 ///                  "recurrent" (Eq. 6): token by token, with a state of O(Dk Dv)
 ///   chunk_size     tokens per chunk of the chunkwise form, any positive number; absent = chosen by
-///   the implementation cu_seqlens     [N+1] int32: B is 1 and sequence n takes the tokens
-///   cu_seqlens[n] .. cu_seqlens[n+1] - 1; starts
-///                  at 0, ends at T, never falls. The composite implementation reads it on the
-///                  host, once.
+///                  the implementation
+///   cu_seqlens     [N+1] int32: B is 1 and sequence n takes the tokens cu_seqlens[n] ..
+///                  cu_seqlens[n+1] - 1; starts at 0, ends at T, never falls. The composite
+///                  implementation reads it on the host, once
 ///
 /// Returns out [B, T, H, Dv] of q's dtype and final_state [N, H, Dk, Dv] = S_{T-1} of log_decay's
 /// dtype (T = 0: a copy of initial_state, or zeros). Both are contiguous and share no memory with
@@ -53,13 +53,18 @@ RETNET_API std::tuple<at::Tensor, at::Tensor> retention(
 /// Gradients of `retention` in q, k, v, log_decay and initial_state; those that `output_mask` does
 /// not ask for are undefined. With the adjoint of the state R_t (derivation: docs/numerics.md)
 ///
-///     R_{T-1} = grad_state + scale q_{T-1}^T grad_out_{T-1},   R_t = gamma R_{t+1} + scale q_t^T
-///     grad_out_t grad_q_t = scale S_t grad_out_t,   grad_k_t = R_t v_t,   grad_v_t = k_t R_t,
-///     grad_initial_state = gamma R_0 grad_log_decay = sum_t scale q_t S'_t grad_out_t + <S'_{T-1},
-///     grad_state>,   S'_t = gamma (S'_{t-1} + S_{t-1})
+///     R_{T-1} = grad_state + scale q_{T-1}^T grad_out_{T-1}
+///     R_t     = gamma R_{t+1} + scale q_t^T grad_out_t
+///     S'_t    = gamma (S'_{t-1} + S_{t-1}),   S'_{-1} = 0
 ///
-///   grad_out       [B, T, H, Dv] q's dtype, any strides; absent = zeros
-///   grad_state     [N, H, Dk, Dv] log_decay's dtype, any strides; absent = zeros
+///     grad_q_t           = scale S_t grad_out_t
+///     grad_k_t           = R_t v_t
+///     grad_v_t           = k_t R_t
+///     grad_log_decay     = sum_t scale q_t S'_t grad_out_t + <S'_{T-1}, grad_state>
+///     grad_initial_state = gamma R_0
+///
+///   grad_out    [B, T, H, Dv]   q's dtype, any strides; absent = zeros
+///   grad_state  [N, H, Dk, Dv]  log_decay's dtype, any strides; absent = zeros
 ///
 /// Deterministic; keeps no state per token or chunk. Differentiating the result raises.
 RETNET_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>

@@ -21,10 +21,10 @@ namespace retnet::ops {
 /// "interleaved": (a, b) = (2i, 2i + 1);   "half": (a, b) = (i, i + Dk/2). The sign of the angle is
 /// the same for q and k, so that q.k depends on the difference of the positions alone.
 ///
-///   q, k         [B, T, H, Dk] or [B, H, Dk], Dk even; float32, float64, bfloat16 or float16;
-///                any strides; the two may be one tensor
-///   positions    [T] or [B, T] (for [B, H, Dk]: [B]); int32 or int64
-///   frequencies  [Dk/2] float32, radians per position
+///   q, k         [B, T, H, Dk] or [B, H, Dk]  Dk even; float32, float64, bfloat16 or float16; any
+///                                             strides; the two may be one tensor
+///   positions    [T] or [B, T], or [B]        int32 or int64; [B] beside [B, H, Dk]
+///   frequencies  [Dk/2]                       float32, radians per position
 ///
 /// Returns rotated q and k, contiguous, of q's dtype, sharing no memory with an input. The angle is
 /// formed in float64 and its cosine and sine rounded to float32 (float64 where q is float64): a

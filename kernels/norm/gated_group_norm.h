@@ -9,8 +9,9 @@ namespace retnet::kernels {
 
 // Per row (n, h) of V elements, with the statistics over V, in fp32:
 //
-//     normed = (x - mean) * rsqrt(var + eps)   (kLayer; var biased)      x * rsqrt(mean(x^2) + eps)
-//     (kRms) out    = (normed * weight + bias) * gate * sigmoid(gate)
+//     normed = (x - mean) * rsqrt(var + eps)                  (kLayer; var biased)
+//     normed = x * rsqrt(mean(x^2) + eps)                     (kRms)
+//     out    = (normed * weight + bias) * gate * sigmoid(gate)
 //
 // Asynchronous on `stream`; the device of the pointers must be current. cudaErrorNotSupported where
 // gated_group_norm_supported(params) is false; nothing is launched for an empty shape.

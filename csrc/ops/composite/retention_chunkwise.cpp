@@ -175,7 +175,8 @@ void backward_of_readout(const Inputs& in, const OutputGrads& grad, const InputG
 
 /// grad_k, grad_v and grad_initial_state: backward in time. X is the adjoint of the state at the
 /// end of a chunk as its last token sees it, undecayed: grad_state for the last chunk, and before
-/// a chunk X <- gamma^L X + sum_i scale gamma^(i+1) q_i^T grad_out_i.
+/// a chunk
+///     X <- gamma^L X + sum_i scale gamma^(i+1) q_i^T grad_out_i.
 void backward_of_update(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
   const auto& decay = in.decay;
   auto X = state_or_zeros(grad.final_state, in);
