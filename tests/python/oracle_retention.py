@@ -2,6 +2,8 @@
 """Retention in float64, written as it is defined. Shares no code with the package."""
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -56,12 +58,32 @@ def retention_by_recurrence(
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence of Eq. 6 token by token, for long sequences and gamma > 0."""
-    B, T, H, Dk = q.shape
+    B, _, H, Dk = q.shape
     scale = Dk**-0.5 if scale is None else scale
     gamma = torch.exp(log_decay)[:, None, None]
     state = q.new_zeros(B, H, Dk, v.shape[-1]) if initial_state is None else initial_state
     outs = []
-    for t in range(T):
-        state = gamma * state + k[:, t, :, :, None] * v[:, t, :, None, :]
-        outs.append(scale * (q[:, t, :, :, None] * state).sum(-2))
+    for q_t, k_t, v_t in zip(q.unbind(1), k.unbind(1), v.unbind(1), strict=True):
+        state = gamma * state + k_t[..., None] * v_t[..., None, :]
+        outs.append(scale * (q_t[..., None] * state).sum(-2))
     return torch.stack(outs, 1), state
+
+
+def packed_by_definition(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    initial_state: Tensor,
+    lengths: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Each sequence of q, k, v [1, sum of lengths, H, D] by itself, with its own state."""
+    outs, states = [q[:, :0, :, :1] * v[:, :0]], []
+    for n, (first, end) in enumerate(pairwise(accumulate(lengths, initial=0))):
+        state = initial_state[n : n + 1]
+        if end > first:
+            tokens = (x[:, first:end] for x in (q, k, v))
+            out, state = retention_by_definition(*tokens, log_decay, state)
+            outs.append(out)
+        states.append(state)
+    return torch.cat(outs, 1), torch.cat(states)
