@@ -13,6 +13,9 @@
 
 namespace retnet::kernels::prim {
 
+RETNET_DEVICE constexpr int min(int a, int b) { return a < b ? a : b; }
+RETNET_DEVICE constexpr int max(int a, int b) { return a < b ? b : a; }
+
 template <DType kDtype>
 inline constexpr int kElementSize = element_size(kDtype);  // device code may not call the function
 

@@ -15,6 +15,13 @@
 
 namespace retnet::kernels::prim {
 
+// Whether the architecture has what follows; kernels are empty where it has not.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+inline constexpr bool kHasAsyncMma = true;
+#else
+inline constexpr bool kHasAsyncMma = false;
+#endif
+
 // As sync_block, among the 32 lanes of a warp; all must call.
 RETNET_DEVICE void sync_warp() { __syncwarp(); }
 
@@ -112,11 +119,28 @@ RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
   }
 }
 
+// Infinite elements of a pair become the largest finite number of their sign; fp16 alone, since bf16
+// has fp32's range.
+template <DType kDtype>
+RETNET_DEVICE uint32_t saturate_pair(uint32_t word) {
+  if constexpr (kDtype == DType::kFloat16) {
+    asm("min.NaN.f16x2 %0, %0, %1;" : "+r"(word) : "r"(0x7bff7bffu));
+    asm("max.NaN.f16x2 %0, %0, %1;" : "+r"(word) : "r"(0xfbfffbffu));
+  }
+  return word;
+}
+
 // 2^x to 2 ulp; subnormal results are zeros.
 RETNET_DEVICE float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
+}
+// x, of which the compiler no longer knows where it comes from: what depends on it is computed here,
+// not ahead of a loop, where it would hold registers.
+RETNET_DEVICE float opaque(float x) {
+  asm volatile("" : "+f"(x));
+  return x;
 }
 RETNET_DEVICE float expm1(float x) { return expm1f(x); }
 

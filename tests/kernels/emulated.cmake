@@ -6,19 +6,26 @@ if(NOT TARGET retnet_simt)
 endif()
 
 include(${PROJECT_SOURCE_DIR}/kernels/norm/instances.cmake)
-retnet_gated_group_norm_sources(generated ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
+include(${PROJECT_SOURCE_DIR}/kernels/retention/instances.cmake)
+retnet_gated_group_norm_sources(norm_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
+retnet_chunkwise_sources(chunkwise_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 
 add_library(retnet_kernels_emulated OBJECT
   ${CMAKE_CURRENT_LIST_DIR}/column_sum_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/segment_scan_emulated.cpp
   ${PROJECT_SOURCE_DIR}/kernels/norm/gated_group_norm.cpp
-  ${generated})
+  ${PROJECT_SOURCE_DIR}/kernels/retention/chunkwise.cpp
+  ${norm_sources}
+  ${chunkwise_sources})
 target_include_directories(retnet_kernels_emulated PRIVATE ${CMAKE_CURRENT_LIST_DIR})
 target_link_libraries(retnet_kernels_emulated PRIVATE retnet_simt_kernel_flags)
 
-add_executable(retnet_kernels_emulated_test ${CMAKE_CURRENT_LIST_DIR}/gated_group_norm_emulated.cpp)
-target_link_libraries(retnet_kernels_emulated_test PRIVATE
-  retnet_catch_main retnet_kernels_emulated retnet_simt retnet_warnings)
-if(RETNET_CATCH2_LIBRARY)
-  target_link_libraries(retnet_kernels_emulated_test PRIVATE ${RETNET_CATCH2_LIBRARY})
-endif()
-add_test(NAME retnet_kernels_emulated_test COMMAND retnet_kernels_emulated_test)
+foreach(kernel IN ITEMS gated_group_norm chunkwise)
+  add_executable(${kernel}_emulated_test ${CMAKE_CURRENT_LIST_DIR}/${kernel}_emulated.cpp)
+  target_link_libraries(${kernel}_emulated_test PRIVATE
+    retnet_catch_main retnet_kernels_emulated retnet_simt retnet_warnings)
+  if(RETNET_CATCH2_LIBRARY)
+    target_link_libraries(${kernel}_emulated_test PRIVATE ${RETNET_CATCH2_LIBRARY})
+  endif()
+  add_test(NAME ${kernel}_emulated_test COMMAND ${kernel}_emulated_test)
+endforeach()

@@ -85,6 +85,8 @@ RETNET_DEVICE uint32_t float_to_word(float value) { return std::bit_cast<uint32_
 
 // kernels/prim/tensor_core.cuh
 
+inline constexpr bool kHasAsyncMma = true;
+
 RETNET_DEVICE void sync_warp() { simt::warp_barrier(); }
 RETNET_DEVICE void bar_sync(int id, int threads) { simt::named_barrier(id, threads, true); }
 RETNET_DEVICE void bar_arrive(int id, int threads) { simt::named_barrier(id, threads, false); }
@@ -133,10 +135,20 @@ RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
       d, a, b, kDtype == DType::kBFloat16 ? simt::Half::kBFloat16 : simt::Half::kFloat16);
 }
 
+template <DType kDtype>
+RETNET_DEVICE uint32_t saturate_pair(uint32_t word) {
+  if constexpr (kDtype == DType::kFloat16) {
+    if ((word & 0x7fff) == 0x7c00) word -= 1;
+    if ((word & 0x7fff0000) == 0x7c000000) word -= 0x10000;
+  }
+  return word;
+}
+
 RETNET_DEVICE float ex2(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;
 }
+RETNET_DEVICE float opaque(float x) { return x; }
 RETNET_DEVICE float expm1(float x) { return std::expm1(x); }
 
 // Launches: kernels take their parameters by value, from a copy that outlives the launch.

@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Which tokens a row of blocks owns, and the decay of a head, as every kernel here reads them.
+#pragma once
+
+#include "kernels/prim/prim.cuh"
+#include "kernels/retention/chunkwise_plan.h"
+
+namespace retnet::kernels {
+
+// A sequence or a part of one: the tokens start .. start + length - 1 of batch row `batch`.
+struct Segment {
+  int64_t sequence;
+  int64_t batch;
+  int64_t start;
+  int length;
+  bool last;  // of its sequence, of which an empty one has one too
+};
+
+// Bound n of the packed sequences, whatever the array holds.
+RETNET_DEVICE int64_t packed_bound(const ChunkwiseParams& p, int64_t n) {
+  const int64_t bound = p.cu_seqlens_ptr[n];
+  return bound < 0 ? 0 : bound < p.tokens ? bound : p.tokens;
+}
+
+// Tokens before sequence n of packed sequences in batch row 0, or 0; and its length.
+RETNET_DEVICE int64_t first_token(const ChunkwiseParams& p, int64_t n) {
+  return p.cu_seqlens_ptr != nullptr ? packed_bound(p, n) : 0;
+}
+RETNET_DEVICE int64_t sequence_length(const ChunkwiseParams& p, int64_t n) {
+  if (p.cu_seqlens_ptr == nullptr) return p.tokens;
+  const int64_t length = packed_bound(p, n + 1) - packed_bound(p, n);
+  return length > 0 ? length : 0;
+}
+
+// Segments of `segment` tokens have a row each, rows of one sequence following each other. Of packed
+// sequences the first row depends on the sequence's own bound alone, which leaves some rows between
+// them without a segment: sequence n has room for length / segment + 1 at least.
+RETNET_DEVICE int64_t first_row(const ChunkwiseParams& p, int64_t n, int64_t segment) {
+  if (p.cu_seqlens_ptr == nullptr) return n * ((p.tokens + segment - 1) / segment);
+  return packed_bound(p, n) / segment + n;
+}
+RETNET_DEVICE int64_t segment_count(int64_t length, int64_t segment) {
+  return length > segment ? (length + segment - 1) / segment : 1;
+}
+
+// The segment in `row`, of length 0 and not the last one where there is none. With `segment` 0 rows
+// are whole sequences.
+RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int64_t row, int64_t segment) {
+  const int64_t batch = p.cu_seqlens_ptr != nullptr ? 0 : row;
+  if (segment == 0) {
+    return {row, batch, first_token(p, row), static_cast<int>(sequence_length(p, row)), true};
+  }
+  int64_t n = 0, end = p.sequences;  // the last sequence that starts at or before the row
+  while (end - n > 1) {
+    const int64_t middle = (n + end) / 2;
+    (first_row(p, middle, segment) <= row ? n : end) = middle;
+  }
+  const int64_t index = row - first_row(p, n, segment);
+  const int64_t left = sequence_length(p, n) - index * segment;
+  const int64_t length = left < 0 ? 0 : left < segment ? left : segment;
+  return {n, p.cu_seqlens_ptr != nullptr ? 0 : n, first_token(p, n) + index * segment,
+          static_cast<int>(length), index + 1 == segment_count(sequence_length(p, n), segment)};
+}
+
+// The decay of a head, gamma = exp(log_decay). Where log_decay is positive or NaN every power is NaN.
+struct Decay {
+  float log;    // ln gamma
+  float log2;   // log2 gamma, finite: gamma^0 = 1 for gamma = 0 too
+  bool forget;  // gamma = 0: states are dropped by a select, since 0 times NaN is NaN
+
+  RETNET_DEVICE explicit Decay(float log_decay) {
+    constexpr float kLog2E = 1.4426950408889634f;
+    log = log_decay <= 0 ? log_decay : prim::word_to_float(0x7fc00000u);
+    forget = log < -3.4e38f;
+    log2 = forget ? -1e30f : log * kLog2E;
+  }
+  // gamma^n, for n >= 0.
+  RETNET_DEVICE float power(float n) const { return prim::ex2(n * log2); }
+  // gamma^n - 1 without cancellation, for n > 0: a state decays by S + S * minus_one.
+  RETNET_DEVICE float power_minus_one(int n) const {
+    return prim::expm1(static_cast<float>(n) * log);
+  }
+};
+
+}  // namespace retnet::kernels

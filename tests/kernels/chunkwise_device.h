@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// A call of the chunkwise kernel: its inputs, its result by definition in float64, and its run on the
+// emulated device.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "catch.h"
+#include "kernels/retention/chunkwise.h"
+#include "simt/simt.h"
+
+namespace retnet::kernels {
+
+constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
+
+enum class Layout {
+  kContiguous,
+  kStrided,  // every second token, rows of a head apart, NaN in between: rows at 16 bytes
+  kNarrow,   // the same at 8 bytes
+};
+
+struct ChunkwiseCase {
+  DType dtype = DType::kBFloat16;
+  int tile = 0;                // expected of the plan
+  size_t B = 1, T = 1, H = 2;  // cu_seqlens: B is 1
+  size_t K = 0, V = 0;         // 0: the tile's
+  std::vector<int32_t> cu_seqlens = {};
+  std::vector<double> log_decay = {std::log1p(-1.0 / 32),
+                                   std::log1p(-1.0 / 500)};  // of heads, in turn
+  bool initial_state = true;
+  Layout layout = Layout::kContiguous;
+  int64_t segment = 0;  // tokens, instead of the plan's
+
+  const ChunkwiseTile& shape() const { return kChunkwiseTiles[tile]; }
+  size_t keys() const { return K != 0 ? K : static_cast<size_t>(shape().inner); }
+  size_t values() const { return V != 0 ? V : static_cast<size_t>(shape().slice); }
+  size_t sequences() const { return cu_seqlens.empty() ? B : cu_seqlens.size() - 1; }
+  float decay(size_t h) const { return static_cast<float>(log_decay[h % log_decay.size()]); }
+
+  std::string name() const {
+    std::string text = dtype == DType::kBFloat16 ? "bf16" : "fp16";
+    char rest[160];
+    std::snprintf(rest, sizeof(rest),
+                  " tile %d B=%zu T=%zu H=%zu K=%zu V=%zu initial=%d layout=%d segment=%d packed [",
+                  tile, B, T, H, keys(), values(), initial_state, static_cast<int>(layout),
+                  static_cast<int>(segment));
+    text += rest;
+    for (const int32_t bound : cu_seqlens) text += std::to_string(bound).append(" ");
+    return text + "]";
+  }
+};
+
+struct ChunkwiseInputs {
+  Array q, k, v;
+  std::vector<float> initial_state;
+};
+
+inline ChunkwiseInputs make_inputs(const ChunkwiseCase& c, double mean = 0) {
+  ChunkwiseInputs in;
+  const size_t rows = c.B * c.T * c.H;
+  in.q = encode(random_values(rows * c.keys(), mean, 1, 1), c.dtype);
+  in.k = encode(random_values(rows * c.keys(), mean, 1, 2), c.dtype);
+  in.v = encode(random_values(rows * c.values(), mean, 1, 3), c.dtype);
+  if (c.initial_state) {
+    for (const double x : random_values(c.sequences() * c.H * c.keys() * c.values(), 0, 3, 4)) {
+      in.initial_state.push_back(static_cast<float>(x));
+    }
+  }
+  return in;
+}
+
+inline double chunkwise_scale(const ChunkwiseCase& c) {
+  return 1 / std::sqrt(static_cast<double>(c.keys()));
+}
+
+struct ChunkwiseResult {
+  std::vector<double> out, final_state;
+};
+
+/// S_t = gamma S_{t-1} + k_t^T v_t, out_t = scale q_t S_t: token by token.
+inline ChunkwiseResult retention_by_definition(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
+  const size_t K = c.keys(), V = c.values();
+  ChunkwiseResult result;
+  result.out.resize(c.B * c.T * c.H * V);
+  for (size_t n = 0; n < c.sequences(); ++n) {
+    for (size_t h = 0; h < c.H; ++h) {
+      const double gamma = std::exp(static_cast<double>(c.decay(h)));
+      std::vector<double> state(K * V);
+      if (c.initial_state && gamma > 0) {
+        const float* src = in.initial_state.data() + (n * c.H + h) * K * V;
+        state.assign(src, src + K * V);
+      }
+      const size_t first = c.cu_seqlens.empty() ? n * c.T : c.cu_seqlens[n];
+      const size_t end = c.cu_seqlens.empty() ? first + c.T : c.cu_seqlens[n + 1];
+      for (size_t t = first; t < end; ++t) {
+        const double* q = in.q.values.data() + (t * c.H + h) * K;
+        const double* k = in.k.values.data() + (t * c.H + h) * K;
+        const double* v = in.v.values.data() + (t * c.H + h) * V;
+        double* out = result.out.data() + (t * c.H + h) * V;
+        for (size_t i = 0; i < K; ++i) {
+          for (size_t j = 0; j < V; ++j) {
+            double& s = state[i * V + j];
+            s = (gamma > 0 ? gamma * s : 0) + k[i] * v[j];
+            out[j] += chunkwise_scale(c) * q[i] * s;
+          }
+        }
+      }
+      result.final_state.insert(result.final_state.end(), state.begin(), state.end());
+    }
+  }
+  return result;
+}
+
+/// The bits that the device gives.
+struct ChunkwiseBits {
+  std::vector<uint16_t> out;
+  std::vector<float> final_state;
+};
+
+struct ChunkwiseRun {
+  ChunkwiseBits bits;
+  simt::Report report;
+  bool wide;  // 16-byte copies
+};
+
+/// As csrc/ops/cuda calls it: plan, workspace, launch.
+inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs& in,
+                                  simt::Options options) {
+  options.shared_limit = c.tile == 4 ? kShared86 : kShared80;
+  simt::Simulator simulator(options);
+  ChunkwiseParams p;
+  p.batch = static_cast<int64_t>(c.B);
+  p.tokens = static_cast<int64_t>(c.T);
+  p.heads = static_cast<int64_t>(c.H);
+  p.inner = static_cast<int64_t>(c.keys());
+  p.outer = static_cast<int64_t>(c.values());
+  p.dtype = c.dtype;
+  p.scale = static_cast<float>(chunkwise_scale(c));
+  p.sequences = static_cast<int64_t>(c.sequences());
+
+  const auto operand = [&](const Array& array, size_t size, const char* name) {
+    const size_t gap = c.layout == Layout::kContiguous ? 0 : c.layout == Layout::kNarrow ? 4 : 8;
+    const size_t row = size + (gap == 8 ? 8 + (8 - size % 8) % 8 : gap);
+    RetentionOperand result;
+    result.stride_h = static_cast<int64_t>(row);
+    result.stride_t = result.stride_h * static_cast<int64_t>(gap != 0 ? 2 * c.H : c.H);
+    result.stride_b = result.stride_t * static_cast<int64_t>(c.T);
+    std::vector<std::byte> spread(c.B * result.stride_b * 2, std::byte{0xff});
+    for (size_t i = 0; i < c.B * c.T; ++i) {
+      for (size_t h = 0; h < c.H; ++h) {
+        std::memcpy(spread.data() + 2 * (i * result.stride_t + h * row),
+                    array.bytes.data() + 2 * (i * c.H + h) * size, 2 * size);
+      }
+    }
+    result.ptr = simulator.input<std::byte>(spread, name, c.layout == Layout::kNarrow ? 8 : 0);
+    return result;
+  };
+  p.readout = operand(in.q, c.keys(), "q");
+  p.key = operand(in.k, c.keys(), "k");
+  p.value = operand(in.v, c.values(), "v");
+
+  std::vector<float> log_decay;
+  for (size_t h = 0; h < c.H; ++h) log_decay.push_back(c.decay(h));
+  p.log_decay_ptr = simulator.input<float>(log_decay, "log_decay");
+  if (!c.cu_seqlens.empty()) {
+    p.cu_seqlens_ptr = simulator.input<int32_t>(c.cu_seqlens, "cu_seqlens");
+  }
+  if (c.initial_state) {
+    p.initial_state_ptr = simulator.input<float>(in.initial_state, "initial_state", 4);
+  }
+  const size_t out_size = c.B * c.T * c.H * c.values();
+  const size_t state_size = c.sequences() * c.H * c.keys() * c.values();
+  auto* out = simulator.output<uint16_t>(out_size, "out");
+  p.out_ptr = out;
+  p.final_state_ptr = simulator.output<float>(state_size, "final_state");
+
+  // So few multiprocessors that the plan cuts nothing; where the case asks for it, so many that it
+  // does, at its own length.
+  const DeviceLimits device{80, c.segment != 0 ? 1024 : 1, options.shared_limit};
+  ChunkwisePlan plan = chunkwise_plan(p, device, c.shape().chunk, false);
+  REQUIRE(plan.refusal == nullptr);
+  REQUIRE(plan.tile == c.tile);
+  if (c.segment != 0) {
+    plan.segment_length = c.segment;
+    const int64_t whole = (p.tokens + c.segment - 1) / c.segment;
+    plan.rows = c.cu_seqlens.empty() ? p.batch * whole : p.tokens / c.segment + p.sequences;
+    p.workspace_ptr = simulator.workspace<float>(plan.rows * p.heads * p.inner * p.outer, "states");
+  }
+  REQUIRE(launch_chunkwise(p, plan, nullptr) == cudaSuccess);
+
+  ChunkwiseRun run{{}, simulator.finish(), chunkwise_wide(p)};
+  run.bits.out.assign(out, out + out_size);
+  run.bits.final_state.assign(p.final_state_ptr, p.final_state_ptr + state_size);
+  return run;
+}
+
+}  // namespace retnet::kernels
