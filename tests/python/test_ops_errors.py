@@ -297,6 +297,14 @@ BACKWARD_ROTARY = {
         (zeros(2, 5, 3, 8, dtype=int64), None),
         "grad_rotated_q must be float32, float64, bfloat16 or float16, got int64",
     ),
+    "q_device": (
+        (zeros(2, 5, 3, 8, device="meta"), None),
+        "positions must be on grad_rotated_q's device meta, got cpu",
+    ),
+    "k_device": (
+        (None, zeros(2, 5, 3, 8, device="meta")),
+        "positions must be on grad_rotated_k's device meta, got cpu",
+    ),
 }
 BACKWARD_NORM = {
     "shape": (zeros(2, 5, 3), "grad_out must have x's shape [2, 5, 3, 12], got [2, 5, 3]"),

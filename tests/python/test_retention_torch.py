@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from cases_ops import strided
 from cases_retention import DTYPES, FORMS, NAMES, grads, make_inputs, require_grad, state_dtype
 from retnet.ops import retention
 
@@ -41,11 +42,15 @@ def test_opcheck(form):
     torch.library.opcheck(torch.ops.retnet.retention, detached, options)
 
 
+@parametrize("form", FORMS)
+@parametrize("packed", [False, True], ids=["batch", "packed"])
 @parametrize("mask", [[True] * 5, [False, True, False, True, False]], ids=["all", "some"])
-def test_opcheck_backward(mask):
-    inputs = make_inputs(1, 9, 2, 3, 2, dtype=torch.float32)
-    args = (torch.randn(1, 9, 2, 2), torch.randn(1, 2, 3, 2), *inputs.values())
-    options = {"scale": None, "form": "chunkwise", "chunk_size": 4, "cu_seqlens": None}
+def test_opcheck_backward(mask, packed, form):
+    N = 3 if packed else 1
+    inputs = make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=N)
+    args = (torch.randn(1, 9, 2, 2), torch.randn(N, 2, 3, 2), *inputs.values())
+    cu_seqlens = torch.tensor([0, 4, 4, 9], dtype=torch.int32) if packed else None
+    options = {"scale": None, "form": form, "chunk_size": 4, "cu_seqlens": cu_seqlens}
     torch.library.opcheck(
         torch.ops.retnet.retention_backward, args, {**options, "output_mask": mask}
     )
@@ -75,18 +80,10 @@ def test_one_tensor_as_query_and_key(form):
     torch.testing.assert_close(actual, expected["q"] + expected["k"], rtol=1e-12, atol=1e-12)
 
 
-def strided(x: torch.Tensor) -> torch.Tensor:
-    """The same values with gaps between the elements of every dimension but the last."""
-    wide = torch.full([2 * n for n in x.shape[:-1]] + [x.shape[-1] + 3], math.nan, dtype=x.dtype)
-    view = wide[tuple(slice(1, None, 2) for _ in x.shape[:-1])][..., 3:]
-    view.copy_(x)
-    return view
-
-
 @parametrize("form", FORMS)
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strides_and_offsets(dtype, form):
-    inputs = make_inputs(T=20, dtype=dtype)
+def test_strides_and_offsets(dtype, form, device):
+    inputs = make_inputs(T=20, dtype=dtype, device=device)
     views = {name: strided(x) if x.dim() > 1 else x for name, x in inputs.items()}
     transposed = {**views, "q": inputs["q"].mT.contiguous().mT}  # strided in the last dimension
     expected = retention(**inputs, form=form)
@@ -119,12 +116,12 @@ def test_expanded_inputs(form):
 
 
 @parametrize("form", FORMS)
-def test_expanded_and_strided_incoming_gradients(form):
-    inputs = require_grad(make_inputs(T=20))
+def test_expanded_and_strided_incoming_gradients(form, device):
+    inputs = require_grad(make_inputs(T=20, device=device))
     outputs = retention(**inputs, form=form)
     values = list(inputs.values())
     one = [torch.ones_like(x) for x in outputs]
-    expanded = [torch.ones((), dtype=x.dtype).expand(x.shape) for x in outputs]
+    expanded = [torch.ones_like(x[:1, :1, :1, :1]).expand(x.shape) for x in outputs]
     strides = [strided(x) for x in one]
     expected = torch.autograd.grad(outputs, values, one, retain_graph=True)
     for incoming in (expanded, strides):
@@ -141,12 +138,13 @@ def test_outputs_share_no_memory_with_inputs():
 
 
 @parametrize("form", FORMS)
-def test_saved_tensor_changed_in_place_raises(form):
+@parametrize("name", NAMES)
+def test_saved_tensor_changed_in_place_raises(name, form):
     inputs = require_grad(make_inputs(T=20))
     hidden = {name: x * 1 for name, x in inputs.items()}
     out, _ = retention(**hidden, form=form)
     with torch.no_grad():
-        hidden["k"].zero_()
+        hidden[name].zero_()
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
 
@@ -190,10 +188,10 @@ def test_memory_between_forward_and_backward(form):
 
 @parametrize("form", FORMS)
 @parametrize("dtype", DTYPES, ids=str)
-def test_run_to_run(dtype, form):
+def test_run_to_run(dtype, form, device):
     results = []
     for _ in range(2):
-        inputs = require_grad(make_inputs(3, 150, dtype=dtype))
+        inputs = require_grad(make_inputs(3, 150, dtype=dtype, device=device))
         outputs = retention(**inputs, form=form)
         results.append([*outputs, *grads(outputs, inputs).values()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
