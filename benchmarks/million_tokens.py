@@ -24,14 +24,16 @@ def measure(num_tokens: int, backward: bool) -> dict[str, float | bool]:
     start = time.perf_counter()
     out, state = retention(q, k, v, log_decay)
     forward_seconds = time.perf_counter() - start
+    results: list[torch.Tensor | None] = [out, state]
     if backward:
         out.backward(v.detach())
+        results += [x.grad for x in (q, k, v)]
     return {
         "num_tokens": num_tokens,
         "forward_seconds": forward_seconds,
         "seconds": time.perf_counter() - start,
         "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "finite": bool(torch.isfinite(state).all()),
+        "finite": all(x is not None and bool(torch.isfinite(x).all()) for x in results),
     }
 
 

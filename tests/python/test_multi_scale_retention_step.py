@@ -53,25 +53,25 @@ def test_against_the_definition(dtype, S, style, norm, device):
 
 
 @parametrize("without", [["weight"], ["bias"], ["weight", "bias"]], ids="-".join)
-def test_without_weight_or_bias(without):
-    inputs = {name: x for name, x in fused_inputs().items() if name not in without}
+def test_without_weight_or_bias(without, device):
+    inputs = {n: x for n, x in fused_inputs(device=device).items() if n not in without}
     check(inputs)
 
 
 @parametrize("weight_layout", [(12,), (4, 12)], ids=str)
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_layout_and_dtype_of_weight_and_bias(dtype, weight_layout):
+def test_layout_and_dtype_of_weight_and_bias(dtype, weight_layout, device):
     """Beside bfloat16 tokens: float32 or bfloat16, [Dv] or [H, Dv]."""
-    inputs = fused_inputs(dtype=torch.bfloat16)
+    inputs = fused_inputs(dtype=torch.bfloat16, device=device)
     generator = torch.Generator().manual_seed(3)
     for name in ("weight", "bias"):
-        inputs[name] = torch.randn(weight_layout, generator=generator).to(dtype)
+        inputs[name] = torch.randn(weight_layout, generator=generator).to(device, dtype)
     check(inputs)
 
 
 @parametrize("options", [{"scale": 2.0}, {"scale": -0.1}, {"eps": 0.5}], ids=str)
-def test_scale_and_eps(options):
-    check(fused_inputs(), **options)
+def test_scale_and_eps(options, device):
+    check(fused_inputs(device=device), **options)
 
 
 @parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -92,8 +92,8 @@ def test_rounds_once(dtype, device):
 
 @parametrize("S", [None, 7], ids=["rows", "slots"])
 @parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_is_the_three_operators(dtype, S):
-    inputs, apart = fused_inputs(S=S, dtype=dtype), fused_inputs(S=S, dtype=dtype)
+def test_is_the_three_operators(dtype, S, device):
+    inputs, apart = (fused_inputs(S=S, dtype=dtype, device=device) for _ in range(2))
     out = multi_scale_retention_step(**inputs, eps=EPS)
     q, k = rotary(*(apart[n] for n in ("q", "k", "positions", "frequencies")))
     rest = (apart["v"], apart["log_decay"], apart["state"])
@@ -129,10 +129,10 @@ def test_any_shape_and_slots(B, H, pairs, Dv, norm, style, permutation, skipped)
 
 
 @parametrize("slots", [[-1, 2, -5], [-1, -1, -1]], ids=["some", "none"])
-def test_skipped_rows_are_zero_whatever_they_hold(slots):
+def test_skipped_rows_are_zero_whatever_they_hold(slots, device):
     """Neither bias nor a NaN in a skipped token shows, and no state changes but the used one."""
-    inputs = fused_inputs(S=4)
-    inputs["slots"] = torch.tensor(slots, dtype=INT32)
+    inputs = fused_inputs(S=4, device=device)
+    inputs["slots"] = torch.tensor(slots, dtype=INT32, device=device)
     for b, slot in enumerate(slots):
         for name in ("q", "k", "v", "gate"):
             if slot < 0:
@@ -148,20 +148,20 @@ def test_skipped_rows_are_zero_whatever_they_hold(slots):
 
 @parametrize("S", [None, 3], ids=["rows", "slots"])
 @parametrize(("B", "H"), [(0, 4), (2, 0)])
-def test_empty(B, H, S):
-    out = multi_scale_retention_step(**fused_inputs(B, H, S=S), eps=EPS)
+def test_empty(B, H, S, device):
+    out = multi_scale_retention_step(**fused_inputs(B, H, S=S, device=device), eps=EPS)
     assert out.shape == (B, H, 12)
 
 
-def test_no_slot_at_all():
-    inputs = fused_inputs(2, S=0)
+def test_no_slot_at_all(device):
+    inputs = fused_inputs(2, S=0, device=device)
     inputs["slots"].fill_(-1)
     out = multi_scale_retention_step(**inputs, eps=EPS)
     assert out.shape == (2, 4, 12) and not out.any()
 
 
-def test_version_of_the_state_goes_up_by_one():
-    inputs = fused_inputs()
+def test_version_of_the_state_goes_up_by_one(device):
+    inputs = fused_inputs(device=device)
     for count in (1, 2):
         multi_scale_retention_step(**inputs, eps=EPS)
         assert inputs["state"]._version == count

@@ -139,9 +139,9 @@ def test_opcheck_gated_group_norm_backward(rank, dtype, mask):
 
 @every_op
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_strides_and_offsets(dtype, op):
+def test_strides_and_offsets(dtype, op, device):
     """Every input with gaps, at an odd offset; and every one with a strided last dimension."""
-    inputs = op.make(dtype=dtype)
+    inputs = op.make(dtype=dtype, device=device)
     gaps = {name: strided(x) for name, x in inputs.items()}
     turned = {n: x.mT.contiguous().mT if x.dim() > 1 else x for n, x in inputs.items()}
     expected = op(**{name: x.clone() for name, x in inputs.items()})
@@ -181,9 +181,9 @@ def test_expanded_tokens_of_a_step(op):
 
 
 @every_op
-def test_outputs_share_no_memory_with_inputs(op):
+def test_outputs_share_no_memory_with_inputs(op, device):
     for dtype in (torch.float32, torch.float64):
-        inputs = op.make(dtype=dtype)
+        inputs = op.make(dtype=dtype, device=device)
         pointers = {x.untyped_storage().data_ptr() for x in inputs.values()}
         outputs = op(**inputs)[: -1 if op.is_step else None]
         assert pointers.isdisjoint(x.untyped_storage().data_ptr() for x in outputs)
@@ -191,8 +191,8 @@ def test_outputs_share_no_memory_with_inputs(op):
 
 
 @every_op
-def test_the_inputs_are_left_alone(op):
-    inputs = op.make(dtype=torch.float32)
+def test_the_inputs_are_left_alone(op, device):
+    inputs = op.make(dtype=torch.float32, device=device)
     before = {name: x.clone() for name, x in inputs.items()}
     op(**inputs)
     changed = {name for name, x in inputs.items() if not torch.equal(x, before[name])}
@@ -201,10 +201,11 @@ def test_the_inputs_are_left_alone(op):
 
 @every_op
 @parametrize("dtype", DTYPES, ids=str)
-def test_run_to_run(dtype, op):
+def test_run_to_run(dtype, op, device):
     results = []
     for _ in range(2):
-        inputs = op.make(dtype=dtype) if op.is_step else ask(op.make(dtype=dtype))
+        inputs = op.make(dtype=dtype, device=device)
+        inputs = inputs if op.is_step else ask(inputs)
         outputs = op(**inputs)
         results.append([*outputs, *([] if op.is_step else all_grads(outputs, inputs).values())])
     assert equal(*results)

@@ -35,8 +35,8 @@ def test_against_the_definition(dtype, S, device):
 
 
 @parametrize("scale", [1.0, -0.3, 0.0])
-def test_scale(scale):
-    check(step_inputs(), scale)
+def test_scale(scale, device):
+    check(step_inputs(device=device), scale)
 
 
 @settings(deadline=None, max_examples=60, derandomize=True)
@@ -90,10 +90,10 @@ def test_long_decay_does_not_drift():
 
 
 @parametrize("S", [None, 5], ids=["rows", "slots"])
-def test_gamma_zero_forgets_even_nan(S):
-    inputs = step_inputs(S=S, log_decay=[-math.inf] * 4)
+def test_gamma_zero_forgets_even_nan(S, device):
+    inputs = step_inputs(S=S, log_decay=[-math.inf] * 4, device=device)
     if S is not None:
-        inputs["slots"] = torch.tensor([3, 0, 4], dtype=INT32)
+        inputs["slots"] = torch.tensor([3, 0, 4], dtype=INT32, device=device)
     inputs["state"].fill_(math.nan)
     out = retention_step(**inputs)
     state = inputs["state"] if S is None else inputs["state"][inputs["slots"].long()]
@@ -103,10 +103,10 @@ def test_gamma_zero_forgets_even_nan(S):
     torch.testing.assert_close(out, expected, rtol=1e-13, atol=1e-13)
 
 
-def test_poison_stays_in_its_row():
-    clean, dirty = step_inputs(S=5), step_inputs(S=5)
+def test_poison_stays_in_its_row(device):
+    clean, dirty = (step_inputs(S=5, device=device) for _ in range(2))
     for inputs in (clean, dirty):
-        inputs["slots"] = torch.tensor([3, 0, 1], dtype=INT32)
+        inputs["slots"] = torch.tensor([3, 0, 1], dtype=INT32, device=device)
     dirty["state"][[2, 3, 4]] = math.nan
     dirty["v"][0] = math.inf
     outs = [retention_step(**inputs) for inputs in (clean, dirty)]
@@ -126,18 +126,18 @@ LAYOUTS = {
 
 @parametrize("S", [None, 7], ids=["rows", "slots"])
 @parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_state_of_any_strides(layout, S):
-    inputs, expected = step_inputs(S=S), step_inputs(S=S)
+def test_state_of_any_strides(layout, S, device):
+    inputs, expected = (step_inputs(S=S, device=device) for _ in range(2))
     inputs["state"] = state = layout(inputs["state"])
     out = retention_step(**inputs)
     assert torch.equal(out, retention_step(**expected))
     assert torch.equal(state, expected["state"])
 
 
-def test_what_surrounds_the_state_is_left_alone():
-    wide = torch.randn(3, 4, 10, 14, dtype=torch.float64)
+def test_what_surrounds_the_state_is_left_alone(device):
+    wide = torch.randn(3, 4, 10, 14, dtype=torch.float64, device=device)
     before = wide.clone()
-    inputs = step_inputs()
+    inputs = step_inputs(device=device)
     inputs["state"] = wide[:, :, 1:9, 1:13]
     retention_step(**inputs)
     assert not torch.equal(wide, before)
@@ -180,8 +180,8 @@ def test_slots(slots, dtype, device):
     assert torch.equal(inputs["state"], expected_state)
 
 
-def test_no_slot_at_all():
-    inputs = step_inputs(2, S=0)
+def test_no_slot_at_all(device):
+    inputs = step_inputs(2, S=0, device=device)
     inputs["slots"].fill_(-1)
     out = retention_step(**inputs)
     assert out.shape == (2, 4, 12) and not out.any()
@@ -189,16 +189,16 @@ def test_no_slot_at_all():
 
 @parametrize("S", [None, 3], ids=["rows", "slots"])
 @parametrize(("B", "H"), [(0, 4), (2, 0), (0, 0)])
-def test_empty(B, H, S):
-    inputs = step_inputs(B, H, S=S)
+def test_empty(B, H, S, device):
+    inputs = step_inputs(B, H, S=S, device=device)
     before = inputs["state"].clone()
     out = retention_step(**inputs)
     assert out.shape == (B, H, 12) and torch.equal(inputs["state"], before)
 
 
 @parametrize("slots", [False, True], ids=["rows", "slots"])
-def test_version_of_the_state_goes_up_by_one(slots):
-    inputs = step_inputs(S=7 if slots else None)
+def test_version_of_the_state_goes_up_by_one(slots, device):
+    inputs = step_inputs(S=7 if slots else None, device=device)
     for count in range(1, 4):
         retention_step(**inputs)
         assert inputs["state"]._version == count

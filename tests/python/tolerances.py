@@ -36,6 +36,16 @@ def errors(actual: Tensor, reference: Tensor) -> tuple[float, float]:
     return whole.item(), worst.item()
 
 
+def assert_as_good_as_composite(
+    actual: Tensor, composite: Tensor, reference: Tensor, name: str = "output"
+) -> None:
+    """A kernel's error over the whole tensor is at most twice that of the composite, which took
+    the same rounded inputs."""
+    reference = reference.detach().cpu()
+    (mine, _), (yardstick, _) = (errors(x.cpu(), reference) for x in (actual, composite))
+    assert mine <= 2 * yardstick, f"{name}: error {mine:.2e}, the composite's is {yardstick:.2e}"
+
+
 def assert_close_to_reference(
     actual: Tensor,
     reference: Tensor,
