@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A RetNet that learns Python's standard library byte by byte, for about two minutes."""
+"""A RetNet that learns Python's standard library byte by byte: train_minimal.py [STEPS]"""
 
 import math
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from retnet.config import RetNetConfig
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
 
-STEPS, BATCH, LENGTH, RATE = 600, 8, 256, 4e-3
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600  # about two minutes
+BATCH, LENGTH, RATE = 8, 256, 4e-3
 
 files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 text = torch.frombuffer(bytearray(b"".join(map(Path.read_bytes, files))), dtype=torch.uint8)
@@ -21,7 +23,6 @@ torch.manual_seed(0)
 model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
 optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
 schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=0.05)
-
 for step in range(STEPS):
     starts = torch.randint(len(text) - LENGTH, (BATCH, 1))
     ids = text[starts + torch.arange(LENGTH)].long()  # [B, T]; one byte is one token

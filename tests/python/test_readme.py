@@ -3,6 +3,8 @@
 are targets of the Makefile and run by CI."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,9 @@ def test_commands_are_run_by_ci():
     assert commands - run_by_ci == {"ctest", "pytest", "bench", "gpu-wheels"}
 
 
-def test_minimal_example_is_short():
-    code = (ROOT / "examples/train_minimal.py").read_text().splitlines()
-    assert len(code) <= 40
+def test_minimal_example_is_short_and_learns():
+    example = ROOT / "examples/train_minimal.py"
+    assert len(example.read_text().splitlines()) <= 40
+    printed = subprocess.check_output([sys.executable, str(example), "21"], text=True)
+    bits = [float(x) for x in re.findall(r"([0-9.]+) bits/byte", printed)]
+    assert len(bits) == 2 and bits[0] > 7 and bits[1] < 4.5
