@@ -10,38 +10,63 @@ import sys
 from pathlib import Path
 
 MAX_LINES = 500
-# (files, what their #include lines must not name, why)
+INCLUDE = r'\s*#\s*include\s*[<"]'
+# (files, what none of their lines must be, why)
 RULES = [
-    (r"kernels/", r"torch|ATen|c10|pybind11", "kernels know pointers, strides and a stream only"),
-    (r"csrc/(?!ops/cuda/)", r"kernels/", "only csrc/ops/cuda calls kernels"),
-    (r"csrc/ops/", r"nn/|torch/torch\.h|torch/extension\.h", "operators stand below modules"),
-    (r"csrc/(?!bindings/)", r"pybind11|Python\.h|torch/extension\.h", "C++ works without Python"),
+    (
+        r"kernels/",
+        INCLUDE + r"(torch|ATen|c10|pybind11)",
+        "kernels know pointers, strides and a stream only",
+    ),
+    (
+        r"(?!kernels/|csrc/ops/cuda/|tests/kernels/|tests/simt/)",
+        INCLUDE + r"kernels/",
+        "only csrc/ops/cuda and the kernels' tests call kernels",
+    ),
+    (
+        r"kernels/(?!prim/)|csrc/",
+        r".*\b(asm|__asm__)\b\s*(volatile|\()|\s*#\s*(if|ifdef|ifndef|elif)\b",
+        "PTX and conditional code stand in kernels/prim only",
+    ),
+    (
+        r"csrc/ops/",
+        INCLUDE + r"(nn/|torch/torch\.h|torch/extension\.h)",
+        "operators stand below modules",
+    ),
+    (
+        r"csrc/(?!bindings/)",
+        INCLUDE + r"(pybind11|Python\.h|torch/extension\.h)",
+        "C++ works without Python",
+    ),
 ]
 SOURCES = re.compile(r"\.(h|cpp|cu|cuh|cu\.in|py|sh|cmake)$|(^|/)(CMakeLists\.txt|Makefile)$")
 
 
-def breaches() -> list[str]:
-    """One line for each breach of a rule among the files that git tracks or would track."""
+def breaches(name: str, lines: list[str]) -> list[str]:
+    """One line for each breach of a rule by the file ``name``."""
     found = []
-    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.check_output(listed, text=True).split():
-        if not SOURCES.search(name) or not Path(name).exists():
-            continue
-        lines = Path(name).read_text().splitlines()
-        if len(lines) > MAX_LINES:
-            found.append(f"{name}: {len(lines)} lines, the limit is {MAX_LINES}")
-        if not any("SPDX-License-Identifier: Apache-2.0" in line for line in lines[:3]):
-            found.append(f"{name}: no SPDX line at the top")
-        for files, forbidden, why in RULES:
-            if not re.match(files, name):
-                continue
+    if len(lines) > MAX_LINES:
+        found.append(f"{name}: {len(lines)} lines, the limit is {MAX_LINES}")
+    if not any("SPDX-License-Identifier: Apache-2.0" in line for line in lines[:3]):
+        found.append(f"{name}: no SPDX line at the top")
+    for files, forbidden, why in RULES:
+        if re.match(files, name):
             for number, line in enumerate(lines, 1):
-                if re.match(rf'\s*#\s*include\s*[<"]({forbidden})', line):
+                if re.match(forbidden, line):
                     found.append(f"{name}:{number}: {line.strip()}: {why}")
     return found
 
 
+def sources() -> list[str]:
+    """The source files that git tracks or would track."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.check_output(listed, text=True).split()
+    return [name for name in names if SOURCES.search(name) and Path(name).exists()]
+
+
 if __name__ == "__main__":
-    problems = breaches()
+    problems = [
+        x for name in sources() for x in breaches(name, Path(name).read_text().splitlines())
+    ]
     print("\n".join(problems) or "layers: no breach")
     sys.exit(bool(problems))

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tools/layers.py finds a breach of each rule, and none where the rule lets a file be."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from layers import breaches
+
+SPDX = "// SPDX-License-Identifier: Apache-2.0"
+ASM = '  asm volatile("bar.sync 0;");'
+KERNEL = '#include "kernels/norm/column_sum.h"'
+
+BREACHES = [
+    ("kernels/norm/x.cuh", "#include <torch/library.h>"),
+    ("kernels/prim/x.cuh", "#include <ATen/core/Tensor.h>"),
+    ("kernels/norm/x.cu.in", "# include <c10/cuda/CUDAStream.h>"),
+    ("csrc/ops/x.cpp", KERNEL),
+    ("csrc/ops/composite/x.cpp", KERNEL),
+    ("csrc/bindings/module.cpp", KERNEL),
+    ("tests/cpp/x.cpp", KERNEL),
+    ("examples/app/main.cpp", KERNEL),
+    ("kernels/norm/x.cuh", ASM),
+    ("kernels/norm/x.cuh", "  asm("),
+    ("csrc/ops/cuda/x.cpp", ASM),
+    ("kernels/norm/x.cuh", "#ifdef RETNET_EMULATE"),
+    ("kernels/norm/x.cuh", "#ifndef __CUDA_ARCH__"),
+    ("kernels/norm/x.cuh", "  # if __CUDA_ARCH__ >= 900"),
+    ("csrc/ops/x.cpp", "#if defined(USE_CUDA)"),
+    ("csrc/ops/x.cpp", '#include "nn/retnet.h"'),
+    ("csrc/ops/x.h", "#include <torch/torch.h>"),
+    ("csrc/nn/x.h", "#include <torch/extension.h>"),
+    ("csrc/version.cpp", "#include <Python.h>"),
+]
+ALLOWED = [
+    ("kernels/norm/x.cuh", KERNEL),
+    ("csrc/ops/cuda/x.cpp", KERNEL),
+    ("tests/kernels/x.cpp", KERNEL),
+    ("tests/simt/x.cpp", '#include "kernels/prim/prim.cuh"'),
+    ("kernels/prim/x.cuh", ASM),
+    ("kernels/prim/x.cuh", "#ifdef RETNET_EMULATE"),
+    ("kernels/norm/x.cuh", "// asm, #if and torch are for others"),
+    ("csrc/ops/cuda/x.cpp", "#include <torch/library.h>"),
+    ("csrc/bindings/module.cpp", "#include <torch/extension.h>"),
+]
+
+
+@pytest.mark.parametrize(("name", "line"), BREACHES)
+def test_breach(name, line):
+    (found,) = breaches(name, [SPDX, line])
+    assert found.startswith(f"{name}:2: {line.strip()}: ")
+
+
+@pytest.mark.parametrize(("name", "line"), ALLOWED)
+def test_allowed(name, line):
+    assert breaches(name, [SPDX, line]) == []
+
+
+def test_licence_and_length():
+    assert breaches("x.py", ["import torch"]) == ["x.py: no SPDX line at the top"]
+    assert breaches("x.py", [SPDX] * 500) == []
+    assert breaches("x.py", [SPDX] * 501) == ["x.py: 501 lines, the limit is 500"]
