@@ -239,6 +239,22 @@ def test_packed_is_each_alone(dtype, form, device):
 
 @parametrize("form", FORMS)
 @parametrize("poison", [math.nan, math.inf])
+def test_poison_in_one_row_stays_there(poison, form, device):
+    results = []
+    for value in (1.0, poison):
+        inputs = make_inputs(3, 70, dtype=torch.bfloat16, device=device)
+        for name in ["q", "k", "v", "initial_state"]:
+            inputs[name][1] = value
+        inputs = require_grad(inputs)
+        outputs = retention(**inputs, form=form)
+        found = {**grads(outputs, inputs), "out": outputs[0], "state": outputs[1]}
+        results.append({n: x[[0, 2]] for n, x in found.items() if n != "log_decay"})
+    for name, x in results[0].items():
+        assert torch.equal(x, results[1][name]), name
+
+
+@parametrize("form", FORMS)
+@parametrize("poison", [math.nan, math.inf])
 def test_poison_in_one_packed_sequence_stays_there(poison, form, device):
     cu_seqlens = torch.tensor([0, 70, 140, 200], dtype=torch.int32, device=device)
     clean = require_grad(make_inputs(1, 200, dtype=torch.bfloat16, device=device, num_states=3))
