@@ -14,7 +14,7 @@ ENTRY = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<arch>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers",
+    r"Used (?P<registers>\d+) registers(?:[^\n]*?(?P<shared>\d+) bytes smem)?",
     re.DOTALL,
 )
 
@@ -48,10 +48,20 @@ def demangle(names: list[str]) -> dict[str, str]:
     return dict(zip(names, short, strict=True))
 
 
+def read(folder: Path) -> list[re.Match[str]]:
+    """What `record` kept under `folder`: a match of ENTRY for each kernel and architecture."""
+    files = sorted(folder.rglob("*.ptxas"))
+    return [m for file in files for m in ENTRY.finditer(file.read_text())]
+
+
+def spills(entry: re.Match[str]) -> int:
+    """Bytes of local memory that a kernel has, stores or loads."""
+    return sum(int(entry[key]) for key in ("stack", "stores", "loads"))
+
+
 def print_table(folder: Path) -> int:
     """Print the table of what `record` kept under `folder`; the exit status."""
-    files = sorted(folder.rglob("*.ptxas"))
-    entries = [m for file in files for m in ENTRY.finditer(file.read_text())]
+    entries = read(folder)
     if not entries:
         print(f"no ptxas output under {folder}", file=sys.stderr)
         return 1
@@ -62,14 +72,14 @@ def print_table(folder: Path) -> int:
     for mangled, name in sorted(names.items(), key=lambda item: item[1]):
         registers = {m["arch"]: m["registers"] for m in entries if m["name"] == mangled}
         print(f"{name:{width}} " + " ".join(f"{registers.get(a, '-'):>6}" for a in archs))
-    spills = [m for m in entries if any(int(m[key]) for key in ("stack", "stores", "loads"))]
-    for m in spills:
+    spilling = [m for m in entries if spills(m)]
+    for m in spilling:
         print(
             f"SPILL {names[m['name']]} sm_{m['arch']}: {m['stack']} bytes of stack, "
             f"{m['stores']} stored, {m['loads']} loaded"
         )
-    print(f"{len(names)} kernels, {len(entries)} compilations, {len(spills)} with local memory")
-    return 1 if spills else 0
+    print(f"{len(names)} kernels, {len(entries)} compilations, {len(spilling)} with local memory")
+    return 1 if spilling else 0
 
 
 if __name__ == "__main__":

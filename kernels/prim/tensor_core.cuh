@@ -142,6 +142,10 @@ RETNET_DEVICE float opaque(float x) {
   asm volatile("" : "+f"(x));
   return x;
 }
+RETNET_DEVICE uint32_t opaque(uint32_t x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
 RETNET_DEVICE float expm1(float x) { return expm1f(x); }
 
 // As launch above, with a grid of up to three dimensions and `shared_bytes` of dynamic shared

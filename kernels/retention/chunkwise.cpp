@@ -49,8 +49,8 @@ bool chunkwise_aligned(const RetentionOperand& operand, const ChunkwiseParams& p
 }
 
 bool chunkwise_wide(const ChunkwiseParams& params) {
-  return aligned(params.readout, params, 16) && aligned(params.key, params, 16) &&
-         aligned(params.value, params, 16);
+  return params.inner % 8 == 0 && params.outer % 8 == 0 && aligned(params.readout, params, 16) &&
+         aligned(params.key, params, 16) && aligned(params.value, params, 16);
 }
 
 ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& device, int64_t chunk,

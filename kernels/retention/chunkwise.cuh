@@ -45,9 +45,16 @@ namespace retnet::kernels {
 // units of a row change places with the row, so that the same unit of 8 rows lies in 8 different
 // banks.
 template <int kColumns>
-RETNET_DEVICE uint32_t swizzled(int row, int unit) {
-  constexpr int kUnits = kColumns / 8 < 8 ? kColumns / 8 : 8;
+RETNET_DEVICE uint32_t swizzled(uint32_t row, uint32_t unit) {
+  constexpr uint32_t kUnits = kColumns / 8 < 8 ? kColumns / 8 : 8;
   return row * kColumns * 2 + ((unit ^ (row * kUnits / 8 % kUnits)) << 4);
+}
+
+// From a swizzled address in the first 16 columns to the same row's k-th 16 columns. The swizzle
+// changes the address inside 128 bytes alone, which leaves most of the step to the instruction's
+// immediate offset.
+RETNET_DEVICE uint32_t step_columns(uint32_t address, int k) {
+  return (address ^ (k % 4 * 32)) + k / 4 * 128;
 }
 
 template <DType kDtype, int kTile>
@@ -67,25 +74,24 @@ class ChunkwiseBlock {
   static constexpr int kKeys = kChunk * kInnerRow;  // behind the readout tile
   static constexpr int kValues = kKeys + 2 * kChunk * kInnerRow;
   static constexpr int kScores = kValues + 2 * kChunk * kSliceRow;
-  static_assert(kScores + kChunk * kChunkRow == kShape.shared_bytes());
+  static constexpr int kWeights = kScores + kChunk * kChunkRow;
+  static_assert(kWeights + 2 * kChunk * 4 == kShape.shared_bytes());
 
  public:
-  // `wide`: every row of every operand starts at a multiple of 16 bytes.
+  // `wide`: copies of 16 bytes (chunkwise_wide), else of 8.
   RETNET_DEVICE ChunkwiseBlock(const ChunkwiseParams& params, ChunkwisePhase phase,
-                               int64_t segment_length, bool wide, unsigned char* shared)
+                               int segment_length, bool wide, unsigned char* shared)
       : p_(params), phase_(phase), wide_(wide), shared_(shared), sReadout_(prim::smem_u32(shared)) {
     const uint32_t slices = static_cast<uint32_t>((p_.outer + kSlice - 1) / kSlice);
     const uint32_t heads = static_cast<uint32_t>(p_.heads);
     const uint32_t row_and_head = blockIdx.x / slices;
     const uint32_t row = row_and_head / heads;
     column_ = static_cast<int>(blockIdx.x - row_and_head * slices) * kSlice;
-    head_ = static_cast<int>(row_and_head - row * heads);
-    segment_ = find_segment(p_, row, segment_length);
-    const int64_t state_size = p_.inner * p_.outer;
-    row_state_ = static_cast<int64_t>(row_and_head) * state_size;
-    sequence_state_ = (segment_.sequence * p_.heads + head_) * state_size;
-    warp_ = static_cast<int>(threadIdx.x) / 32;
-    lane_ = static_cast<int>(threadIdx.x) % 32;
+    row_ = static_cast<int>(row);
+    segment_ = find_segment(p_, row_, segment_length);
+    warp_ = threadIdx.x / 32;
+    lane_ = threadIdx.x % 32;
+    head_ = row_and_head - row * heads;
   }
 
   RETNET_DEVICE void run() {
@@ -97,6 +103,7 @@ class ChunkwiseBlock {
     Decay decay(p_.log_decay_ptr[head_]);
     const float full_chunk = decay.power_minus_one(kChunk);
     const bool local = phase_ == ChunkwisePhase::kLocal;
+    store_weights(decay);
     load_state(decay);
     if (segment_.length > 0) {
       load_keys_and_values(0, 0);
@@ -106,7 +113,12 @@ class ChunkwiseBlock {
     for (int start = 0; start < segment_.length; start += kChunk) {
       const int length = prim::min(kChunk, segment_.length - start);
       const bool last = start + kChunk >= segment_.length;
-      decay.log2 = prim::opaque(decay.log2);  // hundreds of powers would be kept in registers
+      // What follows from these, powers and addresses, is worked out in each chunk: kept from one to
+      // the next it would take more registers than there are.
+      decay.log2 = prim::opaque(decay.log2);
+      lane_ = prim::opaque(lane_);
+      warp_ = prim::opaque(warp_);
+      head_ = prim::opaque(head_);
       prim::cp_async_wait<0>();
       prim::sync_block();
       if (!last) load_keys_and_values(start + kChunk, stage ^ 1);
@@ -116,15 +128,15 @@ class ChunkwiseBlock {
         prim::sync_block();
         if (!last) load_readout(start + kChunk);
       }
-      decay_state(decay, length == kChunk ? full_chunk : decay.power_minus_one(length));
-      add_values(stage, length, decay);
+      decay_state(length == kChunk ? full_chunk : decay.power_minus_one(length));
+      // With gamma = 0 the state stays zero, whatever it would be multiplied by, up to the last chunk.
+      add_values(stage, length, last || !decay.forget);
       if (!local) store_out(start, length);
       stage ^= 1;
     }
-    if (local) {
-      store_state(p_.workspace_ptr + row_state_);
-    } else if (segment_.last) {
-      store_state(p_.final_state_ptr + sequence_state_);
+    if (local || segment_.last) {
+      store_state(local ? state_of(p_.workspace_ptr, row_)
+                        : state_of(p_.final_state_ptr, segment_.sequence));
     }
   }
 
@@ -135,27 +147,28 @@ class ChunkwiseBlock {
   RETNET_DEVICE void load_tile(uint32_t dst, const RetentionOperand& operand, int start, int column,
                                int64_t columns) const {
     constexpr int kUnits = kColumns / 8, kStep = kThreads / kUnits;
-    const int unit = static_cast<int>(threadIdx.x) % kUnits;
-    const int first = static_cast<int>(threadIdx.x) / kUnits;
-    const int bytes =
-        prim::min(16, prim::max(0, 2 * (static_cast<int>(columns) - column) - 16 * unit));
-    const char* base = static_cast<const char*>(operand.ptr);
-    const char* src = base + 2 * (segment_.batch * operand.stride_b + head_ * operand.stride_h +
-                                  (segment_.start + start + first) * operand.stride_t + column) +
-                      16 * unit;
+    const int unit = static_cast<int>((32 * warp_ + lane_) % kUnits);
+    const int first = static_cast<int>((32 * warp_ + lane_) / kUnits);
+    const char* src = static_cast<const char*>(operand.ptr) + 16 * unit +
+                      2 * (segment_.batch * operand.stride_b + head_ * operand.stride_h +
+                           int64_t{segment_.start + start + first} * operand.stride_t + column);
     const int64_t step = 2 * kStep * operand.stride_t;
     const uint32_t to = dst + swizzled<kColumns>(first, unit);
     const int rows = segment_.length - start - first;
-    RETNET_UNROLL
-    for (int i = 0; i < kChunk / kStep; ++i, src += step) {
-      const int valid = i * kStep < rows ? bytes : 0;
-      const char* from = valid > 0 ? src : base;
-      if (wide_) {
-        prim::cp_async<16>(to + i * kStep * kColumns * 2, from, valid);
-      } else {
-        prim::cp_async<8>(to + i * kStep * kColumns * 2, from, prim::min(valid, 8));
-        prim::cp_async<8>(to + i * kStep * kColumns * 2 + 8, valid > 8 ? from + 8 : base,
-                          prim::max(valid - 8, 0));
+    const int left =
+        static_cast<int>(columns) - column - 8 * unit;  // elements from the unit's first
+    if (wide_) {
+      RETNET_UNROLL
+      for (int i = 0; i < kChunk / kStep; ++i, src += step) {
+        const bool inside = left > 0 && i * kStep < rows;
+        prim::cp_async<16>(to + i * kStep * kColumns * 2, src, inside ? 16 : 0);
+      }
+    } else {
+      RETNET_UNROLL_BY(1)
+      for (int i = 0; i < kChunk / kStep; ++i, src += step) {
+        const bool inside = i * kStep < rows;
+        prim::cp_async<8>(to + i * kStep * kColumns * 2, src, inside && left > 0 ? 8 : 0);
+        prim::cp_async<8>(to + i * kStep * kColumns * 2 + 8, src + 8, inside && left > 4 ? 8 : 0);
       }
     }
   }
@@ -176,50 +189,72 @@ class ChunkwiseBlock {
     return sReadout_ + kValues + stage * kChunk * kSliceRow;
   }
 
-  // Element (row of I, column of O) of state_[n][e].
-  RETNET_DEVICE int state_row(int n, int e) const { return 8 * n + lane_ % 4 * 2 + e % 2; }
-  RETNET_DEVICE int state_column(int e) const {
-    return column_ + 16 * warp_ + lane_ / 4 + e / 2 * 8;
+  // gamma^(length - 1 - j) of each position j in a full chunk and in the last one; 0 past its end.
+  RETNET_DEVICE void store_weights(const Decay& decay) const {
+    auto* weights = reinterpret_cast<float*>(shared_ + kWeights);
+    for (int i = static_cast<int>(threadIdx.x); i < 2 * kChunk; i += kThreads) {
+      const int length = i < kChunk ? kChunk : segment_.length % kChunk;
+      const int left = length - 1 - i % kChunk;
+      weights[i] = left >= 0 ? decay.power(static_cast<float>(left)) : 0.0f;
+    }
+  }
+
+  // Of an accumulator: row of elements 0 and 1 (8 more: 2 and 3), column of elements 0 and 2 (1 more:
+  // 1 and 3).
+  RETNET_DEVICE int lane_row() const { return static_cast<int>(lane_ / 4); }
+  RETNET_DEVICE int lane_pair() const { return static_cast<int>(lane_ % 4 * 2); }
+  // First of the warp's columns of O.
+  RETNET_DEVICE int warp_column() const { return column_ + 16 * static_cast<int>(warp_); }
+
+  // Calls f(state_[n][e], its offset in a state [I, O]) for what lies inside.
+  template <class F>
+  RETNET_DEVICE void for_each_state(const F& f) {
+    const int64_t outer = p_.outer;
+    int i = lane_pair();  // row of I of e = 0 and 2
+    const int o = warp_column() + lane_row();
+    int64_t offset = i * outer + o;
+    RETNET_UNROLL
+    for (int n = 0; n < kInner / 8; ++n, i += 8, offset += 8 * outer) {
+      RETNET_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const bool inside = i + e % 2 < p_.inner && o + e / 2 * 8 < outer;
+        if (inside) f(state_[n][e], offset + e % 2 * outer + e / 2 * 8);
+      }
+    }
+  }
+
+  // This head's state in row `row` of states [.., H, I, O].
+  template <class T>
+  RETNET_DEVICE T* state_of(T* states, int row) const {
+    return states + (static_cast<int64_t>(row) * p_.heads + head_) * p_.inner * p_.outer;
   }
 
   RETNET_DEVICE void load_state(const Decay& decay) {
     const float* src = nullptr;
     if (phase_ == ChunkwisePhase::kFused) {
-      src = p_.workspace_ptr + row_state_;
+      src = state_of(p_.workspace_ptr, row_);
     } else if (phase_ == ChunkwisePhase::kWhole && p_.initial_state_ptr != nullptr) {
-      src = p_.initial_state_ptr + sequence_state_;
+      src = state_of(p_.initial_state_ptr, segment_.sequence);
     }
-    const bool given = src != nullptr && !decay.forget;
     RETNET_UNROLL
     for (int n = 0; n < kInner / 8; ++n) {
       RETNET_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int i = state_row(n, e), o = state_column(e);
-        const bool inside = i < p_.inner && o < p_.outer;
-        state_[n][e] = given && inside ? src[i * p_.outer + o] : 0.0f;
-      }
+      for (int e = 0; e < 4; ++e) state_[n][e] = 0;
     }
+    if (src == nullptr || decay.forget) return;
+    for_each_state([&](float& value, int64_t offset) { value = src[offset]; });
   }
 
-  RETNET_DEVICE void store_state(float* dst) const {
-    RETNET_UNROLL
-    for (int n = 0; n < kInner / 8; ++n) {
-      RETNET_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int i = state_row(n, e), o = state_column(e);
-        if (i < p_.inner && o < p_.outer) dst[i * p_.outer + o] = state_[n][e];
-      }
-    }
+  RETNET_DEVICE void store_state(float* dst) {
+    for_each_state([&](const float& value, int64_t offset) { dst[offset] = value; });
   }
 
-  // Column of key tiles x of this warp; the second one balances the first, since only the tiles on
-  // and below the diagonal are computed.
+  // This warp's scores: key tile of column x, first row tile.
   RETNET_DEVICE int key_tile(int x) const {
-    return x == 0 ? warp_ % kKeyTiles : kKeyTiles - 1 - warp_;
+    return static_cast<int>(warp_ % kKeyTiles) + x * kWarps;
   }
-  // Whether this warp computes the scores of row tile r and column x.
-  RETNET_DEVICE bool has_scores(int r, int x) const {
-    return r >= key_tile(x) / 2 && (kScoreGroups == 1 || r / kScoreRows == warp_ / kKeyTiles);
+  RETNET_DEVICE int first_row_tile() const {
+    return static_cast<int>(warp_ / kKeyTiles) * kScoreRows;
   }
 
   // out = a S and the scores a b^T, in one pass over I.
@@ -237,7 +272,6 @@ class ChunkwiseBlock {
         for (int e = 0; e < 4; ++e) score_[x][r][e] = 0;
       }
     }
-    // Steps in I change bits of the address that its row leaves alone.
     const uint32_t sA = sReadout_ + swizzled<kInner>(lane_ % 16, lane_ / 16);
     const uint32_t sB = keys(stage) + swizzled<kInner>(lane_ % 8, lane_ / 8);
     uint32_t b[kScoreColumns][4];  // of two steps
@@ -246,7 +280,7 @@ class ChunkwiseBlock {
       if (k % 2 == 0) {
         RETNET_UNROLL
         for (int x = 0; x < kScoreColumns; ++x) {
-          prim::ldmatrix_x4(b[x], (sB ^ (k * 32)) + key_tile(x) * 8 * kInnerRow);
+          prim::ldmatrix_x4(b[x], step_columns(sB, k) + key_tile(x) * 8 * kInnerRow);
         }
       }
       uint32_t s[2][2];
@@ -258,17 +292,24 @@ class ChunkwiseBlock {
               state_[2 * k + i][2 * half], state_[2 * k + i][2 * half + 1]));
         }
       }
+      uint32_t a[kRowTiles][4];
       RETNET_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
-        uint32_t a[4];
-        prim::ldmatrix_x4(a, (sA ^ (k * 32)) + r * 16 * kInnerRow);
-        prim::mma<kDtype>(out_[r][0], a, s[0][0], s[0][1]);
-        prim::mma<kDtype>(out_[r][1], a, s[1][0], s[1][1]);
+        prim::ldmatrix_x4(a[r], step_columns(sA, k) + r * 16 * kInnerRow);
+      }
+      RETNET_UNROLL
+      for (int r = 0; r < kRowTiles; ++r) {
+        prim::mma<kDtype>(out_[r][0], a[r], s[0][0], s[0][1]);
+        prim::mma<kDtype>(out_[r][1], a[r], s[1][0], s[1][1]);
+      }
+      RETNET_UNROLL
+      for (int r = 0; r < kScoreRows; ++r) {
+        if constexpr (kScoreGroups > 1) {
+          prim::ldmatrix_x4(a[r], step_columns(sA, k) + (first_row_tile() + r) * 16 * kInnerRow);
+        }
         RETNET_UNROLL
         for (int x = 0; x < kScoreColumns; ++x) {
-          if (has_scores(r, x)) {
-            prim::mma<kDtype>(score_[x][r % kScoreRows], a, b[x][k % 2 * 2], b[x][k % 2 * 2 + 1]);
-          }
+          prim::mma<kDtype>(score_[x][r], a[r], b[x][k % 2 * 2], b[x][k % 2 * 2 + 1]);
         }
       }
     }
@@ -276,34 +317,37 @@ class ChunkwiseBlock {
 
   // Decays the outputs of the state and the scores, and hands the scores to all warps.
   RETNET_DEVICE void finish_scores(const Decay& decay) {
-    const int group = lane_ / 4, pair = lane_ % 4 * 2;
+    const int group = lane_row(), pair = lane_pair();
+    float weight = decay.power(static_cast<float>(group + 1)) * p_.scale;
+    const float eight_rows = decay.power(8);
     RETNET_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       RETNET_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const float power = decay.power(static_cast<float>(group + 1) + (16 * r + e / 2 * 8));
+      for (int half = 0; half < 2; ++half, weight *= eight_rows) {
         RETNET_UNROLL
-        for (int half = 0; half < 2; ++half) {
-          out_[r][half][e] = decay.forget ? 0.0f : out_[r][half][e] * (power * p_.scale);
+        for (int x = 0; x < 2; ++x) {
+          out_[r][x][2 * half] *= weight;
+          out_[r][x][2 * half + 1] *= weight;
         }
       }
     }
     RETNET_UNROLL
     for (int x = 0; x < kScoreColumns; ++x) {
-      const float first = static_cast<float>(group - pair - 8 * key_tile(x));
+      const int query = 16 * first_row_tile() + group, key = 8 * key_tile(x) + pair;
       RETNET_UNROLL
-      for (int r = 0; r < kRowTiles; ++r) {
-        if (!has_scores(r, x)) continue;
+      for (int r = 0; r < kScoreRows; ++r) {
+        if (query - group + 16 * r + 15 < 8 * key_tile(x))
+          continue;  // no later step reads the tile
         RETNET_UNROLL
         for (int half = 0; half < 2; ++half) {
           float value[2];
           RETNET_UNROLL
           for (int e = 0; e < 2; ++e) {
-            const float distance = first + (16 * r + 8 * half - e);  // query minus key
+            const float distance = static_cast<float>(query - key) + (16 * r + 8 * half - e);
             const float weight = decay.power(distance) * p_.scale;
-            value[e] = distance >= 0 ? score_[x][r % kScoreRows][2 * half + e] * weight : 0.0f;
+            value[e] = distance >= 0 ? score_[x][r][2 * half + e] * weight : 0.0f;
           }
-          const uint32_t offset = swizzled<kChunk>(16 * r + 8 * half + group, key_tile(x));
+          const uint32_t offset = swizzled<kChunk>(query + 16 * r + 8 * half, key_tile(x));
           *reinterpret_cast<uint32_t*>(shared_ + kScores + offset + 2 * pair) =
               prim::pack_pair<kDtype>(value[0], value[1]);
         }
@@ -311,23 +355,22 @@ class ChunkwiseBlock {
     }
   }
 
-  RETNET_DEVICE void decay_state(const Decay& decay, float minus_one) {
+  RETNET_DEVICE void decay_state(float minus_one) {
     RETNET_UNROLL
     for (int n = 0; n < kInner / 8; ++n) {
       RETNET_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        state_[n][e] = decay.forget ? 0.0f : state_[n][e] + state_[n][e] * minus_one;
-      }
+      for (int e = 0; e < 4; ++e) state_[n][e] += state_[n][e] * minus_one;
     }
   }
 
   // out += scores c, and S += b^T (gamma^(length - 1 - j) c_j).
-  RETNET_DEVICE void add_values(int stage, int length, const Decay& decay) {
+  RETNET_DEVICE void add_values(int stage, int length, bool update) {
     const uint32_t sP = sReadout_ + kScores + swizzled<kChunk>(lane_ % 16, lane_ / 16);
     const uint32_t sB = keys(stage) + swizzled<kInner>(lane_ % 16, lane_ / 16);
     const uint32_t sC =
         values(stage) + swizzled<kSlice>(lane_ / 16 * 8 + lane_ % 8, 2 * warp_ + lane_ / 8 % 2);
-    const float last = static_cast<float>(length - 1 - lane_ % 4 * 2);
+    const unsigned char* weights =
+        shared_ + kWeights + (length == kChunk ? 0 : kChunk * 4) + lane_pair() * 4;
     RETNET_UNROLL
     for (int k = 0; k < kRowTiles; ++k) {
       // Tokens 0..7 of the step and columns 0..7 and 8..15 of the warp, then tokens 8..15.
@@ -337,26 +380,28 @@ class ChunkwiseBlock {
         RETNET_UNROLL
         for (int r = k; r < kRowTiles; ++r) {
           uint32_t a[4];
-          prim::ldmatrix_x4(a, (sP ^ (k * 32)) + r * 16 * kChunkRow);
+          prim::ldmatrix_x4(a, step_columns(sP, k) + r * 16 * kChunkRow);
           prim::mma<kDtype>(out_[r][0], a, c[0], c[2]);
           prim::mma<kDtype>(out_[r][1], a, c[1], c[3]);
         }
       }
+      if (!update) continue;
       RETNET_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        float value[2];
-        prim::unpack_pair<kDtype>(c[i], value[0], value[1]);
+      for (int half = 0; half < 2; ++half) {
+        uint32_t weight[2];
+        prim::load(weight, weights + (16 * k + 8 * half) * 4);
         RETNET_UNROLL
-        for (int e = 0; e < 2; ++e) {
-          const float left = last - (16 * k + i / 2 * 8 + e);  // tokens of the chunk that follow
-          value[e] *= left >= 0 ? decay.power(left) : 0.0f;
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          float value[2];
+          prim::unpack_pair<kDtype>(c[i], value[0], value[1]);
+          c[i] = prim::pack_pair<kDtype>(value[0] * prim::word_to_float(weight[0]),
+                                         value[1] * prim::word_to_float(weight[1]));
         }
-        c[i] = prim::pack_pair<kDtype>(value[0], value[1]);
       }
       RETNET_UNROLL
       for (int n = 0; n < kInner / 16; ++n) {
         uint32_t b[4];
-        prim::ldmatrix_x4_t(b, (sB ^ (n * 32)) + k * 16 * kInnerRow);
+        prim::ldmatrix_x4_t(b, step_columns(sB, n) + k * 16 * kInnerRow);
         prim::mma<kDtype>(state_[2 * n], c, b[0], b[1]);
         prim::mma<kDtype>(state_[2 * n + 1], c, b[2], b[3]);
       }
@@ -367,11 +412,11 @@ class ChunkwiseBlock {
   // is even, of the others where it is odd.
   RETNET_DEVICE void store_out(int start, int length) const {
     const bool odd = lane_ % 2 != 0;
-    const int o = column_ + 16 * warp_ + (odd ? 8 : 0) + lane_ % 4 / 2 * 4;
-    const int64_t token = segment_.batch * p_.tokens + segment_.start + start + lane_ / 4;
+    const int o = warp_column() + (odd ? 8 : 0) + lane_pair() / 4 * 4;
+    const int64_t token = segment_.batch * p_.tokens + segment_.start + start + lane_row();
     char* dst = static_cast<char*>(p_.out_ptr) + 2 * ((token * p_.heads + head_) * p_.outer + o);
     const int64_t step = 2 * 8 * p_.heads * p_.outer;
-    const int rows = o < p_.outer ? length - lane_ / 4 : 0;
+    const int rows = o < p_.outer ? length - lane_row() : 0;
     RETNET_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       RETNET_UNROLL
@@ -396,8 +441,9 @@ class ChunkwiseBlock {
   unsigned char* const shared_;
   const uint32_t sReadout_;
   Segment segment_;
-  int64_t row_state_, sequence_state_;  // where their states start
-  int column_, head_, warp_, lane_;
+  int row_;
+  int column_;  // of O, where the slice starts
+  uint32_t head_, warp_, lane_;
 
   float state_[kInner / 8][4];  // S^T: accumulators of 16 columns of O by 8 rows of I
   float out_[kRowTiles][2][4];  // accumulators of 16 tokens by 8 columns of O
@@ -406,8 +452,7 @@ class ChunkwiseBlock {
 
 template <DType kDtype, int kTile>
 __global__ void __launch_bounds__(kChunkwiseTiles[kTile].threads(), 1)
-    chunkwise_kernel(const ChunkwiseParams p, ChunkwisePhase phase, int64_t segment_length,
-                     bool wide) {
+    chunkwise_kernel(const ChunkwiseParams p, ChunkwisePhase phase, int segment_length, bool wide) {
   if constexpr (prim::kHasAsyncMma) {
     RETNET_DYNAMIC_SHARED(shared);
     ChunkwiseBlock<kDtype, kTile>(p, phase, segment_length, wide, shared).run();
@@ -421,8 +466,8 @@ cudaError_t chunkwise_launch(const ChunkwiseParams& params, ChunkwisePhase phase
   const int64_t slices = (params.outer + kShape.slice - 1) / kShape.slice;
   const auto blocks = static_cast<unsigned>(rows * params.heads * slices);
   return prim::launch(chunkwise_kernel<kDtype, kTile>, dim3(blocks), kShape.threads(),
-                      kShape.shared_bytes(), stream, params, phase, segment_length,
-                      chunkwise_wide(params));
+                      kShape.shared_bytes(), stream, params, phase,
+                      static_cast<int>(segment_length), chunkwise_wide(params));
 }
 
 }  // namespace retnet::kernels

@@ -54,10 +54,10 @@ struct ChunkwiseTile {
   int chunk;
 
   constexpr int threads() const { return slice / 16 * 32; }
-  // Tiles of readout (one), key and value (two each, so that the next chunk arrives while this one
-  // is worked on), and scores, of 16-bit elements.
+  // 16-bit tiles of readout (one), key and value (two each, so that the next chunk arrives while this
+  // one is worked on) and scores; fp32 weights of the values in a full chunk and in the last one.
   constexpr size_t shared_bytes() const {
-    return 2 * static_cast<size_t>(chunk) * (3 * inner + 2 * slice + chunk);
+    return static_cast<size_t>(chunk) * (2 * (3 * inner + 2 * slice + chunk) + 2 * 4);
   }
 };
 
@@ -124,7 +124,7 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& params, const DeviceLimits& 
                              int64_t chunk, bool deterministic);
 
 // Whether every row of an operand starts at a multiple of 8 bytes, as the copies to shared memory
-// need it; and whether the rows of all three do at multiples of 16, for wider copies.
+// need it; and whether the rows of all three start and end at multiples of 16, for wider copies.
 bool chunkwise_aligned(const RetentionOperand& operand, const ChunkwiseParams& params);
 bool chunkwise_wide(const ChunkwiseParams& params);
 

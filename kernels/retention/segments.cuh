@@ -10,57 +10,55 @@ namespace retnet::kernels {
 
 // A sequence or a part of one: the tokens start .. start + length - 1 of batch row `batch`.
 struct Segment {
-  int64_t sequence;
-  int64_t batch;
-  int64_t start;
+  int sequence;
+  int batch;
+  int start;
   int length;
   bool last;  // of its sequence, of which an empty one has one too
 };
 
 // Bound n of the packed sequences, whatever the array holds.
-RETNET_DEVICE int64_t packed_bound(const ChunkwiseParams& p, int64_t n) {
-  const int64_t bound = p.cu_seqlens_ptr[n];
-  return bound < 0 ? 0 : bound < p.tokens ? bound : p.tokens;
+RETNET_DEVICE int packed_bound(const ChunkwiseParams& p, int n) {
+  return prim::max(0, prim::min(p.cu_seqlens_ptr[n], static_cast<int>(p.tokens)));
 }
 
 // Tokens before sequence n of packed sequences in batch row 0, or 0; and its length.
-RETNET_DEVICE int64_t first_token(const ChunkwiseParams& p, int64_t n) {
+RETNET_DEVICE int first_token(const ChunkwiseParams& p, int n) {
   return p.cu_seqlens_ptr != nullptr ? packed_bound(p, n) : 0;
 }
-RETNET_DEVICE int64_t sequence_length(const ChunkwiseParams& p, int64_t n) {
-  if (p.cu_seqlens_ptr == nullptr) return p.tokens;
-  const int64_t length = packed_bound(p, n + 1) - packed_bound(p, n);
-  return length > 0 ? length : 0;
+RETNET_DEVICE int sequence_length(const ChunkwiseParams& p, int n) {
+  if (p.cu_seqlens_ptr == nullptr) return static_cast<int>(p.tokens);
+  return prim::max(0, packed_bound(p, n + 1) - packed_bound(p, n));
 }
 
 // Segments of `segment` tokens have a row each, rows of one sequence following each other. Of packed
 // sequences the first row depends on the sequence's own bound alone, which leaves some rows between
 // them without a segment: sequence n has room for length / segment + 1 at least.
-RETNET_DEVICE int64_t first_row(const ChunkwiseParams& p, int64_t n, int64_t segment) {
-  if (p.cu_seqlens_ptr == nullptr) return n * ((p.tokens + segment - 1) / segment);
+RETNET_DEVICE int first_row(const ChunkwiseParams& p, int n, int segment) {
+  if (p.cu_seqlens_ptr == nullptr) return n * ((static_cast<int>(p.tokens) - 1) / segment + 1);
   return packed_bound(p, n) / segment + n;
 }
-RETNET_DEVICE int64_t segment_count(int64_t length, int64_t segment) {
-  return length > segment ? (length + segment - 1) / segment : 1;
+RETNET_DEVICE int segment_count(int length, int segment) {
+  return length > segment ? (length - 1) / segment + 1 : 1;
 }
 
 // The segment in `row`, of length 0 and not the last one where there is none. With `segment` 0 rows
 // are whole sequences.
-RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int64_t row, int64_t segment) {
-  const int64_t batch = p.cu_seqlens_ptr != nullptr ? 0 : row;
+RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int row, int segment) {
+  const bool packed = p.cu_seqlens_ptr != nullptr;
   if (segment == 0) {
-    return {row, batch, first_token(p, row), static_cast<int>(sequence_length(p, row)), true};
+    return {row, packed ? 0 : row, first_token(p, row), sequence_length(p, row), true};
   }
-  int64_t n = 0, end = p.sequences;  // the last sequence that starts at or before the row
+  int n = 0, end = static_cast<int>(p.sequences);  // the last one that starts at or before the row
   while (end - n > 1) {
-    const int64_t middle = (n + end) / 2;
+    const int middle = n + (end - n) / 2;
     (first_row(p, middle, segment) <= row ? n : end) = middle;
   }
-  const int64_t index = row - first_row(p, n, segment);
-  const int64_t left = sequence_length(p, n) - index * segment;
-  const int64_t length = left < 0 ? 0 : left < segment ? left : segment;
-  return {n, p.cu_seqlens_ptr != nullptr ? 0 : n, first_token(p, n) + index * segment,
-          static_cast<int>(length), index + 1 == segment_count(sequence_length(p, n), segment)};
+  const int index = row - first_row(p, n, segment), length = sequence_length(p, n);
+  const int count = segment_count(length, segment);
+  if (index >= count) return {n, 0, 0, 0, false};
+  return {n, packed ? 0 : n, first_token(p, n) + index * segment,
+          prim::min(segment, length - index * segment), index + 1 == count};
 }
 
 // The decay of a head, gamma = exp(log_decay). Where log_decay is positive or NaN every power is NaN.

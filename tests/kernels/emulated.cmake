@@ -29,3 +29,7 @@ foreach(kernel IN ITEMS gated_group_norm chunkwise)
   endif()
   add_test(NAME ${kernel}_emulated_test COMMAND ${kernel}_emulated_test)
 endforeach()
+
+# For `make kernel-report`: prints what the kernels do as JSON.
+add_executable(kernel_counts ${CMAKE_CURRENT_LIST_DIR}/kernel_counts.cpp)
+target_link_libraries(kernel_counts PRIVATE retnet_kernels_emulated retnet_simt retnet_warnings)

@@ -149,6 +149,7 @@ RETNET_DEVICE float ex2(float x) {
   return y < 0x1p-126f ? 0.0f : y;
 }
 RETNET_DEVICE float opaque(float x) { return x; }
+RETNET_DEVICE uint32_t opaque(uint32_t x) { return x; }
 RETNET_DEVICE float expm1(float x) { return std::expm1(x); }
 
 // Launches: kernels take their parameters by value, from a copy that outlives the launch.
