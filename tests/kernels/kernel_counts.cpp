@@ -272,6 +272,7 @@ int print() {
                           .raw("gated_group_norm", list(norm_items))
                           .raw("goals", list(goals))
                           .raw("shared_limits", limits.str())
+                          .number("min_capability", kChunkwiseMinCapability)
                           .str()
                           .c_str());
   return 0;

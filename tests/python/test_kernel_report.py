@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel report finds the main loop and its instructions, and each of its gates can fail."""
+
+import copy
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+import kernel_report as kr  # noqa: E402
+
+NAME = "_ZN6retnet7kernels16chunkwise_kernelILNS0_5DTypeE2ELi3EEEvNS0_15ChunkwiseParamsEib"
+# A loop without mma, the main loop with a smaller loop in it, and the endless one behind the end.
+SASS = f"""
+	code for sm_90a
+		Function : {NAME}
+        /*0000*/                   LDC R1, c[0x0][0x28] ;     /* 0x00000a00ff017b82 */
+                                                              /* 0x000fe20000000800 */
+        /*0010*/                   FADD R2, R2, 1 ;           /* 0x0000000102027421 */
+        /*0020*/               @P0 BRA 0x10 ;                 /* 0x0000000000000947 */
+        /*0030*/                   LDSM.16.M88.4 R4, [R3] ;   /* 0x000000000304783b */
+        /*0040*/              @!PT LDS RZ, [RZ] ;             /* 0x00000000ffff7984 */
+        /*0050*/               @P3 LDGSTS.E.BYPASS.128.ZFILL [R171+0x8000], desc[UR22][R94.64], P3 ;
+        /*0060*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
+        /*0070*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
+        /*0080*/                   BRA.U !UP0, 0x60 ;         /* 0x0000000508147547 */
+        /*0090*/                   IMAD.MOV.U32 R1, RZ, RZ, R2 ;
+        /*00a0*/                   VIADDMNMX R173, R174, 0xfffffff8, RZ, !PT ;
+        /*00b0*/                   F2FP.BF16.F32.PACK_AB R1, R2, R3 ;
+        /*00c0*/                   STL [R1], R2 ;             /* 0x0000000201007387 */
+        /*00d0*/              @!P0 BRA 0x120 ;               /* 0x0000000000008947 */
+        /*00e0*/                   NOP ;                      /* 0x0000000000007918 */
+        /*00f0*/                   BAR.SYNC 0x0 ;             /* 0x0000000000007b1d */
+        /*0100*/              @!P1 BRA 0x30 ;                /* 0x0000000000009947 */
+        /*0110*/                   HMMA.16816.F32.BF16 R4, R8, R2, R4 ;
+        /*0120*/                   BRA 0x120;                 /* 0x0000000000007947 */
+	code for sm_75
+		Function : {NAME}
+        /*0000*/                   EXIT ;                     /* 0x000000000000794d */
+        /*0010*/                   BRA 0x10;                  /* 0x0000000000007947 */
+"""
+ITEM = {
+    "dtype": "bf16",
+    "tile": 3,
+    "shape": "256x128x64",
+    "warps": 8,
+    "chunk": 64,
+    "shared_bytes": 1000,
+    "counted": {"mma": 800, "wavefronts": 1000, "minimum": 1000, "barriers": 2}
+    | {"l2_loaded": 300, "l2_stored": 100, "memory_bytes": 200}
+    | {"ldmatrix": 800, "cp_async": 100, "stores": 50, "loads": 50},
+    "header": {"mma": 800, "wavefronts": 1000, "barriers": 2, "l2_bytes": 400}
+    | {"memory_bytes": 200, "others_per_mma": 4}
+    | {"ldmatrix": 800, "cp_async": 100, "stores": 50, "loads": 50},
+}
+GOAL = {"device": "H100", "architecture": "90a", "multiprocessors": 132, "clock_ghz": 2.0} | {
+    **{"mma_per_cycle": 0.5, "wavefronts_per_cycle": 1, "issue_per_cycle": 4},
+    **{"l2_tbps": 5, "memory_tbps": 2, "l2_bytes": 6000, "memory_bytes": 3000},
+    **{"dtype": "bf16", "inner": 256, "outer": 512, "heads": 32, "tokens": 6400, "tile": 3},
+    **{"blocks": 128, "ns": 1.6},
+}
+NORM = {"direction": "forward", "dtype": "fp32", "value_dim": 8} | {
+    **{"counted": {"memory_bytes": 96}, "header": {"memory_bytes": 96}},
+}
+LOOP = Counter({"HMMA": 100, "LDSM": 100, "integer": 300})
+KERNEL = kr.Kernel("bf16", 3, "90a")
+
+
+def gates(failures: list[kr.Failure]) -> list[str]:
+    return [failure.gate for failure in failures]
+
+
+def test_main_loop() -> None:
+    functions = kr.parse_sass(SASS)
+    assert list(functions) == [("90a", NAME), ("75", NAME)]
+    assert kr.chunkwise_kernel(NAME, "90a") == KERNEL
+    assert kr.chunkwise_kernel(NAME.replace("chunkwise", "gated"), "90a") is None
+    assert kr.main_loop(functions["75", NAME]) == []
+    loop = kr.main_loop(functions["90a", NAME])
+    assert (loop[0].address, loop[-1].address) == (0x30, 0x100)
+    counts = Counter(map(kr.classify, loop))
+    assert counts == {
+        **{"HMMA": 2, "LDSM": 1, "LDGSTS": 1, "integer": 2, "F2FP": 1, "local": 1, "branch": 3},
+        **{kr.PADDING: 2, "other": 1},
+    }
+    assert kr.others_per_mma(counts) == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        ({}, []),
+        ({"l2_loaded": 309}, ["bytes"]),
+        ({"l2_stored": 90}, ["bytes"]),
+        ({"l2_loaded": 307, "memory_bytes": 203}, []),
+        ({"memory_bytes": 205}, ["bytes"]),
+        ({"mma": 841}, ["mma"]),
+        ({"mma": 759}, ["mma"]),
+        ({"mma": 839}, []),
+        ({"wavefronts": 1001, "minimum": 1001}, ["wavefronts"]),
+        ({"wavefronts": 999, "minimum": 999}, []),
+        ({"minimum": 999}, ["wavefronts"]),
+        ({"barriers": 3}, ["barriers"]),
+        ({"barriers": 1}, ["barriers"]),
+    ],
+    ids=str,
+)
+def test_gates_of_counts(change: dict[str, int], gate: list[str]) -> None:
+    item = copy.deepcopy(ITEM)
+    item["counted"].update(change)
+    assert gates(kr.check_counts(item)) == gate
+
+
+@pytest.mark.parametrize(
+    ("change", "gate"),
+    [
+        ({}, []),
+        ({"HMMA": 99, "integer": 290}, ["loop"]),
+        ({"HMMA": 0}, ["loop"]),
+        ({"local": 1, "integer": 299}, ["spills"]),
+        ({"integer": 301}, ["others"]),
+    ],
+    ids=str,
+)
+def test_gates_of_the_loop(change: dict[str, int], gate: list[str]) -> None:
+    assert gates(kr.check_loop(KERNEL, Counter({**LOOP, **change}), ITEM)) == gate
+
+
+def test_gate_of_the_norm() -> None:
+    assert kr.check_norm(NORM) == []
+    assert gates(kr.check_norm(NORM | {"counted": {"memory_bytes": 98}})) == ["bytes"]
+
+
+def test_model() -> None:
+    # 100 chunks side by side in 128 blocks; a cycle a chunk is 100 / 2 GHz / 204,800 token-heads.
+    cycle = 100 / 2 / 204800
+    times = kr.model(GOAL, ITEM, LOOP)
+    assert times == pytest.approx(
+        {"tensor": 1600 * cycle, "shared": 1000 * cycle, "issue": 1000 * cycle}
+        | {"L2": 1.2, "memory": 1.5}
+    )
+    assert kr.model(GOAL | {"blocks": 133}, ITEM, LOOP)["tensor"] == 2 * times["tensor"]
+    assert kr.check_model(GOAL, times) == []
+    failures = kr.check_model(GOAL | {"ns": 1.4}, times)
+    assert [str(f) for f in failures] == [
+        "FAIL model: H100 bf16 I=256 O=512, ns by memory: 1.5, limit 1.4"
+    ]
+
+
+PTXAS = """ptxas info    : Compiling entry function '{name}' for 'sm_90a'
+ptxas info    : Function properties for {name}
+    {stack} bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 99 registers, used 1 barriers, 64 bytes smem
+"""
+
+
+@pytest.mark.parametrize(
+    ("stack", "barriers", "expected"), [(0, 2, []), (8, 2, ["spills"]), (0, 3, ["barriers"])]
+)
+def test_report(tmp_path, monkeypatch, capsys, stack, barriers, expected) -> None:
+    (tmp_path / "x.o.ptxas").write_text(PTXAS.format(name=NAME, stack=stack))
+    monkeypatch.setattr(kr, "loop_counts", lambda folder: {KERNEL: LOOP})
+    item = copy.deepcopy(ITEM)
+    item["counted"]["barriers"] = barriers
+    counts = {"chunkwise": [item], "gated_group_norm": [NORM], "goals": [GOAL]}
+    counts |= {"shared_limits": {"86": 1}, "min_capability": 80}
+    assert gates(kr.report(tmp_path, counts)) == expected
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["sm_90a", "3", "256x128x64", "bf16", "99", str(stack), "100", "100"] in [
+        row[:8] for row in rows
+    ]
+    # Code for an architecture without the goals' is a failure, not a goal met.
+    other = kr.Kernel("bf16", 3, "80")
+    (tmp_path / "x.o.ptxas").write_text(PTXAS.format(name=NAME, stack=0).replace("sm_90a", "sm_80"))
+    monkeypatch.setattr(kr, "loop_counts", lambda folder: {other: LOOP})
+    item["counted"]["barriers"] = 2
+    assert gates(kr.report(tmp_path, counts)) == ["model"]

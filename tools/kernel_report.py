@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernels cost, without a GPU, and gates on it.
+
+kernel_report.py KERNELS COUNTS
+
+KERNELS is the folder that `make kernels` builds in: objects, and ptxas's output beside them. COUNTS
+holds the JSON that tests/kernels/kernel_counts.cpp prints: what the emulator counts, what the
+kernels' headers state, and the goals. Prints a table for each kernel family and the model's time
+beside each goal. Exit status 1, and a line for each gate that fails, where
+
+  bytes      differ from the header's by more than 2%
+  mma        per chunk differ from the header's by more than 5%
+  wavefronts of shared memory per chunk exceed the header's, or there are bank conflicts
+  barriers   per chunk differ from the header's
+  spills     there are any
+  loop       the main loop's code has fewer mma than a warp executes per chunk: not the whole chunk
+  others     per mma, instructions of the main loop exceed the header's limit
+  model      nanoseconds per token and head exceed the goal
+
+Instructions are those of the main loop's code, not those executed: what a branch leaves out counts.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
+import ptxas_report
+
+DTYPES = ("fp32", "fp16", "bf16")
+# Classes of instructions, by the first pattern that their name without suffixes matches.
+CLASSES = {
+    "HMMA": "HMMA",
+    "LDSM": "LDSM",
+    "LDGSTS": "LDGSTS",
+    "LDS/STS": "LDS|STS",
+    "LDG/STG": "LDG|STG|LD|ST",
+    "local": "LDL|STL",
+    "MUFU": "MUFU",
+    "float": r"U?F(FMA|MUL|ADD|SEL|SETP|MNMX)\d?|H(FMA|MUL|ADD|MNMX)2",
+    "F2FP": "F2FP",
+    "integer": r"U?(IMAD|V?I?ADD\w*|LOP3|U?LEA|SHF|V?I?MNMX\w*|ISETP|SEL|PRMT|MOV|CS2R)",
+    "branch": "BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT",
+}
+# NOP and what is never executed (@!PT): what ptxas puts in for the hardware's sake.
+PADDING = "pad"
+COUNTS = (
+    *("mma", "wavefronts", "ldmatrix", "cp_async", "stores", "loads"),
+    *("barriers", "l2_bytes", "memory_bytes"),
+)
+
+
+class Instruction(NamedTuple):
+    """One line of SASS."""
+
+    address: int
+    never: bool  # predicated with !PT
+    name: str  # without suffixes
+    target: int | None  # of a branch
+
+
+class Kernel(NamedTuple):
+    """An instantiation of the chunkwise kernel for one architecture."""
+
+    dtype: str
+    tile: int
+    architecture: str
+
+    def order(self) -> tuple[int, int, str]:
+        """Sorts kernels in tables."""
+        return architecture_order(self.architecture), self.tile, self.dtype
+
+    def __str__(self) -> str:
+        return f"chunkwise {self.dtype} tile {self.tile} sm_{self.architecture}"
+
+
+class Failure(NamedTuple):
+    """A gate that does not hold."""
+
+    gate: str
+    where: str
+    value: float
+    limit: str
+
+    def __str__(self) -> str:
+        return f"FAIL {self.gate}: {self.where}: {self.value:.6g}, limit {self.limit}"
+
+
+def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
+    """Instructions of each (architecture, mangled name) in what cuobjdump -sass prints."""
+    functions: dict[tuple[str, str], list[Instruction]] = {}
+    line = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)([^;]*);")
+    architecture, body = "", []
+    for row in text.splitlines():
+        if found := line.match(row):
+            name = found[3].split(".")[0]
+            target = re.search(r"0x([0-9a-f]+)\s*$", found[4]) if name == "BRA" else None
+            body.append(
+                Instruction(
+                    int(found[1], 16),
+                    found[2] == "!PT",
+                    name,
+                    int(target[1], 16) if target else None,
+                )
+            )
+        elif found := re.match(r"\s*code for sm_(\w+)", row):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function : (\w+)", row):
+            body = functions.setdefault((architecture, found[1]), [])
+    return functions
+
+
+def main_loop(instructions: Sequence[Instruction]) -> list[Instruction]:
+    """The body of the largest loop with an mma; empty where there is none."""
+    loops = [
+        [i for i in instructions if branch.target <= i.address <= branch.address]
+        for branch in instructions
+        if branch.target is not None and branch.target < branch.address
+    ]
+    return max((body for body in loops if any(i.name == "HMMA" for i in body)), key=len, default=[])
+
+
+def classify(instruction: Instruction) -> str:
+    """The class of an instruction."""
+    if instruction.never or instruction.name == "NOP":
+        return PADDING
+    for name, pattern in CLASSES.items():
+        if re.fullmatch(pattern, instruction.name):
+            return name
+    return "other"
+
+
+def chunkwise_kernel(mangled: str, architecture: str) -> Kernel | None:
+    """The instantiation that a mangled name is of."""
+    found = re.search(r"\d+chunkwise_kernelILN\w*?5DTypeE(\d)ELi(\d+)E", mangled)
+    return Kernel(DTYPES[int(found[1])], int(found[2]), architecture) if found else None
+
+
+def loop_counts(folder: Path) -> dict[Kernel, Counter[str]]:
+    """Instructions by class in the main loops of the chunkwise kernels under `folder`."""
+    programs = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
+    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
+    counts = {}
+    for ptxas in sorted(folder.rglob("*.o.ptxas")):
+        if "chunkwise_kernel" not in ptxas.read_text():
+            continue
+        sass = subprocess.run(
+            ["cuobjdump", "-sass", str(ptxas.with_suffix(""))],
+            env={**os.environ, "PATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        for (architecture, mangled), body in parse_sass(sass).items():
+            if kernel := chunkwise_kernel(mangled, architecture):
+                counts[kernel] = Counter(map(classify, main_loop(body)))
+    return counts
+
+
+def others_per_mma(counts: Counter[str]) -> float:
+    """Instructions beside the mma, to an mma."""
+    return (counts.total() - counts["HMMA"]) / counts["HMMA"]
+
+
+def near(gate: str, where: str, value: float, stated: float, share: float) -> list[Failure]:
+    """The gate that a value is what a header states, but for a share of it."""
+    if abs(value - stated) <= share * stated:
+        return []
+    return [Failure(gate, where, value, f"{stated:g}" + (f" within {share:.0%}" if share else ""))]
+
+
+def check_counts(item: dict[str, Any]) -> list[Failure]:
+    """The gates of what the emulator counted of a chunkwise kernel, for any architecture."""
+    where = f"chunkwise {item['dtype']} tile {item['tile']}"
+    token, chunk = f"{where}, per token and head", f"{where}, per chunk"
+    counted, header = item["counted"], item["header"]
+    l2_bytes = counted["l2_loaded"] + counted["l2_stored"]
+    memory_bytes = counted["memory_bytes"]
+    failures = [
+        *near("bytes", f"{token}, L2", l2_bytes, header["l2_bytes"], 0.02),
+        *near("bytes", f"{token}, device memory", memory_bytes, header["memory_bytes"], 0.02),
+        *near("mma", chunk, counted["mma"], header["mma"], 0.05),
+        *near("barriers", chunk, counted["barriers"], header["barriers"], 0),
+    ]
+    wavefronts, limit = counted["wavefronts"], header["wavefronts"]
+    if wavefronts > limit:
+        failures.append(Failure("wavefronts", chunk, wavefronts, f"{limit:g}"))
+    if conflicts := wavefronts - counted["minimum"]:
+        failures.append(Failure("wavefronts", f"{chunk}, bank conflicts", conflicts, "0"))
+    return failures
+
+
+def check_norm(item: dict[str, Any]) -> list[Failure]:
+    """The gate of the gated group norm's bytes."""
+    where = f"gated_group_norm {item['direction']} {item['dtype']}, per row, device memory"
+    counted, header = (item[key]["memory_bytes"] for key in ("counted", "header"))
+    return near("bytes", where, counted, header, 0.02)
+
+
+def check_registers(entries: Iterable[re.Match[str]], names: dict[str, str]) -> list[Failure]:
+    """The gate of ptxas's spills."""
+    return [
+        Failure("spills", f"{names[m['name']]} sm_{m['arch']}, bytes", ptxas_report.spills(m), "0")
+        for m in entries
+        if ptxas_report.spills(m)
+    ]
+
+
+def check_loop(kernel: Kernel, loop: Counter[str], item: dict[str, Any]) -> list[Failure]:
+    """The gates of a kernel's main loop."""
+    failures = []
+    executed = item["counted"]["mma"] / item["warps"]
+    if loop["HMMA"] < executed:
+        where = f"{kernel}, mma in the code of the loop"
+        failures.append(Failure("loop", where, loop["HMMA"], f"at least {executed:g}"))
+    if loop["local"]:
+        failures.append(Failure("spills", f"{kernel}, in the main loop", loop["local"], "0"))
+    limit = item["header"]["others_per_mma"]
+    if loop["HMMA"] and others_per_mma(loop) > limit:
+        failures.append(
+            Failure("others", f"{kernel}, per mma", others_per_mma(loop), f"{limit:.3g}")
+        )
+    return failures
+
+
+def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dict[str, float]:
+    """Nanoseconds per token and head, by each resource as if it were alone."""
+    turns = math.ceil(goal["blocks"] / goal["multiprocessors"])
+    chunks = math.ceil(goal["tokens"] / item["chunk"])
+    # of one cycle a chunk
+    ns = turns * chunks / goal["clock_ghz"] / (goal["heads"] * goal["tokens"])
+    instructions = loop.total() * item["warps"]
+    return {
+        "tensor": ns * item["counted"]["mma"] / goal["mma_per_cycle"],
+        "shared": ns * item["counted"]["wavefronts"] / goal["wavefronts_per_cycle"],
+        "issue": ns * instructions / goal["issue_per_cycle"],
+        "L2": goal["l2_bytes"] / goal["l2_tbps"] / 1000,
+        "memory": goal["memory_bytes"] / goal["memory_tbps"] / 1000,
+    }
+
+
+def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
+    """The gate of a goal."""
+    resource = max(times, key=lambda name: times[name])
+    if times[resource] <= goal["ns"]:
+        return []
+    where = f"{goal['device']} {goal['dtype']} I={goal['inner']:g} O={goal['outer']:g}"
+    limit = f"{goal['ns']:g}"
+    return [Failure("model", f"{where}, ns by {resource}", times[resource], limit)]
+
+
+def print_table(title: str, header: str, rows: Iterable[Sequence[object]]) -> None:
+    """Print aligned columns: the first to the left, others to the right."""
+    cells = [header.split()]
+    for row in rows:
+        cells.append([f"{x:.4g}" if isinstance(x, float) else str(x) for x in row])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    print(title)
+    for first, *rest in cells:
+        others = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        print("  ".join([f"{first:{widths[0]}}", *others]))
+    print()
+
+
+def architecture_order(architecture: str) -> int:
+    """Sorts architectures by number."""
+    return int(re.sub(r"\D", "", architecture))
+
+
+def print_counts(items: Iterable[dict[str, Any]]) -> None:
+    """Print what the emulator counted of the chunkwise kernels."""
+    rows = []
+    for item in items:
+        counted, header = dict(item["counted"]), item["header"]
+        counted["l2_bytes"] = counted["l2_loaded"] + counted["l2_stored"]
+        cells = [f"{counted[key]:g}/{header[key]:g}" for key in COUNTS]
+        conflicts = counted["wavefronts"] - counted["minimum"]
+        rows.append([f"{item['tile']} {item['shape']}", item["dtype"], *cells, f"{conflicts:g}"])
+    print_table(
+        "chunkwise, counted / header: per block and full chunk; bytes per token and head",
+        f"tile dtype {' '.join(COUNTS)} conflicts",
+        rows,
+    )
+
+
+def print_loops(
+    loops: dict[Kernel, Counter[str]],
+    items: dict[tuple[str, int], dict[str, Any]],
+    entries: Iterable[re.Match[str]],
+) -> None:
+    """Print the instructions of the chunkwise kernels' main loops."""
+    compiled = {chunkwise_kernel(entry["name"], entry["arch"]): entry for entry in entries}
+    classes = [*CLASSES, PADDING, "other"]
+    rows = []
+    for kernel, loop in loops.items():
+        item, entry = items[kernel.dtype, kernel.tile], compiled[kernel]
+        rows.append(
+            [
+                f"sm_{kernel.architecture}",
+                f"{kernel.tile} {item['shape']}",
+                kernel.dtype,
+                entry["registers"],
+                ptxas_report.spills(entry),
+                *(loop[name] for name in classes),
+                loop.total(),
+                others_per_mma(loop) if loop["HMMA"] else "-",
+                item["header"]["others_per_mma"],
+            ]
+        )
+    print_table(
+        "chunkwise, instructions in the code of the main loop (static, of a warp)",
+        f"arch tile dtype registers spills {' '.join(classes)} all others/mma limit",
+        rows,
+    )
+
+
+def print_norm(
+    items: Iterable[dict[str, Any]], entries: Sequence[re.Match[str]], names: dict[str, str]
+) -> None:
+    """Print the registers and bytes of the gated group norm kernels."""
+    architectures = sorted({entry["arch"] for entry in entries}, key=architecture_order)
+    rows = []
+    for name in sorted({n for n in names.values() if n.startswith("gated_group_norm")}):
+        found = {m["arch"]: m for m in entries if names[m["name"]] == name}
+        shared = max(int(m["shared"] or 0) for m in found.values())
+        spilled = sum(map(ptxas_report.spills, found.values()))
+        registers = (found[a]["registers"] if a in found else "-" for a in architectures)
+        rows.append([name, shared, spilled, *registers])
+    columns = " ".join(f"sm_{a}" for a in architectures)
+    print_table("gated_group_norm, registers", f"kernel shared-bytes spills {columns}", rows)
+    print_table(
+        "gated_group_norm, counted / header: bytes of device memory per row",
+        "direction dtype V bytes",
+        [
+            [item["direction"], item["dtype"], item["value_dim"], "/".join(values)]
+            for item in items
+            for values in [[f"{item[key]['memory_bytes']:g}" for key in ("counted", "header")]]
+        ],
+    )
+
+
+def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
+    """Print the tables; the gates that fail."""
+    entries = ptxas_report.read(folder)
+    names = ptxas_report.demangle(sorted({entry["name"] for entry in entries}))
+    items = {(item["dtype"], item["tile"]): item for item in counts["chunkwise"]}
+    failures = [failure for item in items.values() for failure in check_counts(item)]
+    failures += [failure for item in counts["gated_group_norm"] for failure in check_norm(item)]
+    failures += check_registers(entries, names)
+
+    # Not the empty kernels of sm_75, nor tiles that an architecture's shared memory does not hold.
+    limits = counts["shared_limits"]
+    loops = {
+        kernel: loop
+        for kernel, loop in sorted(loop_counts(folder).items(), key=lambda pair: pair[0].order())
+        if items[kernel.dtype, kernel.tile]["shared_bytes"]
+        <= limits.get(kernel.architecture, math.inf)
+        and architecture_order(kernel.architecture) >= counts["min_capability"]
+    }
+    for kernel, loop in loops.items():
+        failures += check_loop(kernel, loop, items[kernel.dtype, kernel.tile])
+    print_counts(items.values())
+    print_loops(loops, items, entries)
+    print_norm(counts["gated_group_norm"], entries, names)
+
+    rows = []
+    for goal in counts["goals"]:
+        kernel = Kernel(goal["dtype"], goal["tile"], goal["architecture"])
+        shape = [
+            goal[key] for key in ("device", "dtype", "inner", "outer", "heads", "tokens", "tile")
+        ]
+        if kernel not in loops:
+            failures.append(Failure("model", f"{kernel}, compiled kernels", 0, "at least 1"))
+            continue
+        times = model(goal, items[kernel.dtype, kernel.tile], loops[kernel])
+        failures += check_model(goal, times)
+        rows.append([*shape, *times.values(), max(times.values()), goal["ns"]])
+    print_table(
+        "model (not measured), ns per token and head: each resource alone, the slowest, the goal",
+        "device dtype I O B*H T tile tensor shared issue L2 memory model goal",
+        rows,
+    )
+    return failures
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The program; its exit status."""
+    if len(arguments) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    folder, counts = Path(arguments[0]), Path(arguments[1])
+    try:
+        failures = report(folder, json.loads(counts.read_text()))
+    except FileNotFoundError as error:
+        if error.filename != "cuobjdump":
+            raise
+        sys.exit("kernel_report: pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm")
+    for failure in failures:
+        print(failure)
+    print(f"{len(failures)} gates fail" if failures else "all gates hold")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
