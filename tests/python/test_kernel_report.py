@@ -87,7 +87,7 @@ def test_main_loop() -> None:
         **{"HMMA": 2, "LDSM": 1, "LDGSTS": 1, "integer": 2, "F2FP": 1, "local": 1, "branch": 3},
         **{kr.PADDING: 2, "other": 1},
     }
-    assert kr.others_per_mma(counts) == 6
+    assert kr.others_per_mma(counts) == 5
 
 
 @pytest.mark.parametrize(
@@ -123,6 +123,7 @@ def test_gates_of_counts(change: dict[str, int], gate: list[str]) -> None:
         ({"HMMA": 0}, ["loop"]),
         ({"local": 1, "integer": 299}, ["spills"]),
         ({"integer": 301}, ["others"]),
+        ({kr.PADDING: 1}, []),
     ],
     ids=str,
 )
