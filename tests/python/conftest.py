@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared fixtures. Every test runs with uninitialised memory filled with NaN, so that an output
-element which an operator does not write shows."""
+element which an operator does not write shows.
+
+Several workers of pytest-xdist take whole files (--dist loadfile --no-loadscope-reorder): some
+share a folder, a measurement or an oracle's results among their tests."""
 
 import os
 from collections.abc import Iterator

@@ -20,8 +20,6 @@ import peers  # noqa: E402
 import report  # noqa: E402
 import timing  # noqa: E402
 
-pytestmark = pytest.mark.xdist_group("benchmarks")  # `quick` is measured once
-
 CPU = torch.device("cpu")
 
 

@@ -12,8 +12,6 @@ import torch
 
 import retnet
 
-pytestmark = pytest.mark.xdist_group("build")  # the folder build/ is shared
-
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("RETNET_BUILD_DIR", ROOT / "build"))
 CMAKE = str(Path(sys.executable).with_name("cmake"))

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xdist_group("memory")  # one such process at a time
-
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks/million_tokens.py"
 
 
