@@ -41,7 +41,7 @@ def demangle(names: list[str]) -> dict[str, str]:
         return {name: name for name in names}
     short = []
     for line in result.stdout.splitlines():
-        line = re.sub(r"\([\w:]*\)$|^void ", "", line)  # parameters, return type
+        line = re.sub(r"\([\w:, ]*\)$|^void ", "", line)  # parameters, return type
         for i, dtype in enumerate(["fp32", "fp16", "bf16"]):
             line = line.replace(f"(retnet::kernels::DType){i}", dtype)
         short.append(re.sub(r"retnet::kernels::|\(anonymous namespace\)::", "", line))

@@ -9,16 +9,6 @@
 namespace retnet::kernels {
 namespace {
 
-// All rows of the operand start at multiples of `bytes`. The stride of a dimension of one element or
-// none is never used and may be anything.
-bool aligned(const RetentionOperand& operand, const ChunkwiseParams& p, int64_t bytes) {
-  const int64_t elements = bytes / 2;
-  return reinterpret_cast<uintptr_t>(operand.ptr) % bytes == 0 &&
-         (p.batch <= 1 || operand.stride_b % elements == 0) &&
-         (p.tokens <= 1 || operand.stride_t % elements == 0) &&
-         (p.heads <= 1 || operand.stride_h % elements == 0);
-}
-
 template <DType kDtype, int... kTiles>
 cudaError_t launch_tile(std::integer_sequence<int, kTiles...>, int tile,
                         const ChunkwiseParams& params, ChunkwisePhase phase, int64_t segment_length,
@@ -43,75 +33,6 @@ cudaError_t launch(const ChunkwiseParams& params, ChunkwisePhase phase, const Ch
 }
 
 }  // namespace
-
-bool chunkwise_aligned(const RetentionOperand& operand, const ChunkwiseParams& params) {
-  return aligned(operand, params, 8);
-}
-
-bool chunkwise_wide(const ChunkwiseParams& params) {
-  return params.inner % 8 == 0 && params.outer % 8 == 0 && aligned(params.readout, params, 16) &&
-         aligned(params.key, params, 16) && aligned(params.value, params, 16);
-}
-
-ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& device, int64_t chunk,
-                             bool deterministic) {
-  ChunkwisePlan plan;
-  const auto refuse = [&](const char* why) {
-    plan.refusal = why;
-    return plan;
-  };
-  if (p.dtype == DType::kFloat32) return refuse("the kernel takes bfloat16 and float16");
-  if (device.capability < kChunkwiseMinCapability) {
-    return refuse("the kernel needs compute capability 8.0");
-  }
-  if (p.inner % 4 != 0 || p.outer % 4 != 0) return refuse("Dk and Dv must be multiples of 4");
-  if (p.inner > kChunkwiseMaxInner || p.outer > kChunkwiseMaxOuter) {
-    return refuse("Dk must be at most 256 and Dv at most 512");
-  }
-  if (p.tokens > INT32_MAX) return refuse("T must be below 2^31");
-  bool fits = false;
-  for (int i = 0; i < kChunkwiseTileCount && plan.tile < 0; ++i) {
-    const ChunkwiseTile& tile = kChunkwiseTiles[i];
-    if (tile.inner < p.inner || tile.slice < (p.outer < 128 ? p.outer : 128) ||
-        tile.shared_bytes() > device.shared_bytes) {
-      continue;
-    }
-    fits = true;
-    if (chunk == 0 || chunk == tile.chunk) plan.tile = i;
-  }
-  if (!fits) return refuse("the device has too little shared memory for every tile");
-  if (plan.tile < 0) return refuse("no tile has this chunk_size");
-
-  const ChunkwiseTile& tile = kChunkwiseTiles[plan.tile];
-  plan.slices = (p.outer + tile.slice - 1) / tile.slice;
-  plan.rows = p.sequences;
-  // Segments cost the update of the state twice. They pay where whole sequences leave at least half
-  // of the multiprocessors idle; then one segment for each is the aim.
-  const int64_t parallel = p.heads * plan.slices;  // blocks of one sequence
-  const int64_t total = p.batch * p.tokens;
-  const int64_t segments_wanted =
-      parallel > 0 ? (device.multiprocessors + parallel - 1) / parallel : 0;
-  if (deterministic) {
-    if (p.tokens > kChunkwiseDeterministicSegment) {
-      plan.segment_length = kChunkwiseDeterministicSegment;
-    }
-  } else if (2 * p.sequences * parallel <= device.multiprocessors && segments_wanted > 0) {
-    const int64_t length = (total + segments_wanted - 1) / segments_wanted;
-    const int64_t whole_chunks = (length + tile.chunk - 1) / tile.chunk * tile.chunk;
-    const int64_t least = 8 * tile.chunk;
-    plan.segment_length = whole_chunks < least ? least : whole_chunks;
-    if (plan.segment_length >= p.tokens) plan.segment_length = 0;
-  }
-  if (plan.segment_length > 0) {
-    const int64_t length = plan.segment_length;
-    plan.rows = p.cu_seqlens_ptr != nullptr ? p.tokens / length + p.sequences
-                                            : p.batch * ((p.tokens + length - 1) / length);
-    plan.workspace_bytes =
-        static_cast<size_t>(plan.rows * p.heads * p.inner * p.outer) * sizeof(float);
-  }
-  if (plan.rows * parallel > INT32_MAX) return refuse("more than 2^31 - 1 blocks");
-  return plan;
-}
 
 cudaError_t launch_chunkwise(const ChunkwiseParams& params, const ChunkwisePlan& plan,
                              cudaStream_t stream) {

@@ -4,7 +4,7 @@
 Shapes: B batch, T time, H heads, Dk and Dv the head sizes of keys and values.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,9 @@ from torch import Tensor
 __all__ = [
     "gated_group_norm",
     "multi_scale_retention_step",
+    "RetentionPlan",
     "retention",
+    "retention_plan",
     "retention_step",
     "rotary",
 ]
@@ -73,6 +75,54 @@ def retention(
         chunk_size=chunk_size,
         cu_seqlens=cu_seqlens,
     )
+
+
+class RetentionPlan(NamedTuple):
+    """What a call of :func:`retention` runs."""
+
+    implementation: str  #: ``"kernel"`` or ``"composite"``
+    reason: str  #: why not the kernel; empty where it runs
+    # Of the kernel, else 0:
+    inner: int  #: Dk is padded to this
+    slice: int  #: columns of Dv that one block of threads owns
+    chunk: int  #: tokens of a chunk
+    segment_length: int  #: tokens after which a sequence is cut into parts; 0: not cut
+    segments: int  #: sequences, or room for their parts
+    copies: int  #: of q, k, v, those made contiguous first: strides not multiples of 4
+
+
+def retention_plan(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    form: Form = "chunkwise",
+    chunk_size: int | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> RetentionPlan:
+    """Which implementation :func:`retention` takes with these arguments, and why.
+
+    It depends on shapes, strides, dtype, device and
+    :func:`torch.use_deterministic_algorithms`, never on values.
+
+    Raises:
+        RuntimeError: as :func:`retention`.
+    """
+    plan = torch.ops.retnet.retention_plan(
+        q,
+        k,
+        v,
+        log_decay,
+        initial_state,
+        scale=scale,
+        form=form,
+        chunk_size=chunk_size,
+        cu_seqlens=cu_seqlens,
+    )
+    return RetentionPlan(*plan)
 
 
 def retention_step(

@@ -15,6 +15,7 @@ add_library(retnet_kernels_emulated OBJECT
   ${CMAKE_CURRENT_LIST_DIR}/segment_scan_emulated.cpp
   ${PROJECT_SOURCE_DIR}/kernels/norm/gated_group_norm.cpp
   ${PROJECT_SOURCE_DIR}/kernels/retention/chunkwise.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/retention/chunkwise_plan.cpp
   ${norm_sources}
   ${chunkwise_sources})
 target_include_directories(retnet_kernels_emulated PRIVATE ${CMAKE_CURRENT_LIST_DIR})

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/composite/retention.h"
 
+#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -51,14 +52,21 @@ constexpr int64_t kDefaultChunkSize = 64;
 
 /// A run of tokens of one or more sequences of equal length: rows of the batch, or a packed one.
 struct Span {
-  int64_t row, num_rows;  // of the state
+  int64_t row, batch_row, num_rows;  // of the state, of the batch
   int64_t first_token, num_tokens;
 };
 
-/// The whole batch as one span, or one span for each packed sequence. Reads cu_seqlens on the host.
+/// The whole batch as one span, or one span for each packed sequence; under
+/// torch.use_deterministic_algorithms one for each row of the batch too, since the bits of a batched
+/// matrix product may depend on the batch. Reads cu_seqlens on the host.
 std::vector<Span> spans_of(const at::Tensor& q, const std::optional<at::Tensor>& cu_seqlens) {
   const int64_t T = q.size(1);
-  if (!cu_seqlens) return {{0, q.size(0), 0, T}};
+  if (!cu_seqlens) {
+    const int64_t rows = at::globalContext().deterministicAlgorithms() ? 1 : q.size(0);
+    std::vector<Span> spans;
+    for (int64_t row = 0; row < q.size(0); row += rows) spans.push_back({row, row, rows, 0, T});
+    return spans;
+  }
   const auto bounds = cu_seqlens->cpu().contiguous();
   const int32_t* bound = bounds.const_data_ptr<int32_t>();
   const int64_t N = bounds.numel() - 1;
@@ -68,7 +76,7 @@ std::vector<Span> spans_of(const at::Tensor& q, const std::optional<at::Tensor>&
   for (int64_t n = 0; n < N; ++n) {
     TORCH_CHECK(bound[n] <= bound[n + 1], "retention: cu_seqlens must never fall, got ", bound[n],
                 " before ", bound[n + 1], " at index ", n + 1);
-    spans.push_back({n, 1, bound[n], bound[n + 1] - bound[n]});
+    spans.push_back({n, 0, 1, bound[n], bound[n + 1] - bound[n]});
   }
   return spans;
 }
@@ -78,7 +86,9 @@ at::Tensor rows_of(const std::optional<at::Tensor>& state, const Span& span) {
 }
 
 at::Tensor tokens_of(const std::optional<at::Tensor>& x, const Span& span) {
-  return x && x->defined() ? x->narrow(1, span.first_token, span.num_tokens) : at::Tensor();
+  return x && x->defined() ? x->narrow(0, span.batch_row, span.num_rows)
+                                 .narrow(1, span.first_token, span.num_tokens)
+                           : at::Tensor();
 }
 
 double scale_or_default(std::optional<double> scale, const at::Tensor& q) {
@@ -97,7 +107,9 @@ Inputs inputs_of(const Span& span, const at::Tensor& q, const at::Tensor& k, con
           std::min(chunk_size.value_or(kDefaultChunkSize), span.num_tokens)};
 }
 
-std::tuple<at::Tensor, at::Tensor> retention_composite(
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> composite::retention(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
     std::string_view form, std::optional<int64_t> chunk_size,
@@ -122,6 +134,8 @@ std::tuple<at::Tensor, at::Tensor> retention_composite(
   }
   return {out, final_state};
 }
+
+namespace {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_composite(
     const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
@@ -172,7 +186,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
 }  // namespace
 
 TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
-  m.impl("retention", retention_composite);
+  m.impl("retention", composite::retention);
   m.impl("retention_backward", retention_backward_composite);
 }
 

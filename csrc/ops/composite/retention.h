@@ -8,10 +8,21 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
 
 #include "ops/composite/decay.h"
 
 namespace retnet::ops::composite {
+
+/// The operator's implementation, for kernels to fall back on.
+std::tuple<at::Tensor, at::Tensor> retention(const at::Tensor& q, const at::Tensor& k,
+                                             const at::Tensor& v, const at::Tensor& log_decay,
+                                             const std::optional<at::Tensor>& initial_state,
+                                             std::optional<double> scale, std::string_view form,
+                                             std::optional<int64_t> chunk_size,
+                                             const std::optional<at::Tensor>& cu_seqlens);
 
 /// A batch of sequences of one length T >= 1, none of B, H, Dk, Dv zero.
 struct Inputs {
