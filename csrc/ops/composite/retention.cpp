@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/composite/retention.h"
 
-#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "ops/check.h"
+#include "ops/composite/deterministic.h"
 #include "ops/retention.h"
 
 namespace retnet::ops {
@@ -56,13 +56,12 @@ struct Span {
   int64_t first_token, num_tokens;
 };
 
-/// The whole batch as one span, or one span for each packed sequence; under
-/// torch.use_deterministic_algorithms one for each row of the batch too, since the bits of a batched
-/// matrix product may depend on the batch. Reads cu_seqlens on the host.
+/// The whole batch as one span or, where rows are computed apart, one for each; one for each packed
+/// sequence. Reads cu_seqlens on the host.
 std::vector<Span> spans_of(const at::Tensor& q, const std::optional<at::Tensor>& cu_seqlens) {
   const int64_t T = q.size(1);
   if (!cu_seqlens) {
-    const int64_t rows = at::globalContext().deterministicAlgorithms() ? 1 : q.size(0);
+    const int64_t rows = composite::rows_apart() ? 1 : q.size(0);
     std::vector<Span> spans;
     for (int64_t row = 0; row < q.size(0); row += rows) spans.push_back({row, row, rows, 0, T});
     return spans;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/retention.h"
 
-#include <ATen/Context.h>
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -11,6 +10,7 @@
 #include <cmath>
 
 #include "kernels/retention/chunkwise.h"
+#include "ops/composite/deterministic.h"
 #include "ops/composite/retention.h"
 #include "ops/retention_plan.h"
 
@@ -65,9 +65,8 @@ Call make_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     call.plan.refusal = "the kernel takes bfloat16 and float16";
   } else {
     p.dtype = q.scalar_type() == at::kHalf ? kernels::DType::kFloat16 : kernels::DType::kBFloat16;
-    call.plan =
-        kernels::chunkwise_plan(p, device_limits(q.device().index()), chunk_size.value_or(0),
-                                at::globalContext().deterministicAlgorithms());
+    call.plan = kernels::chunkwise_plan(p, device_limits(q.device().index()),
+                                        chunk_size.value_or(0), composite::rows_apart());
   }
   if (call.plan.refusal != nullptr) return call;
 
