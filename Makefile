@@ -2,9 +2,11 @@
 #
 # make setup        make .venv and build the package in it (CUDA=1: with nvcc from PyPI where there is none)
 # make demo         set up, train a byte-level model on real text, generate, plot (MINUTES=5)
-# make test         set up, then Catch2 and pytest
+# make test         set up, then Catch2, the kernels in the emulator, and pytest
+# make emulate      the kernels' own source on the CPU, lane by lane, under a checker
 # make lint         formatting, types, layer rules
 # make kernels      compile and link the CUDA kernels for every supported architecture
+# make kernel-report  what they cost (registers, instructions, bytes, wavefronts), and gates on it
 # make bench        benchmarks, on the device present
 # make gpu-wheels   gather the peers' wheels for a GPU machine without network
 # make gpu-check    build, test and measure on a machine with a GPU
@@ -18,7 +20,7 @@ RUN := $(VENV)/bin/python
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
 
-.PHONY: setup demo test ctest pytest lint kernels bench gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate pytest lint kernels kernel-report bench gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
@@ -32,13 +34,19 @@ $(VENV)/.built$(CUDA): $(VENV)/.tools$(CUDA) $(SOURCES)
 demo: setup
 	$(RUN) -m retnet.demo --minutes $(MINUTES) --out demo
 
-test: ctest pytest
-ctest: setup
+test: ctest emulate pytest
+tests-built: setup
 	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON
 	$(VENV)/bin/cmake --build build
-	$(VENV)/bin/ctest --test-dir build --output-on-failure
+ctest: tests-built
+	$(VENV)/bin/ctest --test-dir build --label-exclude emulator --output-on-failure
+emulate: tests-built
+	@$(VENV)/bin/ctest --test-dir build --label-regex emulator --parallel 2 --verbose > build/emulate.log || \
+	  { cat build/emulate.log; exit 1; }
+	@awk '/ cases, [0-9]+ reports$$/ { sub(/^[0-9]+: /, ""); print; cases += $$(NF-3); reports += $$(NF-1) } \
+	  END { print cases " cases, " reports " reports" }' build/emulate.log
 pytest: setup
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup
 	clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
@@ -50,6 +58,10 @@ lint: setup
 kernels: $(VENV)/.tools$(CUDA)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/kernels -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
 	$(VENV)/bin/cmake --build build/kernels
+
+kernel-report: kernels tests-built
+	build/tests/kernels/kernel_counts > build/kernel_counts.json
+	$(RUN) tools/kernel_report.py build/kernels build/kernel_counts.json
 
 bench: setup
 	$(RUN) benchmarks/ops.py

@@ -83,13 +83,11 @@ template <DType kDtype>
 RETNET_DEVICE uint32_t pack_pair(float lower, float upper) {
   if constexpr (kDtype == DType::kBFloat16) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(lower, upper);
-    return static_cast<uint32_t>(__bfloat16_as_ushort(pair.x)) |
-           static_cast<uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
+    return *reinterpret_cast<const uint32_t*>(&pair);  // the lower element comes first
   } else {
     static_assert(kDtype == DType::kFloat16, "fp32 elements are words, not pairs");
     const __half2 pair = __floats2half2_rn(lower, upper);
-    return static_cast<uint32_t>(__half_as_ushort(pair.x)) |
-           static_cast<uint32_t>(__half_as_ushort(pair.y)) << 16;
+    return *reinterpret_cast<const uint32_t*>(&pair);
   }
 }
 RETNET_DEVICE float word_to_float(uint32_t word) { return __uint_as_float(word); }

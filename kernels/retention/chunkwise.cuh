@@ -334,6 +334,8 @@ class ChunkwiseBlock {
     RETNET_UNROLL
     for (int x = 0; x < kScoreColumns; ++x) {
       const int query = 16 * first_row_tile() + group, key = 8 * key_tile(x) + pair;
+      // The swizzle is the same in every eighth row.
+      unsigned char* to = shared_ + kScores + swizzled<kChunk>(query, key_tile(x)) + 2 * pair;
       RETNET_UNROLL
       for (int r = 0; r < kScoreRows; ++r) {
         if (query - group + 16 * r + 15 < 8 * key_tile(x))
@@ -347,8 +349,7 @@ class ChunkwiseBlock {
             const float weight = decay.power(distance) * p_.scale;
             value[e] = distance >= 0 ? score_[x][r][2 * half + e] * weight : 0.0f;
           }
-          const uint32_t offset = swizzled<kChunk>(query + 16 * r + 8 * half, key_tile(x));
-          *reinterpret_cast<uint32_t*>(shared_ + kScores + offset + 2 * pair) =
+          *reinterpret_cast<uint32_t*>(to + (16 * r + 8 * half) * kChunkRow) =
               prim::pack_pair<kDtype>(value[0], value[1]);
         }
       }

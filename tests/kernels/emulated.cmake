@@ -29,6 +29,7 @@ foreach(kernel IN ITEMS gated_group_norm chunkwise)
     target_link_libraries(${kernel}_emulated_test PRIVATE ${RETNET_CATCH2_LIBRARY})
   endif()
   add_test(NAME ${kernel}_emulated_test COMMAND ${kernel}_emulated_test)
+  set_tests_properties(${kernel}_emulated_test PROPERTIES LABELS emulator)
 endforeach()
 
 # For `make kernel-report`: prints what the kernels do as JSON.
