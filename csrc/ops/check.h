@@ -65,4 +65,13 @@ inline void check_shape(const char* op, const char* name, const at::Tensor& t,
               ", got ", t.sym_sizes());
 }
 
+/// `t` has the shape, dtype and device of `other`, the argument called `other_name`.
+inline void check_like(const char* op, const char* name, const at::Tensor& t,
+                       const at::Tensor& other, const char* other_name) {
+  TORCH_CHECK(t.sym_sizes() == other.sym_sizes(), op, ": ", name, " must have ", other_name,
+              "'s shape ", other.sym_sizes(), ", got ", t.sym_sizes());
+  check_dtype(op, name, t, other.scalar_type(), (std::string("like ") + other_name).c_str());
+  check_device(op, name, t, other, other_name);
+}
+
 }  // namespace retnet::ops

@@ -52,21 +52,12 @@ void check_gated_group_norm(const char* op, const at::Tensor& x,
                             std::string_view norm) {
   TORCH_CHECK(x.dim() >= 2, op, ": x must have shape [..., H, Dv], got ", x.sym_sizes());
   check_floating(op, "x", x);
-  if (gate) {
-    TORCH_CHECK(gate->sym_sizes() == x.sym_sizes(), op, ": gate must have x's shape ",
-                x.sym_sizes(), ", got ", gate->sym_sizes());
-    check_dtype(op, "gate", *gate, x.scalar_type(), "like x");
-    check_device(op, "gate", *gate, x, "x");
-  }
+  if (gate) check_like(op, "gate", *gate, x, "x");
   check_norm(op, "x", x, weight, bias, eps, norm);
 }
 
 void check_gated_group_norm_grad(const at::Tensor& grad_out, const at::Tensor& x) {
-  constexpr auto op = "gated_group_norm_backward";
-  TORCH_CHECK(grad_out.sym_sizes() == x.sym_sizes(), op, ": grad_out must have x's shape ",
-              x.sym_sizes(), ", got ", grad_out.sym_sizes());
-  check_dtype(op, "grad_out", grad_out, x.scalar_type(), "like x");
-  check_device(op, "grad_out", grad_out, x, "x");
+  check_like("gated_group_norm_backward", "grad_out", grad_out, x, "x");
 }
 
 // Typed calls of the dispatcher

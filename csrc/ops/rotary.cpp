@@ -47,10 +47,7 @@ void check_rotary(const char* op, const at::Tensor& q, const at::Tensor& k,
                   const at::Tensor& positions, const at::Tensor& frequencies,
                   std::string_view style) {
   check_rotation(op, "q", q, positions, frequencies, style);
-  TORCH_CHECK(k.sym_sizes() == q.sym_sizes(), op, ": k must have q's shape ", q.sym_sizes(),
-              ", got ", k.sym_sizes());
-  check_dtype(op, "k", k, q.scalar_type(), "like q");
-  check_device(op, "k", k, q, "q");
+  check_like(op, "k", k, q, "q");
 }
 
 void check_rotary_backward(const std::optional<at::Tensor>& grad_rotated_q,
@@ -63,6 +60,9 @@ void check_rotary_backward(const std::optional<at::Tensor>& grad_rotated_q,
   }
   if (grad_rotated_k) {
     check_rotation(op, "grad_rotated_k", *grad_rotated_k, positions, frequencies, style);
+  }
+  if (grad_rotated_q && grad_rotated_k) {
+    check_like(op, "grad_rotated_k", *grad_rotated_k, *grad_rotated_q, "grad_rotated_q");
   }
 }
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "RetentionPlan",
     "gated_group_norm",
     "multi_scale_retention_step",
-    "RetentionPlan",
     "retention",
     "retention_plan",
     "retention_step",

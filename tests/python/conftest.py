@@ -11,6 +11,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Without it cuBLAS raises in the strict mode below.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # A worker of pytest-xdist has one core for itself and for the processes that its tests start.
 if "PYTEST_XDIST_WORKER" in os.environ and not torch.cuda.is_available():
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -33,6 +36,17 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def strictly_deterministic() -> Iterator[None]:
+    """torch.use_deterministic_algorithms(True). The fixture above sets it with warn_only, by which
+    no row of a batch is computed apart: all other tests see the batched code."""
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])

@@ -305,6 +305,14 @@ BACKWARD_ROTARY = {
         (None, zeros(2, 5, 3, 8, device="meta")),
         "positions must be on grad_rotated_k's device meta, got cpu",
     ),
+    "k_is_not_q_shape": (
+        (zeros(2, 5, 3, 8), zeros(2, 5, 1, 8)),
+        "grad_rotated_k must have grad_rotated_q's shape [2, 5, 3, 8], got [2, 5, 1, 8]",
+    ),
+    "k_is_not_q_dtype": (
+        (zeros(2, 5, 3, 8), zeros(2, 5, 3, 8, dtype=f64)),
+        "grad_rotated_k must be float32 (like grad_rotated_q), got float64",
+    ),
 }
 BACKWARD_NORM = {
     "shape": (zeros(2, 5, 3), "grad_out must have x's shape [2, 5, 3, 12], got [2, 5, 3]"),

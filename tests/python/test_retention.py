@@ -99,6 +99,32 @@ def test_head_sizes(Dk, Dv, form, device):
     check_all(make_inputs(B=1, T=9, Dk=Dk, Dv=Dv, dtype=torch.float32, device=device), form=form)
 
 
+# One of each tile of the kernel, and sizes that fill none of them.
+KERNEL_HEADS = [(4, 4), (64, 64), (36, 132), (128, 128), (256, 260)]
+
+
+@parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@parametrize(("Dk", "Dv"), KERNEL_HEADS)
+def test_head_sizes_of_the_kernel(Dk, Dv, dtype, device):
+    check_all(make_inputs(1, 65, 2, Dk, Dv, dtype=dtype, device=device))
+
+
+@parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@parametrize("T", [63, 64, 65, 129])
+def test_lengths_around_a_chunk(T, dtype, device):
+    check_all(make_inputs(2, T, 2, 64, 128, dtype=dtype, device=device))
+
+
+@parametrize("dtype", DTYPES, ids=str)
+@parametrize("form", FORMS)
+def test_packed_against_the_definition(form, dtype, device):
+    lengths = [0, 5, 64, 0, 65, 1]
+    inputs = make_inputs(1, sum(lengths), 2, 20, 68, dtype=dtype, device=device, num_states=6)
+    cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+    oracle = partial(packed_by_definition, lengths=lengths)
+    check_all(inputs, oracle=oracle, form=form, cu_seqlens=cu_seqlens)
+
+
 @parametrize("form", FORMS)
 @parametrize("use", [(True, False), (False, True)], ids=["out_only", "state_only"])
 def test_one_undefined_gradient(use, form, device):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cases_retention import make_inputs
+from retnet import ops
 from retnet.ops import retention
 
 INT32 = torch.int32
@@ -107,12 +108,13 @@ BAD_PACKED = {
 }
 
 
+@pytest.mark.parametrize("op", ["retention", "retention_plan"])
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD.keys())
-def test_bad_argument(change, message):
+def test_bad_argument(change, message, op):
     inputs = {**make_inputs(T=7, dtype=torch.float32), **change}
     with pytest.raises(RuntimeError) as error:
-        retention(**inputs)
-    assert f"retention: {message}" in str(error.value)
+        getattr(ops, op)(**inputs)
+    assert f"{op}: {message}" in str(error.value)
 
 
 @pytest.mark.parametrize(("cu_seqlens", "message"), BAD_PACKED.values(), ids=BAD_PACKED.keys())

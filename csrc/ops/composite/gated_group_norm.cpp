@@ -3,10 +3,14 @@
 
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/silu.h>
 #include <torch/library.h>
 
+#include <vector>
+
 #include "ops/check.h"
+#include "ops/composite/deterministic.h"
 #include "ops/gated_group_norm.h"
 
 namespace retnet::ops {
@@ -34,6 +38,9 @@ at::Tensor affine(const at::Tensor& normed, const std::optional<at::Tensor>& wei
   return result;
 }
 
+/// Whether the rows of x [B, ..., H, Dv] are computed one by one.
+bool is_split(const at::Tensor& x) { return rows_apart() && x.dim() >= 3 && x.numel() > 0; }
+
 /// x rounded to the dtype of `input`, contiguous whatever the strides of what it came from.
 at::Tensor rounded_like(const at::Tensor& x, const at::Tensor& input) {
   return x.to(input.scalar_type()).contiguous();
@@ -54,10 +61,54 @@ at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>
                             const std::optional<at::Tensor>& bias, double eps,
                             std::string_view norm) {
   check_gated_group_norm("gated_group_norm", x, gate, weight, bias, eps, norm);
-  const auto out =
-      accumulate_gated_group_norm(x.to(accumulate_dtype(x)), gate, weight, bias, eps, norm);
-  return rounded_like(out, x);
+  const auto forward = [&](const at::Tensor& x, const std::optional<at::Tensor>& gate) {
+    return rounded_like(
+        accumulate_gated_group_norm(x.to(accumulate_dtype(x)), gate, weight, bias, eps, norm), x);
+  };
+  if (!is_split(x)) return forward(x, gate);
+  return each_row(x.size(0), [&](int64_t b) { return forward(row_of(x, b), row_of(gate, b)); });
 }
+
+namespace {
+
+/// The gradients of x, gate, weight and bias that `asked` names; the others are undefined.
+using Grads = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+Grads backward_of(const at::Tensor& grad_out, const at::Tensor& x,
+                  const std::optional<at::Tensor>& gate, const std::optional<at::Tensor>& weight,
+                  const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
+                  std::array<bool, 4> asked) {
+  const auto dtype = accumulate_dtype(x);
+  const auto [normed, inverse_deviation] = normalise(x.to(dtype), eps, norm);
+  auto grad_affine = grad_out.to(dtype);  // in turn the gradient of each intermediate value
+  at::Tensor grad_x, grad_gate, grad_weight, grad_bias;
+  if (gate) {
+    const auto g = gate->to(dtype), s = g.sigmoid();
+    if (asked[1]) {
+      const auto slope = (1 - s).mul_(g).add_(1).mul_(s);
+      grad_gate = rounded_like(slope.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
+    }
+    grad_affine = grad_affine * s.mul_(g);
+  }
+  if (bias && asked[3]) {
+    // A copy, since where there is nothing to sum over this is grad_out itself.
+    grad_bias = at::sum_to(grad_affine, bias->sizes())
+                    .to(bias->scalar_type(), /*non_blocking=*/false, /*copy=*/true,
+                        at::MemoryFormat::Contiguous);
+  }
+  if (weight && asked[2]) {
+    grad_weight = rounded_like(at::sum_to(grad_affine * normed, weight->sizes()), *weight);
+  }
+  if (asked[0]) {
+    const auto grad_normed = weight ? grad_affine * weight->to(dtype) : grad_affine;
+    auto grad = grad_normed - normed * (grad_normed * normed).mean(-1, /*keepdim=*/true);
+    if (norm == "layer") grad.sub_(grad_normed.mean(-1, /*keepdim=*/true));
+    grad_x = rounded_like(grad.mul_(inverse_deviation), x);
+  }
+  return {grad_x, grad_gate, grad_weight, grad_bias};
+}
+
+}  // namespace
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_backward(
     const at::Tensor& grad_out, const at::Tensor& x, const std::optional<at::Tensor>& gate,
@@ -65,34 +116,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     std::string_view norm, std::array<bool, 4> output_mask) {
   check_gated_group_norm("gated_group_norm_backward", x, gate, weight, bias, eps, norm);
   check_gated_group_norm_grad(grad_out, x);
-  const auto dtype = accumulate_dtype(x);
-  const auto [normed, inverse_deviation] = normalise(x.to(dtype), eps, norm);
-  auto grad_affine = grad_out.to(dtype);  // in turn the gradient of each intermediate value
-  at::Tensor grad_x, grad_gate, grad_weight, grad_bias;
-  if (gate) {
-    const auto g = gate->to(dtype), s = g.sigmoid();
-    if (output_mask[1]) {
-      const auto slope = (1 - s).mul_(g).add_(1).mul_(s);
-      grad_gate = rounded_like(slope.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
-    }
-    grad_affine = grad_affine * s.mul_(g);
+  const auto [of_x, of_gate, of_weight, of_bias] = output_mask;
+  if (!is_split(x)) return backward_of(grad_out, x, gate, weight, bias, eps, norm, output_mask);
+  // The gradients of weight and bias are sums over the whole batch.
+  auto grads =
+      backward_of(grad_out, x, gate, weight, bias, eps, norm, {false, false, of_weight, of_bias});
+  std::vector<at::Tensor> grad_x, grad_gate;
+  for (int64_t b = 0; b < x.size(0); ++b) {
+    auto row = backward_of(row_of(grad_out, b), row_of(x, b), row_of(gate, b), weight, bias, eps,
+                           norm, {of_x, of_gate, false, false});
+    grad_x.push_back(std::get<0>(row));
+    grad_gate.push_back(std::get<1>(row));
   }
-  if (bias && output_mask[3]) {
-    // A copy, since where there is nothing to sum over this is grad_out itself.
-    grad_bias = at::sum_to(grad_affine, bias->sizes())
-                    .to(bias->scalar_type(), /*non_blocking=*/false, /*copy=*/true,
-                        at::MemoryFormat::Contiguous);
-  }
-  if (weight && output_mask[2]) {
-    grad_weight = rounded_like(at::sum_to(grad_affine * normed, weight->sizes()), *weight);
-  }
-  if (output_mask[0]) {
-    const auto grad_normed = weight ? grad_affine * weight->to(dtype) : grad_affine;
-    auto grad = grad_normed - normed * (grad_normed * normed).mean(-1, /*keepdim=*/true);
-    if (norm == "layer") grad.sub_(grad_normed.mean(-1, /*keepdim=*/true));
-    grad_x = rounded_like(grad.mul_(inverse_deviation), x);
-  }
-  return {grad_x, grad_gate, grad_weight, grad_bias};
+  if (of_x) std::get<0>(grads) = at::cat(grad_x);
+  if (gate && of_gate) std::get<1>(grads) = at::cat(grad_gate);
+  return grads;
 }
 
 }  // namespace composite

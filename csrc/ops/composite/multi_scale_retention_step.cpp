@@ -4,6 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
+#include "ops/composite/deterministic.h"
 #include "ops/composite/gated_group_norm.h"
 #include "ops/composite/retention_step.h"
 #include "ops/composite/rotary.h"
@@ -31,14 +32,26 @@ at::Tensor multi_scale_retention_step_composite(
                       {"frequencies", frequencies},
                       {"weight", weight ? *weight : none},
                       {"bias", bias ? *bias : none}});
-  const auto dtype = state.scalar_type();
-  const auto rotation = composite::rotation_of(positions, frequencies, style, dtype);
-  const auto retained = composite::accumulate_retention_step(
-      composite::rotate(q, rotation, dtype), composite::rotate(k, rotation, dtype), v.to(dtype),
-      log_decay, state, scale, slots);
-  const auto out = composite::accumulate_gated_group_norm(retained, gate, weight, bias, eps, norm);
-  composite::clear_skipped_rows_(out, slots);
-  return out.to(q.scalar_type()).contiguous();
+  const auto step = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const at::Tensor& gate, const at::Tensor& positions,
+                        const std::optional<at::Tensor>& slots) {
+    const auto dtype = state.scalar_type();
+    const auto rotation = composite::rotation_of(positions, frequencies, style, dtype);
+    const auto retained = composite::accumulate_retention_step(
+        composite::rotate(q, rotation, dtype), composite::rotate(k, rotation, dtype), v.to(dtype),
+        log_decay, state, scale, slots);
+    const auto out =
+        composite::accumulate_gated_group_norm(retained, gate, weight, bias, eps, norm);
+    composite::clear_skipped_rows_(out, slots);
+    return out.to(q.scalar_type()).contiguous();
+  };
+  if (!composite::rows_apart() || q.size(0) == 0) return step(q, k, v, gate, positions, slots);
+  const auto row_slots = composite::slots_or_rows(slots, q);
+  return composite::each_row(q.size(0), [&](int64_t b) {
+    using composite::row_of;
+    return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(gate, b), row_of(positions, b),
+                row_of(row_slots, b));
+  });
 }
 
 }  // namespace

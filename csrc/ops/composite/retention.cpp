@@ -20,7 +20,12 @@ namespace composite {
 
 at::Tensor heads_first(const at::Tensor& x, int64_t first, int64_t n, const Decay& decay) {
   if (!x.defined()) return x;
-  return x.narrow(1, first, n).transpose(1, 2).to(decay.dtype()).contiguous();
+  // Where rows are computed apart also a copy of what is contiguous, since alignment chooses code.
+  return x.narrow(1, first, n)
+      .transpose(1, 2)
+      .to(decay.dtype(), /*non_blocking=*/false, /*copy=*/rows_apart(),
+          at::MemoryFormat::Contiguous)
+      .contiguous();
 }
 
 void store_heads_first(const at::Tensor& target, int64_t first, const at::Tensor& x) {

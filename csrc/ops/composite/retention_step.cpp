@@ -13,6 +13,7 @@
 
 #include "ops/check.h"
 #include "ops/composite/decay.h"
+#include "ops/composite/deterministic.h"
 #include "ops/retention_step.h"
 #include "ops/state.h"
 
@@ -67,6 +68,10 @@ void clear_skipped_rows_(const at::Tensor& out, const std::optional<at::Tensor>&
   if (slots) out.masked_fill_(slots->lt(0).view({-1, 1, 1}), 0.0);
 }
 
+at::Tensor slots_or_rows(const std::optional<at::Tensor>& slots, const at::Tensor& q) {
+  return slots ? *slots : at::arange(q.size(0), q.options().dtype(at::kInt));
+}
+
 }  // namespace composite
 
 namespace {
@@ -78,11 +83,20 @@ at::Tensor retention_step_composite(const at::Tensor& q, const at::Tensor& k, co
   constexpr auto op = "retention_step";
   check_retention_step(op, q, k, v, log_decay, state, slots);
   check_state_memory(op, state, {{"q", q}, {"k", k}, {"v", v}, {"log_decay", log_decay}});
-  const auto dtype = state.scalar_type();
-  const auto out = composite::accumulate_retention_step(q.to(dtype), k.to(dtype), v.to(dtype),
-                                                        log_decay, state, scale, slots);
-  composite::clear_skipped_rows_(out, slots);
-  return out.to(q.scalar_type());
+  const auto step = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                        const std::optional<at::Tensor>& slots) {
+    const auto dtype = state.scalar_type();
+    const auto out = composite::accumulate_retention_step(q.to(dtype), k.to(dtype), v.to(dtype),
+                                                          log_decay, state, scale, slots);
+    composite::clear_skipped_rows_(out, slots);
+    return out.to(q.scalar_type());
+  };
+  if (!composite::rows_apart() || q.size(0) == 0) return step(q, k, v, slots);
+  const auto row_slots = composite::slots_or_rows(slots, q);
+  return composite::each_row(q.size(0), [&](int64_t b) {
+    using composite::row_of;
+    return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(row_slots, b));
+  });
 }
 
 }  // namespace

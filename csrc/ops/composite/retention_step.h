@@ -18,4 +18,8 @@ at::Tensor accumulate_retention_step(const at::Tensor& q, const at::Tensor& k, c
 /// out [B, H, Dv] <- 0 in the rows that slots skip, in place.
 void clear_skipped_rows_(const at::Tensor& out, const std::optional<at::Tensor>& slots);
 
+/// slots, or those that name the row of each token: by them one row of a batch works on a copy of
+/// its row of the state.
+at::Tensor slots_or_rows(const std::optional<at::Tensor>& slots, const at::Tensor& q);
+
 }  // namespace retnet::ops::composite
