@@ -222,21 +222,31 @@ TEST_CASE("chunkwise emulated: every gamma") {
     const auto size = static_cast<ptrdiff_t>(c.keys() * c.values());
     std::fill(in.initial_state.begin() + size, in.initial_state.begin() + 2 * size, NAN);
     check(c, in);
+    const ChunkwiseBits good = run(c, in, simt::Order::kAscending);
+    // Nor does a state that is not finite outlast its chunk there.
+    ChunkwiseInputs poisoned = in;
+    std::fill_n(poisoned.v.bytes.begin() + 2 * c.values(), 2 * c.values(), std::byte{0xff});
+    const ChunkwiseBits after = run(c, poisoned, simt::Order::kAscending);
+    size_t wrong = 0;
+    for (size_t i = c.shape().chunk * c.H * c.values(); i < good.out.size(); ++i) {
+      if (i / c.values() % c.H == 1) wrong += after.out[i] != good.out[i];
+    }
+    CHECK(wrong == 0);
+    CHECK(std::equal(good.final_state.begin() + size, good.final_state.begin() + 2 * size,
+                     after.final_state.begin() + size));
     // A positive or NaN decay is NaN in its own head alone.
     ChunkwiseCase bad = c;
     bad.log_decay = {0, 1e-3, -1e-9, NAN, -200};
-    const ChunkwiseBits good_bits = run(c, in, simt::Order::kAscending);
     const ChunkwiseBits bad_bits = run(bad, in, simt::Order::kAscending);
-    size_t wrong = 0;
-    for (size_t i = 0; i < good_bits.out.size(); ++i) {
+    for (size_t i = 0; i < good.out.size(); ++i) {
       const size_t h = i / c.values() % c.H;
       const bool nan = std::isnan(to_doubles(&bad_bits.out[i], 1, c.dtype)[0]);
-      wrong += h == 1 || h == 3 ? !nan : bad_bits.out[i] != good_bits.out[i];
+      wrong += h == 1 || h == 3 ? !nan : bad_bits.out[i] != good.out[i];
     }
-    for (size_t i = 0; i < good_bits.final_state.size(); ++i) {
+    for (size_t i = 0; i < good.final_state.size(); ++i) {
       const size_t h = i / size % c.H;
       wrong += h == 1 || h == 3 ? !std::isnan(bad_bits.final_state[i])
-                                : bad_bits.final_state[i] != good_bits.final_state[i];
+                                : bad_bits.final_state[i] != good.final_state[i];
     }
     CHECK(wrong == 0);
   });

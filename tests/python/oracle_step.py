@@ -29,7 +29,7 @@ def retention_step_by_definition(
         if slot < 0:
             continue
         for h in range(H):
-            gamma = math.exp(log_decay[h])
+            gamma = math.exp(float(log_decay[h].detach()))
             old = torch.zeros_like(state[slot, h]) if gamma == 0 else gamma * state[slot, h]
             state[slot, h] = old + torch.outer(k[b, h], v[b, h])
             out[b, h] = scale * (q[b, h] @ state[slot, h])
