@@ -14,14 +14,15 @@
 //  4. Warp roles. Each warp owns 16 columns of the slice with all of I. The scores are shared out: a
 //     warp computes one or two columns of 8 keys for all, or some, rows of 16 tokens.
 //  5. Tile and budget. State: inner / 2 fp32 registers a thread; outputs of the chunk: chunk / 2;
-//     scores: 16 or 32. Shared memory: ChunkwiseTile::shared_bytes (136 KB for 256 x 128 x 64).
+//     scores: 4, 16 or 32. Shared memory: ChunkwiseTile::shared_bytes (136 KB for 256 x 128 x 64).
 //     Bytes of L2 per token-head: 2 (2 I slices + 2 O) (6,144 for I = 256, O = 512); wavefronts and
 //     mma per chunk: chunkwise_model.h.
 //  6. Pipeline. Keys and values of the next chunk are copied while this chunk is computed, its
 //     readout tile once this chunk's is spent, after the scores.
-//  7. Sync contract. Two block barriers a chunk. The first: this chunk has arrived for all threads,
-//     and all are done with the last chunk's keys, values and scores. The second: the scores are
-//     written, and all are done with the readout tile.
+//  7. Sync contract. Two block barriers a chunk. The first: this chunk, and before the first one the
+//     weights, have arrived for all threads, and all are done with the last chunk's keys, values and
+//     scores. The second: the scores are written, and all are done with the readout tile; without
+//     outputs (kLocal) there is none.
 //  8. Numerics. Products of 16-bit operands, sums and states in fp32. Rounded to 16 bits: the decayed
 //     scores, the decayed values, the state as an operand (saturated in fp16) and out. Exponents are
 //     never negative. No sum crosses warps, so the order of additions depends on the tile alone.
@@ -43,16 +44,16 @@ namespace retnet::kernels {
 
 // Offset of 16-byte unit `unit` of row `row` in a tile of 16-bit elements with kColumns columns: the
 // units of a row change places with the row, so that the same unit of 8 rows lies in 8 different
-// banks.
+// groups of 4 banks.
 template <int kColumns>
 RETNET_DEVICE uint32_t swizzled(uint32_t row, uint32_t unit) {
   constexpr uint32_t kUnits = kColumns / 8 < 8 ? kColumns / 8 : 8;
   return row * kColumns * 2 + ((unit ^ (row * kUnits / 8 % kUnits)) << 4);
 }
 
-// From a swizzled address in the first 16 columns to the same row's k-th 16 columns. The swizzle
-// changes the address inside 128 bytes alone, which leaves most of the step to the instruction's
-// immediate offset.
+// From a swizzled address in the first 16 columns to the same row's k-th 16 columns (in the first 32:
+// with k even). The swizzle changes the address inside 128 bytes alone, which leaves most of the step
+// to the instruction's immediate offset.
 RETNET_DEVICE uint32_t step_columns(uint32_t address, int k) {
   return (address ^ (k % 4 * 32)) + k / 4 * 128;
 }

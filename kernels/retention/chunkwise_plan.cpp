@@ -58,20 +58,18 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
   plan.slices = (p.outer + tile.slice - 1) / tile.slice;
   plan.rows = p.sequences;
   // Segments cost the update of the state twice. They pay where whole sequences leave at least half
-  // of the multiprocessors idle; then one segment for each is the aim.
+  // of the multiprocessors idle; then as many as run at once are the aim.
   const int64_t parallel = p.heads * plan.slices;  // blocks of one sequence
-  const int64_t total = p.batch * p.tokens;
-  const int64_t segments_wanted =
-      parallel > 0 ? (device.multiprocessors + parallel - 1) / parallel : 0;
   if (deterministic) {
     if (p.tokens > kChunkwiseDeterministicSegment) {
       plan.segment_length = kChunkwiseDeterministicSegment;
     }
-  } else if (2 * p.sequences * parallel <= device.multiprocessors && segments_wanted > 0) {
-    const int64_t length = (total + segments_wanted - 1) / segments_wanted;
-    const int64_t whole_chunks = (length + tile.chunk - 1) / tile.chunk * tile.chunk;
-    const int64_t least = 8 * tile.chunk;
-    plan.segment_length = whole_chunks < least ? least : whole_chunks;
+  } else if (parallel > 0 && 2 * p.sequences * parallel <= device.multiprocessors) {
+    const bool packed = p.cu_seqlens_ptr != nullptr;  // whose lengths are not known here
+    const int64_t rows = device.multiprocessors / parallel / (packed ? 1 : p.sequences);
+    const int64_t chunks = (p.tokens + rows * tile.chunk - 1) / (rows * tile.chunk);
+    const int64_t least = 8;
+    plan.segment_length = tile.chunk * (chunks < least ? least : chunks);
     if (plan.segment_length >= p.tokens) plan.segment_length = 0;
   }
   if (plan.segment_length > 0) {

@@ -96,6 +96,7 @@ TEST_CASE("sequences are cut where they leave a device idle") {
   CHECK(cut.segment_length % 64 == 0);
   CHECK(cut.rows == (8192 + cut.segment_length - 1) / cut.segment_length);
   CHECK(cut.rows * 4 * cut.slices > 132 / 2);
+  CHECK(cut.rows * 4 * cut.slices <= 132);  // at once
   CHECK(cut.workspace_bytes == static_cast<size_t>(cut.rows) * 4 * 256 * 512 * 4);
 
   CHECK(plan(call(1, 400, 4, 256, 512)).segment_length == 0);  // too short to cut
