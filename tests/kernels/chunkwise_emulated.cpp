@@ -236,16 +236,16 @@ TEST_CASE("chunkwise emulated: every gamma") {
                      after.final_state.begin() + size));
     // A positive or NaN decay is NaN in its own head alone.
     ChunkwiseCase bad = c;
-    bad.log_decay = {0, 1e-3, -1e-9, NAN, -200};
+    bad.log_decay = {1e-3, kMinusInfinity, -1e-9, NAN, -200};
     const ChunkwiseBits bad_bits = run(bad, in, simt::Order::kAscending);
     for (size_t i = 0; i < good.out.size(); ++i) {
       const size_t h = i / c.values() % c.H;
       const bool nan = std::isnan(to_doubles(&bad_bits.out[i], 1, c.dtype)[0]);
-      wrong += h == 1 || h == 3 ? !nan : bad_bits.out[i] != good.out[i];
+      wrong += h == 0 || h == 3 ? !nan : bad_bits.out[i] != good.out[i];
     }
     for (size_t i = 0; i < good.final_state.size(); ++i) {
       const size_t h = i / size % c.H;
-      wrong += h == 1 || h == 3 ? !std::isnan(bad_bits.final_state[i])
+      wrong += h == 0 || h == 3 ? !std::isnan(bad_bits.final_state[i])
                                 : bad_bits.final_state[i] != good.final_state[i];
     }
     CHECK(wrong == 0);

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What retention_plan says a call runs. That wrong arguments raise as in retention is in
+test_retention_errors.py; that what runs is right, in test_retention.py."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases_ops import strided
+from cases_retention import FORMS, make_inputs
+from retnet.ops import RetentionPlan, retention_plan
+
+parametrize = pytest.mark.parametrize
+HALF = [torch.bfloat16, torch.float16]
+
+
+def plan_of(*shape: int, device="cpu", dtype=torch.bfloat16, **options) -> RetentionPlan:
+    return retention_plan(**make_inputs(*shape, dtype=dtype, device=device), **options)
+
+
+@parametrize("form", FORMS)
+@parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+@parametrize("device", ["cpu", "meta"])
+def test_no_kernel_here(device, dtype, form):
+    plan = plan_of(2, 20, 4, 8, 12, device=device, dtype=dtype, form=form)
+    assert plan == ("composite", f"no kernel for {device} in this build", 0, 0, 0, 0, 0, 0)
+    assert plan.implementation == "composite" and plan.reason.startswith("no kernel")
+
+
+def test_packed():
+    inputs = make_inputs(1, 20, dtype=torch.bfloat16, num_states=2)
+    cu_seqlens = torch.tensor([0, 5, 20], dtype=torch.int32)
+    assert retention_plan(**inputs, cu_seqlens=cu_seqlens).implementation == "composite"
+
+
+@pytest.fixture
+def gpu() -> torch.device:
+    """A GPU that runs the kernel."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("a GPU below compute capability 8.0")
+    return torch.device("cuda")
+
+
+# Dk, Dv, chunk_size: inner, slice, chunk
+TILES = {
+    (64, 64, None): (64, 64, 64),
+    (4, 12, None): (64, 64, 64),
+    (64, 68, None): (64, 128, 64),
+    (64, 128, 64): (64, 128, 64),
+    (68, 4, None): (128, 128, 64),
+    (128, 256, None): (128, 128, 64),
+    (256, 512, None): (256, 128, 64),
+    (132, 260, 32): (256, 128, 32),
+}
+
+
+@pytest.mark.cuda
+@parametrize("dtype", HALF, ids=str)
+@parametrize(("call", "tile"), TILES.items(), ids=str)
+def test_tile(call, tile, dtype, gpu):
+    Dk, Dv, chunk_size = call
+    plan = plan_of(2, 20, 4, Dk, Dv, device=gpu, dtype=dtype, chunk_size=chunk_size)
+    inner, width, chunk = tile
+    needed = chunk * (2 * (3 * inner + 2 * width + chunk) + 8)
+    if needed > torch.cuda.get_device_properties(gpu).shared_memory_per_block_optin:
+        chunk = 32
+    assert plan == ("kernel", "", inner, width, chunk, 0, 2, 0)
+
+
+@pytest.mark.cuda
+@parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float32}, "the kernel takes bfloat16 and float16"),
+        ({"dtype": torch.float64}, "the kernel takes bfloat16 and float16"),
+        ({"form": "parallel"}, "the kernel is of the chunkwise form"),
+        ({"form": "recurrent"}, "the kernel is of the chunkwise form"),
+        ({"Dk": 260}, "Dk must be at most 256 and Dv at most 512"),
+        ({"Dv": 516}, "Dk must be at most 256 and Dv at most 512"),
+        ({"Dk": 6}, "Dk and Dv must be multiples of 4"),
+        ({"chunk_size": 48}, "no tile has this chunk_size"),
+    ],
+    ids=str,
+)
+def test_refusal(change, reason, gpu):
+    options = {"Dk": 64, "Dv": 64, **change}
+    plan = plan_of(2, 20, 4, options.pop("Dk"), options.pop("Dv"), device=gpu, **options)
+    assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0)
+
+
+def odd_offset(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+@pytest.mark.cuda
+@parametrize(
+    ("change", "copies"),
+    [
+        ({}, 0),
+        ({"q": lambda x: x.mT.contiguous().mT}, 1),
+        ({"q": odd_offset}, 1),
+        ({"k": odd_offset, "v": strided}, 2),
+        ({"q": strided, "k": strided, "v": strided}, 3),
+        ({"q": lambda x: torch.cat([x, x], -1)[..., : x.shape[-1]]}, 0),
+    ],
+    ids=["none", "inner_stride", "odd_offset", "two", "odd_strides", "gaps"],
+)
+def test_copies(change, copies, gpu):
+    inputs = make_inputs(2, 20, 4, 64, 64, dtype=torch.bfloat16, device=gpu)
+    inputs |= {name: view(inputs[name]) for name, view in change.items()}
+    assert retention_plan(**inputs).copies == copies
+
+
+@pytest.mark.cuda
+def test_segments(gpu):
+    """A few heads of a long sequence are cut, where the device has many multiprocessors to fill."""
+    if torch.cuda.get_device_properties(gpu).multi_processor_count < 16:
+        pytest.skip("a GPU of few multiprocessors")
+    plan = plan_of(1, 8192, 1, 64, 64, device=gpu)
+    assert (plan.segment_length, plan.segments) == (512, 16)
+    plan = plan_of(64, 1024, 8, 64, 64, device=gpu)
+    assert (plan.segment_length, plan.segments) == (0, 64)
+
+
+@pytest.mark.cuda
+@pytest.mark.usefixtures("strictly_deterministic")
+@parametrize(("T", "length", "segments"), [(8192, 2048, 4), (2048, 0, 1), (2049, 2048, 2)])
+def test_deterministic_segments(T, length, segments, gpu):
+    for B in (1, 3):
+        plan = plan_of(B, T, 1, 64, 64, device=gpu)
+        assert (plan.segment_length, plan.segments) == (length, B * segments)
