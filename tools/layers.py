@@ -19,7 +19,7 @@ RULES = [
         "kernels know pointers, strides and a stream only",
     ),
     (
-        r"(?!kernels/|csrc/ops/cuda/|tests/kernels/|tests/simt/)",
+        r"(?!kernels/|csrc/ops/cuda/|tests/(kernels/|simt/|python/test_kernel_))",
         INCLUDE + r"kernels/",
         "only csrc/ops/cuda and the kernels' tests call kernels",
     ),
