@@ -40,7 +40,7 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
   if (p.inner > kChunkwiseMaxInner || p.outer > kChunkwiseMaxOuter) {
     return refuse("Dk must be at most 256 and Dv at most 512");
   }
-  if (p.tokens > INT32_MAX) return refuse("T must be below 2^31");
+  if (p.tokens > kChunkwiseMaxTokens) return refuse("T must be at most 2^30");
   bool fits = false;
   for (int i = 0; i < kChunkwiseTileCount && plan.tile < 0; ++i) {
     const ChunkwiseTile& tile = kChunkwiseTiles[i];

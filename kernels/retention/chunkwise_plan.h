@@ -68,6 +68,7 @@ inline constexpr ChunkwiseTile kChunkwiseTiles[] = {
 inline constexpr int kChunkwiseTileCount = sizeof(kChunkwiseTiles) / sizeof(ChunkwiseTile);
 inline constexpr int64_t kChunkwiseMaxInner = 256;
 inline constexpr int64_t kChunkwiseMaxOuter = 512;
+inline constexpr int64_t kChunkwiseMaxTokens = 1 << 30;  // positions are 32 bits wide
 inline constexpr int kChunkwiseMinCapability = 80;  // cp.async, ldmatrix and mma of 16 x 8 x 16
 // Shared memory a block may have: compute capability 8.0, 8.6 (also 8.9 and 12.0), 9.0.
 inline constexpr size_t kShared80 = 163 << 10, kShared86 = 99 << 10, kShared90 = 227 << 10;
