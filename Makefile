@@ -56,12 +56,12 @@ lint: setup
 	$(RUN) tools/layers.py
 
 kernels: $(VENV)/.tools$(CUDA)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/kernels -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
-	$(VENV)/bin/cmake --build build/kernels
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/architectures -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
+	$(VENV)/bin/cmake --build build/architectures
 
 kernel-report: kernels tests-built
 	build/tests/kernels/kernel_counts > build/kernel_counts.json
-	$(RUN) tools/kernel_report.py build/kernels build/kernel_counts.json
+	$(RUN) tools/kernel_report.py build/architectures build/kernel_counts.json
 
 bench: setup
 	$(RUN) benchmarks/ops.py
