@@ -23,7 +23,7 @@ def hint(name: str, names: Iterable[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file so that a full disk or a kill at any moment leaves the one before it whole.
 
     `write` gets the path of a file beside it, which is flushed to the disk and then renamed.

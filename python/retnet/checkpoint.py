@@ -20,7 +20,7 @@ from retnet._files import hint, open_tensors, replace_file, write_tensors
 from retnet.config import RetNetConfig
 from retnet.nn import RetNetForCausalLM
 
-__all__ = ["load", "read_config", "read_metadata", "save", "write"]
+__all__ = ["CONFIG", "WEIGHTS", "load", "read_config", "read_metadata", "save", "write"]
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -67,7 +67,7 @@ def write(
     folder.mkdir(parents=True, exist_ok=True)
     if fresh:
         text = config.to_json()
-        replace_file(folder / CONFIG, lambda part: part.write_text(text, "utf-8") and None)
+        replace_file(folder / CONFIG, lambda part: part.write_text(text, "utf-8"))
     write_tensors(folder / WEIGHTS, tensors, metadata or {})
 
 

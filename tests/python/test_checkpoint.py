@@ -50,7 +50,7 @@ def test_the_keys_are_those_of_the_state_dict_and_tied_weights_stand_once(tmp_pa
     checkpoint.write(tmp_path, model.config, state, {"step": "7"})
     assert set(load_file(tmp_path / "model.safetensors")) == set(model.state_dict())
     assert checkpoint.read_metadata(tmp_path) == {"format": "pt", "step": "7"}
-    with pytest.raises(ValueError, match="lm_head.weight must equal embed_tokens.weight"):
+    with pytest.raises(ValueError, match=r"lm_head.weight must equal embed_tokens.weight"):
         checkpoint.write(
             tmp_path, model.config, {**state, "lm_head.weight": state["lm_head.weight"] + 1}
         )
@@ -149,17 +149,17 @@ def test_bad_checkpoint(damage, message, tmp_path):
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match="must hold config.json and model.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"must hold config.json and model.safetensors"):
         retnet.load(tmp_path / "nowhere")
     (save_tiny(tmp_path) / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="model.safetensors: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors: no such file"):
         retnet.load(tmp_path)
 
 
 def test_wrong_weights_are_not_written(tmp_path):
     model = make_model()
     state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    with pytest.raises(ValueError, match="missing: .*unexpected: module.embed_tokens.weight"):
+    with pytest.raises(ValueError, match=r"missing: .*unexpected: module.embed_tokens.weight"):
         checkpoint.write(tmp_path, model.config, state)
     assert names(tmp_path) == []
 
