@@ -203,7 +203,7 @@ class Trainer:
         # From here on the new checkpoint is the valid one.
         step = {"step": str(self.steps)}
         checkpoint.write(folder, self.model.config, self.model.state_dict(), step)
-        for old in folder.glob("training-*.pt"):
+        for old in folder.glob("training-*.pt*"):
             if old != path:
                 old.unlink()
 
@@ -404,8 +404,10 @@ def _read_state(path: Path) -> dict[str, Any]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise a dozen kinds
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: must be a whole training state: {reason}") from error
+        raise ValueError(
+            f"{path}: must be a whole training state, tensors and numbers only, got "
+            f"{type(error).__name__}"
+        ) from error
     if not isinstance(data, dict) or not isinstance(data.get("format_version"), int):
         raise ValueError(f"{path}: must be a training state of retnet, got something else")
     if data["format_version"] > _FORMAT_VERSION:

@@ -4,8 +4,6 @@
 import json
 import os
 import pickle
-import resource
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -13,18 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import retnet
 from cases_nn import each_variant, make_config, make_model, random_ids
+from cases_train import full_disk
 from retnet import RetNetState, checkpoint
-
-
-@contextmanager
-def full_disk(limit):
-    """No file may grow beyond `limit` bytes: write(2) fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def names(folder):
