@@ -38,7 +38,8 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(part, path)
         _sync(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+        cause = error.__context__  # torch.save hides what the disk said
+        reason = " ".join(str(cause if isinstance(cause, OSError) else error).split())
         raise OSError(f"{path}: could not be written, nothing was replaced: {reason}") from error
     finally:
         part.unlink(missing_ok=True)

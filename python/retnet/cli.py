@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
-        print(f"retnet {options.command}: {_one_line(error)}", file=sys.stderr)
+        reason = _one_line(error).removeprefix(f"{options.command}: ")
+        print(f"retnet {options.command}: {reason}", file=sys.stderr)
         return 1
 
 
@@ -191,8 +192,10 @@ def _train(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     model, tokenizer = _load(options)
     prompt = tokenizer.encode(options.prompt)
+    if not prompt:
+        raise ValueError("prompt must hold a token or more, got none")
     ids = torch.tensor([prompt], device=model.embed_tokens.weight.device).long()
-    if max(prompt, default=0) >= model.config.vocab_size:
+    if max(prompt) >= model.config.vocab_size:
         raise ValueError(
             f"prompt: token ids must be < vocab_size = {model.config.vocab_size}, got {max(prompt)}"
         )

@@ -199,7 +199,12 @@ class Trainer:
             "random": torch.get_rng_state(),
         }
         path = _state_path(folder, str(self.steps))
-        replace_file(path, lambda part: torch.save(data, part))
+
+        def write(part: Path) -> None:
+            with part.open("wb") as file:
+                torch.save(data, file)
+
+        replace_file(path, write)
         # From here on the new checkpoint is the valid one.
         step = {"step": str(self.steps)}
         checkpoint.write(folder, self.model.config, self.model.state_dict(), step)
