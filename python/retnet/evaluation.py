@@ -76,6 +76,10 @@ def evaluate(
         for inputs, targets, fresh in batches:
             if fresh is None or fresh.all():
                 state = None
+            elif state is not None and len(inputs) < len(state.positions):
+                ended = len(state.positions) - len(inputs)
+                rows = torch.arange(ended, len(state.positions), device=device)
+                state = state.select(rows)
             logits, _, state = model(inputs.to(device), state=state)
             nats += token_loss(logits, targets.to(device)).item()
             count = int((targets != IGNORE_INDEX).sum())
@@ -95,15 +99,20 @@ def describe_context(window: int | None) -> str:
 
 
 def _carried(documents: Sequence[Tensor]) -> Iterator[Batch]:
-    """Documents of similar length side by side, in segments; all rows are fresh at the first."""
+    """Documents of similar length side by side, in segments; all rows are fresh at the first.
+
+    The shorter ones stand first, and those that have ended are left out.
+    """
     ordered = sorted((ids for ids in documents if len(ids) > 1), key=len)
     for first in range(0, len(ordered), _ROWS):
-        rows = ordered[first : first + _ROWS]
-        step = _TOKENS // len(rows)
-        for start in range(0, len(rows[-1]) - 1, step):
+        rows, start = ordered[first : first + _ROWS], 0
+        while rows:
+            step = _TOKENS // len(rows)
             parts = [ids[start : start + step + 1].long() for ids in rows]
             fresh = torch.full((len(rows),), start == 0)
             yield _pad(parts, [0] * len(rows))._replace(fresh=fresh)
+            start += step
+            rows = [ids for ids in rows if len(ids) - 1 > start]
 
 
 def _windows(documents: Sequence[Tensor], window: int) -> Iterator[Batch]:
@@ -126,11 +135,10 @@ def _windows(documents: Sequence[Tensor], window: int) -> Iterator[Batch]:
 
 def _pad(parts: list[Tensor], skipped: list[int]) -> Batch:
     """Rows of tokens as a batch; the first `skipped` targets of each are left out."""
-    length = max(max(map(len, parts)) - 1, 1)
+    length = max(map(len, parts)) - 1
     inputs = torch.zeros(len(parts), length, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORE_INDEX)
     for row, (ids, skip) in enumerate(zip(parts, skipped, strict=True)):
-        if len(ids) > 1:
-            inputs[row, : len(ids) - 1] = ids[:-1]
-            targets[row, skip : len(ids) - 1] = ids[1 + skip :]
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, skip : len(ids) - 1] = ids[1 + skip :]
     return Batch(inputs, targets)

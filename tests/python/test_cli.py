@@ -19,7 +19,7 @@ from cases_train import MODEL, TEXT, full_disk, make_byte_model
 from retnet.cli import main
 from retnet.evaluation import evaluate
 from retnet.generation import generate
-from retnet.settings import tomllib
+from retnet.settings import Settings, tomllib
 from retnet.text import as_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,6 +206,13 @@ def test_words(word_run, capsys):
         run("train", word_run / "run.toml", "--out", word_run / "b", "--model.vocab_size", 5) == 1
     )
     assert re.search(r"token ids must be in 0\.\.4 \(vocab_size\), got 5", capsys.readouterr().err)
+
+
+def test_the_readme_shows_a_run():
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    plain = Settings(**tomllib.loads(block))
+    full = Settings(**tomllib.loads(block.replace("\n# tok", "\ntok")))
+    assert plain.model_config(256).embed_dim == 1024 and plain.stream and full.tokenizer
 
 
 # generate, eval
