@@ -12,7 +12,7 @@
 #              OUT      a folder that gets a copy of the tar
 #              RETNET_CMAKE_ARGS   added to the configuration
 #
-# Needs torch, cmake, ninja, pybind11, nvcc, pytest, matplotlib and tqdm. Wheels in gpu-wheels/ (make gpu-wheels) are
+# Needs torch, safetensors, cmake, ninja, pybind11, nvcc, pytest, matplotlib and tqdm. Wheels in gpu-wheels/ (make gpu-wheels) are
 # installed beside the build, in build/gpu/. A part that fails does not keep the others from running, nor the tar from
 # being made; the exit status is 0 only if all parts passed.
 set -uo pipefail

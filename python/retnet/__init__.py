@@ -13,8 +13,9 @@ except ImportError as error:
     ) from error
 
 from retnet import ops
+from retnet.checkpoint import load
 from retnet.config import RetNetConfig
 from retnet.state import RetNetState
 
-__all__ = ["RetNetConfig", "RetNetState", "__version__", "ops"]
+__all__ = ["RetNetConfig", "RetNetState", "__version__", "load", "ops"]
 __version__: str = _C.__version__

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from retnet._files import hint
 from retnet.ops import Norm, RotaryStyle
 from retnet.state import RetNetState
 
@@ -152,10 +153,13 @@ class RetNetConfig:
         """Reads what to_json wrote.
 
         Raises:
-            ValueError: not a JSON object, no format_version or a newer one, unknown or missing
-                fields, or a value out of range.
+            ValueError: not a JSON object, no format_version or a newer one, unknown fields (the
+                nearest name is suggested), missing ones, or a value out of range.
         """
-        data = json.loads(text)
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"RetNetConfig: text must be JSON, got {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"RetNetConfig: JSON must be an object, got {type(data).__name__}")
         version = data.pop("format_version", None)
@@ -164,7 +168,8 @@ class RetNetConfig:
         names = {field.name for field in fields(cls)}
         unknown = sorted(set(data) - names)
         if unknown:
-            raise ValueError(f"RetNetConfig: JSON must hold known fields only, got {unknown}")
+            near = hint(unknown[0], names)
+            raise ValueError(f"RetNetConfig: JSON must hold known fields only, got {unknown}{near}")
         try:
             return cls(**data)
         except TypeError as error:

@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from retnet.nn import RetNetForCausalLM
 
-__all__ = ["generate"]
+__all__ = ["generate", "stream"]
 
 
-@torch.no_grad()
 def generate(
     model: RetNetForCausalLM,
     input_ids: Tensor,
@@ -37,6 +38,28 @@ def generate(
     Raises:
         ValueError: an argument out of range; the message names it and its value.
     """
+    written = stream(
+        model,
+        input_ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+    )
+    return torch.cat([input_ids, *written], dim=1)
+
+
+@torch.no_grad()
+def stream(
+    model: RetNetForCausalLM,
+    input_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    seed: int | None = None,
+) -> Iterator[Tensor]:
+    """Yields each new token, [B, 1] int64, as soon as it is drawn; arguments as `generate`."""
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(
             f"generate: input_ids must have shape [B, T], T >= 1, got {list(input_ids.shape)}"
@@ -51,13 +74,12 @@ def generate(
     if seed is not None:
         generator = torch.Generator(device=input_ids.device).manual_seed(seed)
 
-    tokens, block, state = [input_ids], input_ids, None
+    block, state = input_ids, None
     for _ in range(max_new_tokens):
         output = model(block, state=state, inplace=True)
         state = output.state
         block = _draw(output.logits[:, -1], temperature, top_k, generator)
-        tokens.append(block)
-    return torch.cat(tokens, dim=1)
+        yield block
 
 
 def _draw(

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from retnet._files import open_tensors, write_tensors
+
 __all__ = ["RetNetState"]
+
+_FORMAT_VERSION = 1
 
 
 class RetNetState(NamedTuple):
@@ -40,3 +46,52 @@ class RetNetState(NamedTuple):
     def detach(self) -> RetNetState:
         """Returns the same values cut off from the graph (truncated back-propagation)."""
         return RetNetState(self.retention.detach(), self.positions)
+
+    def save(self, path: str | Path) -> None:
+        """Writes a safetensors file with the tensors `retention` and `positions`.
+
+        A file that stood there is replaced at once or, on an error, not at all.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        version = {"format_version": str(_FORMAT_VERSION)}
+        write_tensors(Path(path), self._asdict(), version)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> RetNetState:
+        """Reads what `save` wrote.
+
+        Args:
+            path: the file.
+            device: where the state lives; None for the CPU.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a corrupt, truncated or foreign file, or one of a newer format_version.
+        """
+        path = Path(path)
+        with open_tensors(path) as file:
+            version = (file.metadata() or {}).get("format_version", "1")
+            if not version.isdecimal() or int(version) > _FORMAT_VERSION:
+                raise ValueError(
+                    f"{path}: format_version must be <= {_FORMAT_VERSION}, got {version}"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if tensors.keys() != set(cls._fields):
+                raise ValueError(
+                    f"{path}: must hold the tensors retention and positions, got {sorted(tensors)}"
+                )
+            retention, positions = tensors["retention"], tensors["positions"]
+            ok = retention.dim() == 5 and retention.dtype in (torch.float32, torch.float64)
+            if not ok or positions.shape != retention.shape[1:2] or positions.dtype != torch.int64:
+                raise ValueError(
+                    f"{path}: must hold retention [L, B, H, K, V] float32 or float64 and positions "
+                    f"[B] int64, got {_kind(retention)} and {_kind(positions)}"
+                )
+            # Copies: the file may go, and decoding writes into the state.
+            return cls(*(t.clone().to(device or "cpu") for t in (retention, positions)))
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

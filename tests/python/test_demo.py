@@ -1,34 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's parts: corpus, n-gram models, training with checkpoints, forms, pictures, command."""
+"""The demo's parts: corpus, n-gram models, forms, pictures, command."""
 
+import json
 import math
-import os
-import signal
-import time
 
 import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-pytest.importorskip("tqdm")
 
 from torch.nn import functional as F
 
+import retnet
 from retnet.config import RetNetConfig
 from retnet.demo import __main__ as command
-from retnet.demo.corpus import Corpus, as_tokens, load_corpus
+from retnet.demo.corpus import Corpus, load_corpus
 from retnet.demo.forms import Decoding, compare_forms, measure_decoding
 from retnet.demo.ngram import NGram
 from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
-from retnet.demo.training import (
-    Point,
-    Recipe,
-    Trainer,
-    bits_per_byte,
-    middle_windows,
-    train_for,
-)
+from retnet.demo.training import Point, bits_per_byte, read_curve, settings_for
 from retnet.nn import RetNetForCausalLM
+from retnet.text import as_tokens
 
 TEXT = b"the cat sat on the mat, the dog sat on the log. " * 60
 
@@ -46,11 +38,6 @@ def make_model():
     torch.manual_seed(0)
     sizes = {"embed_dim": 16, "num_layers": 1, "num_heads": 2, "key_dim": 8, "value_dim": 16}
     return RetNetForCausalLM(RetNetConfig.preset("tiny", decay="power2", ffn_dim=32, **sizes))
-
-
-def make_trainer(recipe=None):
-    recipe = recipe or Recipe(batch=2, length=32, lr=1e-2)
-    return Trainer(make_model(), as_tokens(TEXT), middle_windows([TEXT], 64), recipe)
 
 
 # Corpus
@@ -124,122 +111,27 @@ def test_ngram_order_error():
 # Training
 
 
-def test_learning_rate():
-    recipe = Recipe(lr=2.0, warmup=0.1)
-    assert [recipe.rate(x) for x in (0.0, 1.0, 1.5)] == [0, 0, 0]
-    assert recipe.rate(0.05) == pytest.approx(1.0, abs=0.02)
-    assert recipe.rate(0.5) == pytest.approx(1.0)
-    assert max(recipe.rate(i / 1000) for i in range(1000)) <= 2.0
+def test_recipe(tmp_path):
+    """The recipe that reaches the target in 5 minutes on two cores."""
+    settings = settings_for(5, tmp_path)
+    assert (settings.batch, settings.length, settings.accumulate) == (4, 256, 1)
+    assert (settings.lr, settings.warmup, settings.weight_decay) == (4e-3, 0.03, 0.1)
+    assert (settings.betas, settings.clip, settings.minutes) == ((0.9, 0.95), 1.0, 5)
+    assert not settings.stream and settings.precision == "float32"
 
 
-def test_training_learns(tmp_path):
-    trainer = make_trainer(Recipe(batch=4, length=32, lr=2e-2))
-    trainer.check()
-    for n in range(80):
-        trainer.step(n / 80)
-    trainer.check()
-    before, after = trainer.curve
-    assert before.held_out_bits > 7 and after.held_out_bits < 3
-    assert after.tokens == trainer.tokens == 80 * 4 * 32
-    assert trainer.train_bits < 4
-
-
-def test_windows_reach_both_ends():
-    trainer = make_trainer(Recipe(batch=64, length=len(TEXT) - 1))
-    seen = []
-
-    def stop(ids, labels):
-        seen.append(ids)
-        raise StopIteration
-
-    trainer.model.forward = stop
-    with pytest.raises(StopIteration):
-        trainer.step(0.5)
-    assert set(seen[0][:, 0].tolist()) == set(b"th")
-
-
-def test_checkpoint_resumes_exactly(tmp_path):
-    straight = make_trainer()
-    for n in range(6):
-        straight.step(n / 10)
-    first = make_trainer()
-    for n in range(3):
-        first.step(n / 10)
-    first.seconds = 12.5
-    first.check()
-    first.save(tmp_path / "c.pt")
-    second = make_trainer()
-    second.load(tmp_path / "c.pt")
-    assert second.seconds == 12.5 and second.curve == first.curve
-    for n in range(3, 6):
-        second.step(n / 10)
-    assert second.tokens == straight.tokens and second.train_bits == straight.train_bits
-    for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
-        assert torch.equal(a, b)
-    assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
-
-
-def test_a_failed_save_keeps_the_old_checkpoint(tmp_path, monkeypatch):
-    trainer = make_trainer()
-    trainer.save(tmp_path / "c.pt")
-
-    def fail(data, path):
-        path.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(torch, "save", fail)
-    with pytest.raises(OSError, match="disk full"):
-        trainer.save(tmp_path / "c.pt")
-    make_trainer().load(tmp_path / "c.pt")
-
-
-def test_checkpoint_of_another_model(tmp_path):
-    make_trainer().save(tmp_path / "c.pt")
-    other = RetNetForCausalLM(RetNetConfig.preset("tiny"))
-    trainer = Trainer(other, as_tokens(TEXT), middle_windows([TEXT], 64), Recipe())
-    with pytest.raises(ValueError, match="must hold the demo's model"):
-        trainer.load(tmp_path / "c.pt")
-
-
-def test_ctrl_c_saves_and_resumes(tmp_path):
-    path = tmp_path / "c.pt"
-    trainer = make_trainer()
-    step, before = trainer.step, signal.getsignal(signal.SIGINT)
-    calls = []
-
-    def interrupted(progress):
-        step(progress)
-        calls.append(progress)
-        if len(calls) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    trainer.step = interrupted
-    assert not train_for(trainer, 600, path)
-    assert len(calls) == 4 and signal.getsignal(signal.SIGINT) is before
-    again = make_trainer()
-    again.load(path)
-    assert again.tokens == 4 * 2 * 32 and 0 < again.seconds < 60
-    again.seconds = 20.0
-    start = time.monotonic()
-    assert train_for(again, 20.5, path)
-    assert time.monotonic() - start < 15  # the first 20 seconds count
-    assert again.tokens > trainer.tokens and again.curve[-1].seconds >= 20.5
-
-
-def test_second_ctrl_c_raises(tmp_path):
-    trainer = make_trainer()
-
-    def impatient(progress):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    trainer.step = impatient
-    with pytest.raises(KeyboardInterrupt):
-        train_for(trainer, 600, tmp_path / "c.pt")
+def test_curve_comes_from_the_log(tmp_path):
+    lines = [
+        {"step": 1, "loss": 5.0, "tokens": 8, "seconds": 0.5},
+        {"step": 1, "smoothed_loss": 3.0, "validation_loss": 4.0, "tokens": 8, "seconds": 0.7},
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (point,) = read_curve(tmp_path / "log.jsonl")
+    assert point == Point(0.7, 8, 3 / math.log(2), 4 / math.log(2))
 
 
 def test_bits_per_byte_reads_whole_files(monkeypatch):
-    monkeypatch.setattr("retnet.demo.training._SEGMENT", 50)
+    monkeypatch.setattr("retnet.evaluation._TOKENS", 50)
     model = make_model().double()
     files = [TEXT[:131], b"ab"]
     nats = 0.0
@@ -249,11 +141,6 @@ def test_bits_per_byte_reads_whole_files(monkeypatch):
         nats += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
     # The state passes between segments; the model computes in float64.
     assert bits_per_byte(model, files) == pytest.approx(nats / 131 / math.log(2), rel=1e-6)
-
-
-def test_middle_windows():
-    files = [b"0123456789", b"abc", b"uvwxyz"]
-    assert middle_windows(files, 6).tolist() == [list(b"234567"), list(b"uvwxyz")]
 
 
 # Forms, pictures, the whole command
@@ -313,18 +200,30 @@ def test_command_end_to_end(small_demo, tmp_path, capsys):
     text = capsys.readouterr().out
     for part in ("Before training", "After training", "decoding steps - chunkwise", "x bigram"):
         assert part in text
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "checkpoint.pt",
+    found = {p.name for p in tmp_path.iterdir()} - {"tensorboard"}
+    (state,) = (name for name in found if name.startswith("training-"))
+    assert found - {state} == {
+        "config.json",
+        "model.safetensors",
+        "log.jsonl",
         "loss.png",
         "decay.png",
         "decoding.png",
     }
     assert command.main(["--minutes", "0.02", "--out", str(tmp_path), "--resume"]) == 0
     assert "Resumed" in capsys.readouterr().out
+    assert not (tmp_path / state).exists()
+    # A run from the start replaces the old one, whatever model that held.
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).unlink()
+    other = RetNetForCausalLM(RetNetConfig.preset("tiny", norm="rms"))
+    other.save(tmp_path)
+    assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 0
+    assert retnet.load(tmp_path).config == make_model().config
 
 
 def test_command_reports_an_interruption(small_demo, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "train_for", lambda *_: False)
+    monkeypatch.setattr(command, "train", lambda _: 2)
     assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 130
     assert "--resume" in capsys.readouterr().out
 

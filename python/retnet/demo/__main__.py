@@ -9,14 +9,17 @@ from pathlib import Path
 
 import torch
 
+from retnet.checkpoint import CONFIG, WEIGHTS
 from retnet.config import RetNetConfig
-from retnet.demo.corpus import Corpus, as_tokens, load_corpus
+from retnet.demo.corpus import Corpus, load_corpus
 from retnet.demo.forms import compare_forms, measure_decoding
 from retnet.demo.ngram import NGram
 from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
-from retnet.demo.training import Recipe, Trainer, bits_per_byte, middle_windows, train_for
+from retnet.demo.training import bits_per_byte, read_curve, settings_for
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
+from retnet.text import as_tokens
+from retnet.train import LOG, Trainer, train
 
 _PROMPT = 'def read_file(path):\n    """'
 _FULL_MINUTES = 5.0
@@ -34,7 +37,6 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = options.out / "checkpoint.pt"
     corpus = load_corpus()
     print(
         "Text: Python's standard library without its tests, "
@@ -45,21 +47,26 @@ def main(arguments: list[str] | None = None) -> int:
     weights = sum(p.numel() for p in model.parameters())
     print(f"Model: {weights / 1e6:.2f} M parameters, {torch.get_num_threads()} threads.")
     print(model.config)
+    if not options.resume:
+        _remove_run(options.out)
     trainer = Trainer(
-        model, as_tokens(b"".join(corpus.train)), middle_windows(corpus.held_out), Recipe()
+        model,
+        settings_for(options.minutes, options.out),
+        list(map(as_tokens, corpus.train)),
+        list(map(as_tokens, corpus.held_out)),
     )
     if options.resume:
-        trainer.load(checkpoint)
-        print(f"Resumed {checkpoint} after {trainer.seconds:.0f} s.")
+        trainer.load()
+        print(f"Resumed {options.out} after {trainer.seconds:.0f} s.")
     else:
         print(_sample("Before training", model))
-    if not train_for(trainer, options.minutes * 60, checkpoint):
-        print(f"Interrupted; {checkpoint} holds everything. Go on with --resume.")
+    if train(trainer):
+        print(f"Interrupted; {options.out} holds everything. Go on with --resume.")
         return 130
     print(_sample("After training", model))
     _show_forms(model, corpus)
     final, yardsticks = _show_bits(model, corpus)
-    plot_loss(trainer.curve, yardsticks, final, options.out / "loss.png")
+    plot_loss(read_curve(options.out / LOG), yardsticks, final, options.out / "loss.png")
     plot_decay(model.config, options.out / "decay.png")
     decoding = measure_decoding(model, _DECODE_STEPS)
     plot_decoding(model.config, decoding, options.out / "decoding.png")
@@ -77,6 +84,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
     return parser.parse_args(arguments)
+
+
+def _remove_run(folder: Path) -> None:
+    """Removes what an earlier run left, the model first: what stays behind is no checkpoint."""
+    for path in (folder / WEIGHTS, folder / CONFIG, *folder.glob("training-*.pt")):
+        path.unlink(missing_ok=True)
 
 
 def _size(files: list[bytes]) -> str:

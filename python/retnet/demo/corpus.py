@@ -7,10 +7,7 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-__all__ = ["Corpus", "as_tokens", "load_corpus"]
+__all__ = ["Corpus", "load_corpus"]
 
 _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 
@@ -45,8 +42,3 @@ def load_corpus(root: Path | None = None) -> Corpus:
     held_out = texts[9::10]
     del texts[9::10]
     return Corpus(texts, held_out)
-
-
-def as_tokens(text: bytes) -> Tensor:
-    """One token a byte: [len(text)] uint8."""
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8)

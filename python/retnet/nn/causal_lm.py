@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -62,6 +63,15 @@ class RetNetForCausalLM(RetNet):
         """Initialises every part anew; the output matrix from N(0, 1/d), as torchscale."""
         super().reset_parameters()
         self._reset_head()
+
+    def save(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, which `retnet.load` reads.
+
+        See `retnet.checkpoint.write` for what it promises and raises.
+        """
+        from retnet import checkpoint  # which stands above this module
+
+        checkpoint.save(folder, self)
 
     def forward(  # type: ignore[override]
         self,

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are never half written, and safetensors files whose errors name the file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+__all__ = ["hint", "open_tensors", "replace_file", "write_tensors"]
+
+
+def hint(name: str, names: Iterable[str]) -> str:
+    """Returns " (did you mean 'x'?)" with the nearest of `names`, or "" where none is near."""
+    near = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file so that a full disk or a kill at any moment leaves the one before it whole.
+
+    `write` gets the path of a file beside it, which is flushed to the disk and then renamed.
+
+    Raises:
+        OSError: it could not be written; the message names `path`.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        _sync(part)
+        os.replace(part, path)
+        _sync(path.parent)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        cause = error.__context__  # torch.save hides what the disk said
+        reason = " ".join(str(cause if isinstance(cause, OSError) else error).split())
+        raise OSError(f"{path}: could not be written, nothing was replaced: {reason}") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes a safetensors file by `replace_file`; a view is stored without what surrounds it."""
+    whole = {name: _own(tensor.detach()) for name, tensor in tensors.items()}
+    header = {"format": "pt", **metadata}
+    replace_file(path, lambda part: save_file(whole, part, header))
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A contiguous tensor that fills its storage."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[Any]:
+    """Opens a safetensors file for reading, tensors on the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a whole safetensors file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: must be a whole safetensors file: {error}") from error

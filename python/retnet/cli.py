@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `retnet`: train, generate, eval."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+from retnet import checkpoint
+from retnet._files import hint, replace_file
+from retnet.config import RetNetConfig
+from retnet.data import split
+from retnet.evaluation import describe_context, evaluate
+from retnet.generation import stream
+from retnet.nn import RetNetForCausalLM
+from retnet.settings import Settings, tomllib
+from retnet.text import ByteTokenizer, FileTokenizer, Tokenizer, list_files
+from retnet.train import Trainer, has_checkpoint, train
+
+__all__ = ["main"]
+
+_TOKENIZER = "tokenizer.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command.
+
+    Returns:
+        0; 1 after an error, told in one line on stderr; 2 for a call it does not understand; 128 +
+        the number of the signal that ended it.
+    """
+    parser = _parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [o for action in options.parser._actions for o in action.option_strings]
+        options.parser.error(f"unknown argument {unknown[0]}{hint(unknown[0], known)}")
+    try:
+        return int(options.run(options))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `retnet generate | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
+        reason = _one_line(error).removeprefix(f"{options.command}: ")
+        print(f"retnet {options.command}: {reason}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and exits with 2."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser("retnet", description="Train and use Retentive Networks.", allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+    parsers = {
+        name: commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        for name, text in (
+            ("train", "Train a model on files."),
+            ("generate", "Continue a text."),
+            ("eval", "Measure how well a model predicts files."),
+        )
+    }
+    _train_options(parsers["train"])
+    for name in ("generate", "eval"):
+        parsers[name].add_argument("folder", type=Path, help="checkpoint: what train writes")
+        parsers[name].add_argument("--device", default="", help="such as cuda:1 (default: a GPU)")
+        parsers[name].add_argument(
+            "--tokenizer", default="", help=f"default: {_TOKENIZER} in FOLDER, else bytes"
+        )
+    add = parsers["generate"].add_argument
+    add("--prompt", required=True, help="text to continue")
+    add("--max_new_tokens", type=int, default=256, help="length of what is written (default 256)")
+    add("--temperature", type=float, default=1.0, help="0 takes the most likely (default 1)")
+    add("--top_k", type=int, help="draw among the k most likely tokens only")
+    add("--seed", type=int, help="for repeatable text")
+    add = parsers["eval"].add_argument
+    add("files", nargs="+", help="files and folders")
+    add("--window", type=int, help="read windows of that many tokens instead of carrying the state")
+    for name, run in (("train", _train), ("generate", _generate), ("eval", _eval)):
+        parsers[name].set_defaults(run=run, parser=parsers[name])
+    return parser
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    """`run.toml`, --resume, and an option for every key of the file."""
+    parser.add_argument("settings", nargs="?", type=Path, help="TOML file of the run")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoint in OUT, if there is one"
+    )
+    for key in fields(Settings):
+        kind = str(key.type)
+        if kind == "bool":
+            how: dict[str, Any] = {"nargs": "?", "const": "true", "metavar": "true|false"}
+        else:
+            how = {"nargs": "+" if kind.startswith("tuple") else None, "metavar": "VALUE"}
+        if key.name != "model":
+            parser.add_argument(f"--{key.name}", default=argparse.SUPPRESS, **how)
+    for name in ("preset", *(key.name for key in fields(RetNetConfig))):
+        parser.add_argument(f"--model.{name}", default=argparse.SUPPRESS, metavar="VALUE")
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the TOML file that the command line gives, with values as TOML has them."""
+    kinds = {key.name: str(key.type) for key in fields(Settings)}
+    changes: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if name.startswith("model."):
+            changes[name] = _toml_value(value)
+        elif name in kinds:
+            plain = "str" in kinds[name]
+            many = isinstance(value, list)
+            values = [x if plain else _toml_value(x) for x in (value if many else [value])]
+            if kinds[name] == "tuple[float, ...]":
+                values = [float(x) if isinstance(x, int) else x for x in values]
+            changes[name] = values if many else values[0]
+    return changes
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _train(options: argparse.Namespace) -> int:
+    settings = Settings.read(options.settings, _changes(options)).resolved()
+    out = Path(settings.out)
+    resume = options.resume and has_checkpoint(out)
+    if has_checkpoint(out) and not resume:
+        raise FileExistsError(f"{out}: holds a model; go on with --resume, or choose another out")
+    if not settings.data:
+        raise ValueError("settings: data must name files or folders, got none")
+    device = _device(settings.device)
+    tokenizer = _tokenizer(settings.tokenizer)
+    documents = [tokenizer.read(path).ids for path in list_files(settings.data)]
+    if settings.validation:
+        validation = [tokenizer.read(path).ids for path in list_files(settings.validation)]
+    else:
+        documents, validation = split(documents, settings.validation_share)
+
+    torch.manual_seed(settings.seed)
+    if settings.init:
+        model = checkpoint.load(settings.init, device, torch.float32)
+    else:
+        model = RetNetForCausalLM(settings.model_config(tokenizer.vocab_size)).to(device)
+    trainer = Trainer(model, settings, documents, validation)
+    if resume:
+        trainer.load()
+    out.mkdir(parents=True, exist_ok=True)
+    settings.write(out / "run.toml")
+    if settings.tokenizer:
+        source = settings.tokenizer
+        replace_file(out / _TOKENIZER, lambda part: shutil.copyfile(source, part))
+
+    weights = sum(p.numel() for p in model.parameters())
+    sizes = [sum(map(len, texts)) for texts in (documents, validation)]
+    print(
+        f"{weights:,} parameters on {device}; {sizes[0]:,} {tokenizer.unit}s to learn from, "
+        f"{sizes[1]:,} held out" + (f"; resumed after step {trainer.steps}" if resume else ""),
+        flush=True,
+    )
+    number = train(trainer)
+    if number:
+        print(f"Interrupted; {out} holds everything. Go on with --resume.")
+        return 128 + number
+    print(f"{out}: {trainer.steps} steps, smoothed loss {trainer.loss:.4f} nats/{tokenizer.unit}")
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    model, tokenizer = _load(options)
+    prompt = tokenizer.encode(options.prompt)
+    if not prompt:
+        raise ValueError("prompt must hold a token or more, got none")
+    ids = torch.tensor([prompt], device=model.embed_tokens.weight.device).long()
+    if max(prompt) >= model.config.vocab_size:
+        raise ValueError(
+            f"prompt: token ids must be < vocab_size = {model.config.vocab_size}, got {max(prompt)}"
+        )
+    decode = tokenizer.decoder()
+    print("".join(map(decode, prompt)), end="")
+    tokens = stream(
+        model,
+        ids,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        seed=options.seed,
+    )
+    for token in tokens:
+        print(decode(int(token)), end="", flush=True)
+    print()
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    model, tokenizer = _load(options)
+    documents = [tokenizer.read(path) for path in list_files(options.files)]
+    ids = [document.ids for document in documents]
+    limit = model.config.vocab_size
+    if (highest := max((int(x.max()) for x in ids if len(x)), default=0)) >= limit:
+        raise ValueError(f"data: token ids must be < vocab_size = {limit}, got {highest}")
+    score = evaluate(model, ids, options.window, progress="eval")
+    count = sum(document.predicted_bytes for document in documents)
+    print(
+        f"text        {len(documents)} files, {score.tokens:,} tokens and {count:,} bytes predicted"
+    )
+    print(f"context     {describe_context(options.window)}")
+    print(f"loss        {score.loss:.4f} nats/token")
+    print(f"perplexity  {math.exp(min(score.loss, 700)):.4f} per token")
+    print(f"bits/byte   {score.nats / math.log(2) / max(count, 1):.4f}")
+    return 0
+
+
+def _load(options: argparse.Namespace) -> tuple[RetNetForCausalLM, Tokenizer]:
+    """The model of a folder, and the tokenizer named, in the folder, or bytes."""
+    model = checkpoint.load(options.folder, _device(options.device))
+    model.eval()
+    inside = options.folder / _TOKENIZER
+    tokenizer = _tokenizer(options.tokenizer or (str(inside) if inside.exists() else ""))
+    if isinstance(tokenizer, ByteTokenizer) and model.config.vocab_size != tokenizer.vocab_size:
+        raise ValueError(
+            f"{options.folder}: holds no {_TOKENIZER}, and vocab_size = {model.config.vocab_size} "
+            "is not that of bytes; name one by --tokenizer"
+        )
+    return model, tokenizer
+
+
+def _tokenizer(path: str) -> Tokenizer:
+    return FileTokenizer(Path(path)) if path else ByteTokenizer()
+
+
+def _device(name: str) -> torch.device:
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: must be one that is here, got {name!r}: {reason}") from error
+    return device

@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `retnet`: runs that are killed and go on, what is written, one line for an error."""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import retnet
+from cases_train import MODEL, TEXT, full_disk, make_byte_model
+from retnet.cli import main
+from retnet.evaluation import evaluate
+from retnet.generation import generate
+from retnet.settings import Settings, tomllib
+from retnet.text import as_tokens
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine two threads wait for each other longer than these models compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with text in `text` and a run in `run.toml`."""
+    (tmp_path / "text" / "deep").mkdir(parents=True)
+    for n in range(12):
+        name = ("deep/" if n % 2 else "") + f"{n:02}.txt"
+        (tmp_path / "text" / name).write_bytes(TEXT[n : 200 + 20 * n])
+    write_toml(tmp_path)
+    return tmp_path
+
+
+def write_toml(folder, **changes):
+    settings = {"data": [f"{folder}/text"], "out": f"{folder}/run", "steps": 6, "batch": 2,
+                "length": 32, "lr": 1e-2, "device": "cpu", **changes}  # fmt: skip
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
+    lines += ["[model]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in MODEL.items())]
+    (folder / "run.toml").write_text("".join(lines))
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    """Of every step; the last line of a run that writes may be cut short."""
+    lines = (folder / "log.jsonl").read_text().rpartition("\n")[0].splitlines()
+    return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+# Runs that end before their time
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@pytest.mark.parametrize("kind", [(), ("--stream", "--accumulate", "2")], ids=["windows", "stream"])
+def test_kill_9_and_resume_gives_the_losses_of_a_straight_run(kind, folder):
+    steps = ("--steps", 60)
+    assert run("train", folder / "run.toml", "--out", folder / "straight", *steps, *kind) == 0
+    straight, cut = losses(folder / "straight"), []
+    assert len(straight) == 60
+    command = ("train", folder / "run.toml", "--save_every", 0, "--resume", *steps, *kind)
+    weights, log = folder / "run" / "model.safetensors", folder / "run" / "log.jsonl"
+    for least in (5, 20):
+        child = os.fork()
+        if child == 0:
+            os._exit(run(*command))
+        wait_for(lambda least=least: weights.exists() and len(losses(folder / "run")) > least)
+        os.kill(child, signal.SIGKILL)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        retnet.load(folder / "run")
+        cut.append(int(retnet.checkpoint.read_metadata(folder / "run")["step"]))
+    assert 5 <= cut[0] < cut[1] < 60 and log.exists()
+    assert run(*command) == 0
+    assert losses(folder / "run") == straight
+    a, b = retnet.load(folder / "straight"), retnet.load(folder / "run")
+    for x, y in zip(a.parameters(), b.parameters(), strict=True):
+        assert torch.equal(x, y)
+
+
+def test_sigterm_saves_and_says_so(folder):
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "retnet",
+            "train",
+            "run.toml",
+            "--steps",
+            "9999",
+            "--save_every",
+            "0",
+        ],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(lambda: (folder / "run" / "model.safetensors").exists())
+    process.terminate()
+    printed = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM and "Go on with --resume" in printed
+    step = int(retnet.checkpoint.read_metadata(folder / "run")["step"])
+    assert len(losses(folder / "run")) == step
+    assert run("train", folder / "run.toml", "--resume", "--steps", step + 2) == 0
+    assert len(losses(folder / "run")) == step + 2
+
+
+# What a run writes
+
+
+def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
+    assert run("train", folder / "run.toml", "--lr", "2e-3", "--model.num_layers", 2,
+               "--check_every", 0) == 0  # fmt: skip
+    out = folder / "run"
+    assert {path.name for path in out.iterdir()} - {"tensorboard"} == {
+        "config.json", "model.safetensors", "training-6.pt", "log.jsonl", "run.toml",
+    }  # fmt: skip
+    written = tomllib.loads((out / "run.toml").read_text())
+    assert written["lr"] == 2e-3 and written["length"] == 32 and written["clip"] == 1.0
+    assert written["model"] == {**MODEL, "num_layers": 2}
+    model = retnet.load(out)
+    assert model.config == make_byte_model(num_layers=2).config
+    checks = [line for line in read_log(out) if "validation_loss" in line]
+    assert len(checks) == 6 and checks[-1]["tokens"] == 6 * 2 * 32
+    text = capsys.readouterr().out
+    assert re.search(r"parameters on \w+; [\d,]+ bytes to learn from, 333 held out", text)
+    # The copy is a run by itself, from any folder.
+    assert run("train", out / "run.toml", "--resume", "--steps", 7) == 0
+    assert len(losses(out)) == 7
+
+
+def test_options_replace_keys_of_every_type(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert run("train", "--data", "text/00.txt", "text/02.txt", "--out", "new", "--steps", 1,
+               "--betas", 0.5, 0, "--stream", "--validation", "text/04.txt", "--batch", 1,
+               "--model.embed_dim", 16, "--model.decay", "[-1, -0.5, -0.2, -0.1]",
+               "--model.tie_embeddings", "true", "--model.rotary_style", "half") == 0  # fmt: skip
+    written = tomllib.loads((folder / "new" / "run.toml").read_text())
+    assert written["data"] == [str(folder / "text/00.txt"), str(folder / "text/02.txt")]
+    assert written["betas"] == [0.5, 0.0] and written["stream"] is True
+    config = retnet.load(folder / "new").config
+    assert config.decay == (-1.0, -0.5, -0.2, -0.1) and config.tie_embeddings
+    assert config.embed_dim == 16 and config.rotary_style == "half"
+
+
+def test_init_starts_from_a_checkpoint(folder):
+    model = make_byte_model(norm="rms").bfloat16()
+    model.save(folder / "first")
+    text = (folder / "run.toml").read_text()
+    (folder / "run.toml").write_text(text[: text.index("[model]")])
+    assert run("train", folder / "run.toml", "--init", folder / "first", "--lr", 0) == 0
+    new = retnet.load(folder / "run")
+    assert new.config == model.config and new.norm.weight.dtype == torch.float32
+    for a, b in zip(model.parameters(), new.parameters(), strict=True):
+        assert torch.equal(a.float(), b)
+
+
+@pytest.fixture
+def word_run(folder):
+    """A run on words instead of bytes."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {word: n for n, word in enumerate(["?", "the", "cat", "sat", "on", "mat,"])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "words.json"))
+    write_toml(folder, tokenizer=f"{folder}/words.json", length=8, steps=2)
+    return folder
+
+
+def test_words(word_run, capsys):
+    assert run("train", word_run / "run.toml") == 0
+    assert retnet.load(word_run / "run").config.vocab_size == 6
+    assert run("generate", word_run / "run", "--prompt", "the cat", "--max_new_tokens", 5) == 0
+    text = capsys.readouterr().out.splitlines()[-1]
+    assert text.startswith("the cat ") and len(text.split()) == 7
+    (word_run / "one").write_text("the cat sat")
+    assert run("eval", word_run / "run", word_run / "one") == 0
+    assert "1 files, 2 tokens and 8 bytes predicted" in capsys.readouterr().out
+    # A vocabulary that is too small for the tokens.
+    assert (
+        run("train", word_run / "run.toml", "--out", word_run / "b", "--model.vocab_size", 5) == 1
+    )
+    assert re.search(r"token ids must be in 0\.\.4 \(vocab_size\), got 5", capsys.readouterr().err)
+
+
+def test_the_readme_shows_a_run():
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    plain = Settings(**tomllib.loads(block))
+    full = Settings(**tomllib.loads(block.replace("\n# tok", "\ntok")))
+    assert plain.model_config(256).embed_dim == 1024 and plain.stream and full.tokenizer
+
+
+# generate, eval
+
+
+def test_generate_streams_the_text_of_generate(tmp_path, capsys):
+    model = make_byte_model()
+    model.save(tmp_path)
+    for options, how in (
+        (("--temperature", 0), {"temperature": 0}),
+        (("--seed", 3, "--top_k", 9), {"seed": 3, "top_k": 9}),
+    ):
+        assert run("generate", tmp_path, "--prompt", "thé", "--max_new_tokens", 20, *options) == 0
+        ids = generate(model, torch.tensor([list("thé".encode())]), max_new_tokens=20, **how)
+        # An incomplete character at the end is not shown.
+        want = bytes(ids[0].tolist()).decode(errors="replace").rstrip("�")
+        assert capsys.readouterr().out.rstrip("�\n") == want
+
+
+def test_generate_into_a_closed_pipe(tmp_path, capfd):
+    make_byte_model().save(tmp_path)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.dup2(writer, 1)
+        os.close(reader)
+        os.close(writer)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        os._exit(run("generate", tmp_path, "--prompt", "x", "--max_new_tokens", 10**6))
+    os.close(writer)
+    assert os.read(reader, 1) == b"x"
+    os.close(reader)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 141
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("window", [None, 16])
+def test_eval_states_its_context(window, folder, capsys):
+    model = make_byte_model()
+    model.save(folder / "model")
+    files = [folder / "text" / name for name in ("00.txt", "02.txt")]
+    options = ("--window", window) if window else ()
+    assert run("eval", folder / "model", *files, *options) == 0
+    text = capsys.readouterr().out
+    score = evaluate(model, [as_tokens(path.read_bytes()) for path in files], window)
+    said = {key: value for key, value in (line.split(maxsplit=1) for line in text.splitlines())}
+    assert said["text"] == f"2 files, {score.tokens} tokens and {score.tokens} bytes predicted"
+    assert said["loss"] == f"{score.loss:.4f} nats/token"
+    assert float(said["perplexity"].split()[0]) == pytest.approx(math.exp(score.loss), abs=1e-3)
+    assert said["bits/byte"] == f"{score.loss / math.log(2):.4f}"
+    state = "all of the document before each token (the state is carried)"
+    assert said["context"].startswith("windows of 16 tokens; before each" if window else state)
+
+
+# Errors: one line, exit status not 0, nothing lost
+
+BAD_RUNS = {
+    "no file": (("none.toml",), 1, "none.toml: No such file or directory"),
+    "not toml": (("bad.toml",), 1, "bad.toml: must be TOML: "),
+    "unknown key": (("key.toml",), 1, r"unknown key lenght \(did you mean 'length'\?\)"),
+    "unknown option": (("run.toml", "--wamup", "1"), 2, r"--wamup \(did you mean '--warmup'\?\)"),
+    "unknown field": (("model.toml",), 1, r"model\.embed_dims \(did you mean 'embed_dim'\?\)"),
+    "bad field": (("run.toml", "--model.key_dim", "7"), 1, "key_dim must be even, got 7"),
+    "bad preset": (("run.toml", "--model.preset", "huge"), 1, "name must be one of .* got 'huge'"),
+    "type": (("run.toml", "--lr", "fast"), 1, "lr must be a finite number, got 'fast'"),
+    "range": (("run.toml", "--batch", "0"), 1, r"batch must be in 1\.\.inf, got 0"),
+    "no steps": (("run.toml", "--steps", "0"), 1, "either steps or minutes must be > 0"),
+    "no data": (("run.toml", "--data", "none"), 1, "none: no such file or folder"),
+    "empty folder": (("run.toml", "--data", "empty"), 1, "must hold files to read, got an empty"),
+    "empty file": (("run.toml", "--data", "empty.txt"), 1, "must hold two tokens or more"),
+    "short": (("run.toml", "--length", "9999"), 1, "must hold length = 9999 tokens or more"),
+    "tokens": (("run.toml", "--model.vocab_size", "100"), 1, r"token ids must be in 0\.\.99"),
+    "device": (("run.toml", "--device", "abacus"), 1, "device: must be one that is here, got 'aba"),
+    "precision": (("run.toml", "--precision", "int8"), 1, "precision must be one of float32, bfl"),
+    "tokenizer": (("run.toml", "--tokenizer", "empty.txt"), 1, "tokenizer.json|pip install"),
+    "init": (("plain.toml", "--init", "empty"), 1, "must hold config.json and model.safetensors"),
+    "out": (("run.toml", "--out", "empty.txt/x"), 1, "empty.txt/x: Not a directory"),
+}
+
+
+@pytest.mark.parametrize("arguments, status, message", BAD_RUNS.values(), ids=BAD_RUNS.keys())
+def test_bad_run(arguments, status, message, folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "empty").mkdir()
+    (folder / "empty.txt").touch()
+    (folder / "bad.toml").write_text("lr = = 1")
+    (folder / "key.toml").write_text("lenght = 1")
+    text = (folder / "run.toml").read_text()
+    (folder / "model.toml").write_text(text + "embed_dims = 3\n")
+    (folder / "plain.toml").write_text(text[: text.index("[model]")])
+    try:
+        found = run("train", *arguments)
+    except SystemExit as error:
+        found = error.code
+    printed = capsys.readouterr().err
+    assert found == status and re.search(message, printed), printed
+    assert printed.startswith("retnet train: ") and printed.count("\n") == 1
+    assert not (folder / "run").exists()
+
+
+def test_a_run_is_not_overwritten(folder, capsys):
+    assert run("train", folder / "run.toml") == 0
+    before = {path: path.read_bytes() for path in (folder / "run").iterdir() if path.is_file()}
+    for more, message in (
+        ((), "holds a model; go on with --resume, or choose another out"),
+        (("--resume", "--model.norm", "rms"), "must hold the model of the settings"),
+        (("--resume", "--stream"), "stream, batch and model must be those of the run"),
+        (("--resume", "--data", folder / "text/deep"), "data must be what the run began with"),
+    ):
+        assert run("train", folder / "run.toml", *more) == 1
+        assert message in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in (folder / "run").iterdir() if p.is_file()}
+
+
+def test_full_disk(folder, capsys):
+    assert run("train", folder / "run.toml") == 0
+    with full_disk(20_000):
+        assert run("train", folder / "run.toml", "--steps", 8, "--resume") == 1
+    printed = capsys.readouterr().err
+    assert re.search(r"^retnet train: .*could not be written.*File too large", printed, re.M)
+    assert retnet.checkpoint.read_metadata(folder / "run")["step"] == "6"
+    assert run("train", folder / "run.toml", "--steps", 8, "--resume") == 0
+    assert len(losses(folder / "run")) == 8
+
+
+def test_bad_models(folder, capsys):
+    make_byte_model(vocab_size=300).save(folder / "big")
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
+    make_byte_model().save(folder / "cut")
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:9000])
+    for name, message in (
+        ("none", "must hold config.json and model.safetensors"),
+        ("big", "vocab_size = 300 is not that of bytes; name one by --tokenizer"),
+        ("foreign", "format_version must be an integer in 1..1, got None"),
+        ("cut", "model.safetensors: must be a whole safetensors file"),
+    ):
+        for command in (("generate", folder / name, "--prompt", "a"),
+                        ("eval", folder / name, folder / "text")):  # fmt: skip
+            assert run(*command) == 1
+            printed = capsys.readouterr()
+            assert printed.err.startswith(f"retnet {command[0]}: ") and printed.out == ""
+            assert message in printed.err and printed.err.count("\n") == 1
+
+
+def test_bad_calls(folder, capsys):
+    make_byte_model().save(folder / "model")
+    for command, message in (
+        (("generate", folder / "model", "--prompt", ""), "prompt must hold a token"),
+        (("generate", folder / "model", "--prompt", "a", "--top_k", 0), "top_k must be >= 1"),
+        (("eval", folder / "model", folder / "none"), "none: no such file or folder"),
+        (("eval", folder / "model", folder / "text", "--window", 1), "window must be >= 2, got 1"),
+    ):
+        assert run(*command) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as error:
+        main(["trian"])
+    assert error.value.code == 2
