@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/causal_lm.h"
+
+#include <torch/nn/init.h>
+
+#include <cmath>
+
+namespace retnet::nn {
+
+namespace {
+
+constexpr int64_t kIgnoreIndex = -100;
+
+/// labels moved one to the left, -100 where a sequence ends. [B, T].
+torch::Tensor next_tokens(torch::Tensor labels, const std::optional<torch::Tensor>& cu_seqlens) {
+  if (cu_seqlens) {
+    const auto starts =
+        torch::zeros({labels.size(1) + 1}, torch::dtype(torch::kBool).device(labels.device()))
+            .index_fill(0, cu_seqlens->to(torch::kInt64), true);
+    labels = labels.masked_fill(starts.slice(0, 0, -1), kIgnoreIndex);
+  }
+  return torch::constant_pad_nd(labels.slice(1, 1), {0, 1}, kIgnoreIndex);
+}
+
+}  // namespace
+
+RetNetForCausalLMImpl::RetNetForCausalLMImpl(const RetNetOptions& options,
+                                             const torch::TensorOptions& tensor_options)
+    : options(options.validated()), tensor_options_(tensor_options) {
+  reset();
+}
+
+void RetNetForCausalLMImpl::reset() {
+  body = RetNet(options, tensor_options_);
+  for (const auto& child : body->named_children()) register_module(child.key(), child.value());
+  if (!options.tie_embeddings()) {
+    lm_head = register_module("lm_head",
+                              Linear(options.embed_dim(), options.vocab_size(), tensor_options_));
+    reset_head();
+  }
+}
+
+void RetNetForCausalLMImpl::reset_head() {
+  torch::nn::init::normal_(lm_head->weight, 0, std::pow(options.embed_dim(), -0.5));
+}
+
+void RetNetForCausalLMImpl::reset_parameters() {
+  body->reset_parameters();
+  if (lm_head) reset_head();
+}
+
+torch::Tensor RetNetForCausalLMImpl::logits(const torch::Tensor& hidden) {
+  return torch::linear(hidden, lm_head ? lm_head->weight : body->embed_tokens->weight);
+}
+
+CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
+                                              const std::optional<RetNetState>& state,
+                                              const std::optional<torch::Tensor>& cu_seqlens,
+                                              const std::optional<torch::Tensor>& labels,
+                                              std::string_view form, bool inplace) {
+  TORCH_CHECK_VALUE(!labels || labels->sizes() == input_ids.sizes(),
+                    "RetNetForCausalLM: labels must have the shape of input_ids, ",
+                    input_ids.sizes(), ", got ", labels->sizes());
+  const auto [hidden, after] = body->forward(input_ids, state, cu_seqlens, form, inplace);
+  const auto scores = logits(hidden);
+  if (!labels) return {scores, std::nullopt, after};
+  const auto wide = scores.scalar_type() == torch::kFloat64 ? scores : scores.to(torch::kFloat32);
+  const auto loss =
+      torch::cross_entropy_loss(wide.flatten(0, 1), next_tokens(*labels, cu_seqlens).flatten(),
+                                /*weight=*/{}, at::Reduction::Mean, kIgnoreIndex);
+  return {scores, loss, after};
+}
+
+}  // namespace retnet::nn

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <optional>
+#include <string_view>
+
+#include "../version.h"
+#include "linear.h"
+#include "options.h"
+#include "retnet.h"
+#include "state.h"
+
+namespace retnet::nn {
+
+/// What `RetNetForCausalLM` returns.
+struct CausalLMOutput {
+  torch::Tensor logits;  ///< [B, T, vocab], of the token after each position
+  std::optional<torch::Tensor>
+      loss;           ///< mean cross-entropy in nats per target; absent without labels
+  RetNetState state;  ///< after the last token
+};
+
+/// A RetNet that predicts the next token.
+///
+/// Keys: those of `RetNet`, and `lm_head.weight` [vocab, d] unless `options.tie_embeddings()`.
+class RETNET_API RetNetForCausalLMImpl : public torch::nn::Cloneable<RetNetForCausalLMImpl> {
+ public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
+  explicit RetNetForCausalLMImpl(const RetNetOptions& options,
+                                 const torch::TensorOptions& tensor_options = {});
+
+  void reset() override;
+
+  /// Initialises every part anew; the output matrix from N(0, 1/d), as torchscale.
+  void reset_parameters();
+
+  /// Runs the model over a block of tokens.
+  ///
+  ///   input_ids   [B, T] int64 or int32
+  ///   state       what the model has read so far; absent = a start. Of N sequences if packed
+  ///   cu_seqlens  [N + 1] int32, bounds of N packed sequences (B = 1)
+  ///   labels      [B, T] int64, usually input_ids itself: the logits at t are scored against
+  ///               labels[t + 1] of the same sequence; -100 is ignored
+  ///   form        "chunkwise", "parallel" or "recurrent"; the same values up to rounding
+  ///   inplace     a step of decoding (T = 1 with a state, grad mode off) overwrites `state` instead
+  ///               of a copy. Other calls leave `state` alone in any case
+  ///
+  /// Returns the logits, the loss (NaN without a target, as in torch) and the state. Raises
+  /// c10::ValueError when input_ids, labels or state has a wrong shape.
+  CausalLMOutput forward(const torch::Tensor& input_ids,
+                         const std::optional<RetNetState>& state = std::nullopt,
+                         const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
+                         const std::optional<torch::Tensor>& labels = std::nullopt,
+                         std::string_view form = "chunkwise", bool inplace = false);
+
+  /// The last matrix alone: hidden states [..., d] of the body to logits [..., vocab].
+  torch::Tensor logits(const torch::Tensor& hidden);
+
+  RetNetOptions options;
+  RetNet body{nullptr};     ///< its children are registered here, so keys have no prefix
+  Linear lm_head{nullptr};  ///< empty if tied
+
+ private:
+  void reset_head();
+
+  torch::TensorOptions tensor_options_;
+};
+TORCH_MODULE(RetNetForCausalLM);
+
+}  // namespace retnet::nn

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <optional>
+#include <ostream>
+#include <string_view>
+#include <tuple>
+
+#include "../version.h"
+#include "feed_forward.h"
+#include "layer_norm.h"
+#include "multi_scale_retention.h"
+#include "options.h"
+
+namespace retnet::nn {
+
+/// One layer of a RetNet: retention and feed-forward with residuals (Sun et al. 2023, Eq. 9), with
+/// a = `options.residual_scale()`:
+///
+///     y = a x + retention(norm(x));   z = a y + ffn(norm(y))
+///
+/// With `options.pre_norm()` false the norms follow the sums instead: y = norm(a x + retention(x)).
+///
+/// Keys: `retention_norm.*`, `retention.*`, `ffn_norm.*`, `ffn.*`.
+class RETNET_API DecoderLayerImpl : public torch::nn::Cloneable<DecoderLayerImpl> {
+ public:
+  explicit DecoderLayerImpl(const RetNetOptions& options,
+                            const torch::TensorOptions& tensor_options = {});
+
+  void reset() override;
+
+  /// Initialises every part anew.
+  void reset_parameters();
+
+  void pretty_print(std::ostream& stream) const override;
+
+  /// x [B, T, d]; the rest, and what comes back, as `MultiScaleRetentionImpl::forward`.
+  std::tuple<torch::Tensor, torch::Tensor> forward(
+      const torch::Tensor& x, const std::optional<torch::Tensor>& state = std::nullopt,
+      const std::optional<torch::Tensor>& positions = std::nullopt,
+      const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
+      std::string_view form = "chunkwise", bool inplace = false);
+
+  RetNetOptions options;
+  LayerNorm retention_norm{nullptr};
+  MultiScaleRetention retention{nullptr};
+  LayerNorm ffn_norm{nullptr};
+  FeedForward ffn{nullptr};
+
+ private:
+  torch::TensorOptions tensor_options_;
+};
+TORCH_MODULE(DecoderLayer);
+
+}  // namespace retnet::nn

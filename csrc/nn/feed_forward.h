@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <ostream>
+
+#include "../version.h"
+#include "linear.h"
+#include "options.h"
+
+namespace retnet::nn {
+
+/// The feed-forward network of a decoder layer (Sun et al. 2023, Eq. 9): down(act(up x)); with
+/// `options.ffn_gated()` down(act(gate x) * (up x)). No biases.
+///
+/// Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d].
+class RETNET_API FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
+ public:
+  explicit FeedForwardImpl(const RetNetOptions& options,
+                           const torch::TensorOptions& tensor_options = {});
+
+  void reset() override;
+
+  /// torch's default for linear layers, as torchscale.
+  void reset_parameters();
+
+  void pretty_print(std::ostream& stream) const override;
+
+  /// x [..., d]. Returns [..., d].
+  torch::Tensor forward(const torch::Tensor& x);
+
+  RetNetOptions options;
+  Linear gate_proj{nullptr};  ///< empty unless gated
+  Linear up_proj{nullptr};
+  Linear down_proj{nullptr};
+
+ private:
+  torch::TensorOptions tensor_options_;
+};
+TORCH_MODULE(FeedForward);
+
+}  // namespace retnet::nn

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/generate.h"
+
+#include <ATen/Context.h>
+
+#include <limits>
+#include <tuple>
+
+namespace retnet::nn {
+
+namespace {
+
+void check(const std::vector<torch::Tensor>& prompts, const GenerateOptions& options) {
+  TORCH_CHECK_VALUE(!prompts.empty(), "generate: prompts must hold one at least, got none");
+  for (const auto& prompt : prompts) {
+    TORCH_CHECK_VALUE(prompt.dim() == 1 && prompt.size(0) > 0,
+                      "generate: prompts must have shape [T], T >= 1, got ", prompt.sizes());
+  }
+  TORCH_CHECK_VALUE(options.max_new_tokens() >= 0, "generate: max_new_tokens must be >= 0, got ",
+                    options.max_new_tokens());
+  TORCH_CHECK_VALUE(options.temperature() >= 0, "generate: temperature must be >= 0, got ",
+                    options.temperature());
+  TORCH_CHECK_VALUE(!options.top_k() || *options.top_k() >= 1,
+                    "generate: top_k must be >= 1 or None, got ", *options.top_k());
+  TORCH_CHECK_VALUE(!options.top_p() || (*options.top_p() > 0 && *options.top_p() <= 1),
+                    "generate: top_p must be in (0, 1] or None, got ", *options.top_p());
+}
+
+/// Reads all prompts. Returns the logits of the token after each, [N, vocab], and the state.
+std::tuple<torch::Tensor, RetNetState> read(RetNetForCausalLM& model,
+                                            const std::vector<torch::Tensor>& prompts) {
+  std::vector<int32_t> bounds = {0};
+  bool equal = true;
+  for (const auto& prompt : prompts) {
+    bounds.push_back(bounds.back() + static_cast<int32_t>(prompt.size(0)));
+    equal = equal && prompt.size(0) == prompts[0].size(0);
+  }
+  if (equal) {
+    const auto [hidden, state] = model->body->forward(torch::stack(prompts));
+    return {model->logits(hidden.select(1, -1)), state};
+  }
+  const auto cu_seqlens = torch::tensor(bounds, torch::kInt32).to(prompts[0].device());
+  const auto [hidden, state] =
+      model->body->forward(torch::cat(prompts).unsqueeze(0), std::nullopt, cu_seqlens);
+  return {model->logits(hidden[0].index_select(0, cu_seqlens.slice(0, 1) - 1)), state};
+}
+
+/// One token a row: [N, vocab] -> [N, 1].
+torch::Tensor draw(torch::Tensor logits, const GenerateOptions& options,
+                   const std::optional<torch::Generator>& generator) {
+  constexpr auto kNever = -std::numeric_limits<double>::infinity();
+  if (options.temperature() == 0) return logits.argmax(-1, /*keepdim=*/true);
+  logits = logits.to(torch::kFloat32) / options.temperature();
+  if (options.top_k() && *options.top_k() < logits.size(-1)) {
+    const auto least = std::get<0>(logits.topk(*options.top_k())).slice(-1, -1);
+    logits = logits.masked_fill(logits < least, kNever);
+  }
+  auto probabilities = logits.softmax(-1);
+  if (options.top_p()) {
+    const auto [sorted, order] = probabilities.sort(-1, /*descending=*/true);
+    const auto likelier = sorted.cumsum(-1) - sorted;  // the sum of those before each
+    probabilities = torch::zeros_like(probabilities)
+                        .scatter(-1, order, sorted.masked_fill(likelier >= *options.top_p(), 0));
+  }
+  return torch::multinomial(probabilities, 1, /*replacement=*/false, generator);
+}
+
+}  // namespace
+
+std::vector<torch::Tensor> generate(RetNetForCausalLM model,
+                                    const std::vector<torch::Tensor>& prompts,
+                                    const GenerateOptions& options) {
+  check(prompts, options);
+  const torch::NoGradGuard no_grad;
+  const auto device = prompts[0].device();
+  std::optional<torch::Generator> generator;
+  if (options.seed()) {
+    generator = at::globalContext().defaultGenerator(device).clone();
+    generator->set_current_seed(*options.seed());
+  }
+  const auto stops = torch::tensor(options.stop_tokens(), torch::kInt64).to(device);
+  auto ended = torch::zeros({static_cast<int64_t>(prompts.size()), 1},
+                            torch::dtype(torch::kBool).device(device));
+
+  std::vector<torch::Tensor> written;
+  auto [logits, state] = read(model, prompts);
+  while (static_cast<int64_t>(written.size()) < options.max_new_tokens()) {
+    if (!written.empty()) {
+      const auto output = model->forward(written.back(), state, std::nullopt, std::nullopt,
+                                         "chunkwise", /*inplace=*/true);
+      logits = output.logits.select(1, -1);
+    }
+    written.push_back(draw(logits, options, generator));
+    if (options.stop_tokens().empty()) continue;
+    ended = ended.logical_or(torch::isin(written.back(), stops));
+    if (ended.all().item<bool>()) break;
+  }
+
+  const auto words = written.empty() ? stops.new_empty({ended.size(0), 0}) : torch::cat(written, 1);
+  std::vector<torch::Tensor> texts;
+  for (size_t row = 0; row < prompts.size(); ++row) {
+    auto text = words[static_cast<int64_t>(row)];
+    if (!options.stop_tokens().empty()) {
+      const auto hits = torch::isin(text, stops).nonzero();
+      if (hits.size(0) > 0) text = text.slice(0, 0, hits[0].item<int64_t>() + 1);
+    }
+    texts.push_back(torch::cat({prompts[row].to(torch::kInt64), text}));
+  }
+  return texts;
+}
+
+}  // namespace retnet::nn

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <ostream>
+
+#include "../version.h"
+#include "options.h"
+
+namespace retnet::nn {
+
+/// The normalisation of a block over its d channels, of the kind and eps that the options name
+/// (Sun et al. 2023, Eq. 9):
+///
+///     "layer": y = (x - mean(x)) / sqrt(var(x) + eps) weight + bias
+///     "rms":   y = x / sqrt(mean(x^2) + eps) weight
+///
+/// Keys: `weight` [d], and `bias` [d] for "layer".
+class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
+ public:
+  explicit LayerNormImpl(const RetNetOptions& options,
+                         const torch::TensorOptions& tensor_options = {});
+
+  void reset() override;
+
+  /// weight = 1, bias = 0.
+  void reset_parameters();
+
+  void pretty_print(std::ostream& stream) const override;
+
+  /// x [..., d]. Returns [..., d].
+  torch::Tensor forward(const torch::Tensor& x);
+
+  RetNetOptions options;
+  torch::Tensor weight;
+  torch::Tensor bias;  ///< undefined for "rms"
+
+ private:
+  torch::TensorOptions tensor_options_;
+};
+TORCH_MODULE(LayerNorm);
+
+}  // namespace retnet::nn

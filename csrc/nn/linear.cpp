@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/linear.h"
+
+#include <torch/nn/init.h>
+
+#include <cmath>
+
+namespace retnet::nn {
+
+LinearImpl::LinearImpl(int64_t in_features, int64_t out_features,
+                       const torch::TensorOptions& tensor_options)
+    : in_features_(in_features), out_features_(out_features), tensor_options_(tensor_options) {
+  reset();
+}
+
+void LinearImpl::reset() {
+  weight =
+      register_parameter("weight", torch::empty({out_features_, in_features_}, tensor_options_));
+  reset_parameters();
+}
+
+void LinearImpl::reset_parameters() { torch::nn::init::kaiming_uniform_(weight, std::sqrt(5.0)); }
+
+void LinearImpl::pretty_print(std::ostream& stream) const {
+  stream << "retnet::nn::Linear(in_features=" << in_features_ << ", out_features=" << out_features_
+         << ")";
+}
+
+torch::Tensor LinearImpl::forward(const torch::Tensor& x) { return torch::linear(x, weight); }
+
+}  // namespace retnet::nn

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+#include <torch/types.h>
+
+#include <cstdint>
+#include <ostream>
+
+#include "../version.h"
+
+namespace retnet::nn {
+
+/// y = x weight^T. torch's `nn::Linear` without bias, made on the device and in the dtype given:
+/// torch's own is always made on the CPU in the default dtype, too large there for the models here.
+///
+/// Keys: `weight` [out_features, in_features].
+class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
+ public:
+  LinearImpl(int64_t in_features, int64_t out_features,
+             const torch::TensorOptions& tensor_options = {});
+
+  void reset() override;
+
+  /// torch's default: uniform within in_features^(-1/2) of 0.
+  void reset_parameters();
+
+  void pretty_print(std::ostream& stream) const override;
+
+  /// x [..., in_features]. Returns [..., out_features].
+  torch::Tensor forward(const torch::Tensor& x);
+
+  torch::Tensor weight;
+
+ private:
+  int64_t in_features_, out_features_;
+  torch::TensorOptions tensor_options_;
+};
+TORCH_MODULE(Linear);
+
+}  // namespace retnet::nn
