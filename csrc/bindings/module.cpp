@@ -1,9 +1,144 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <pybind11/pybind11.h>
+//
+// The C++ modules as Python sees them: `retnet/cpp.py` makes torch modules of them. Nothing else of
+// the library needs binding: the operators are torch's (torch.ops.retnet).
+#include <retnet/nn/causal_lm.h>
+#include <retnet/nn/decoder_layer.h>
+#include <retnet/nn/feed_forward.h>
+#include <retnet/nn/layer_norm.h>
+#include <retnet/nn/multi_scale_retention.h>
+#include <retnet/nn/options.h>
+#include <retnet/nn/retnet.h>
 #include <retnet/version.h>
+#include <torch/csrc/Exceptions.h>
+#include <torch/extension.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace retnet {
+namespace {
+
+/// The fields of a RetNetConfig, all of them.
+nn::RetNetOptions options_of(const py::dict& config) {
+  nn::RetNetOptions options;
+  size_t taken = 0;
+  const auto take = [&]<class T>(const char* name, T& field) {
+    field = config[name].cast<T>();
+    ++taken;
+  };
+  take("vocab_size", options.vocab_size());
+  take("embed_dim", options.embed_dim());
+  take("num_layers", options.num_layers());
+  take("num_heads", options.num_heads());
+  take("key_dim", options.key_dim());
+  take("value_dim", options.value_dim());
+  take("ffn_dim", options.ffn_dim());
+  take("decay", options.decay());
+  take("learnable_decay", options.learnable_decay());
+  take("rotary_style", options.rotary_style());
+  take("frequencies", options.frequencies());
+  take("decay_norm", options.decay_norm());
+  take("group_norm", options.group_norm());
+  take("group_norm_eps", options.group_norm_eps());
+  take("group_norm_affine", options.group_norm_affine());
+  take("norm", options.norm());
+  take("norm_eps", options.norm_eps());
+  take("pre_norm", options.pre_norm());
+  take("ffn_gated", options.ffn_gated());
+  take("activation", options.activation());
+  take("residual_scale", options.residual_scale());
+  take("embed_scale", options.embed_scale());
+  take("tie_embeddings", options.tie_embeddings());
+  TORCH_CHECK(taken == config.size(), "retnet._C: the configuration must have ", taken,
+              " fields, got ", config.size());
+  return options;
+}
+
+using Tensor = at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using StateTensors = std::pair<Tensor, Tensor>;  // RetNetState's retention and positions
+
+std::optional<nn::RetNetState> state_of(const std::optional<StateTensors>& tensors) {
+  if (!tensors) return std::nullopt;
+  return nn::RetNetState{tensors->first, tensors->second};
+}
+
+StateTensors tensors_of(const nn::RetNetState& state) { return {state.retention, state.positions}; }
+
+/// What all modules share.
+template <class Module>
+py::class_<Module, std::shared_ptr<Module>> bind(py::module_& m, const char* name) {
+  py::class_<Module, std::shared_ptr<Module>> c(m, name);
+  c.def(py::init([](const py::dict& config, at::Device device, at::ScalarType dtype) {
+    return std::make_shared<Module>(options_of(config),
+                                    at::TensorOptions().device(device).dtype(dtype));
+  }));
+  c.def("named_parameters", [](Module& self) {
+    std::vector<std::pair<std::string, Tensor>> parameters;
+    for (const auto& item : self.named_parameters())
+      parameters.emplace_back(item.key(), item.value());
+    return parameters;
+  });
+  c.def("reset_parameters", &Module::reset_parameters);
+  c.def("train", [](Module& self, bool on) { self.train(on); });
+  return c;
+}
+
+/// f with torch's translation of exceptions, and without Python's lock while it runs.
+template <class F>
+auto released(F&& f) {
+  return torch::wrap_pybind_function_no_gil(std::forward<F>(f));
+}
+
+template <class Module>
+void bind_row_wise(py::module_& m, const char* name) {
+  bind<Module>(m, name).def(
+      "forward", released([](Module& self, const Tensor& x) { return self.forward(x); }));
+}
+
+template <class Module>
+void bind_layer(py::module_& m, const char* name) {
+  bind<Module>(m, name).def("forward",
+                            released([](Module& self, const Tensor& x, const MaybeTensor& state,
+                                        const MaybeTensor& positions, const MaybeTensor& cu_seqlens,
+                                        const std::string& form, bool inplace) {
+                              return self.forward(x, state, positions, cu_seqlens, form, inplace);
+                            }));
+}
+
+}  // namespace
+}  // namespace retnet
 
 PYBIND11_MODULE(_C, m) {
+  using namespace retnet;
   m.doc() = "Native part of retnet. Importing it registers the operators torch.ops.retnet.*";
-  // A call into the library, so that the linker keeps it and its operators register on import.
-  m.attr("__version__") = retnet::version();
+  m.attr("__version__") = version();
+
+  bind_row_wise<nn::LayerNormImpl>(m, "LayerNorm");
+  bind_row_wise<nn::FeedForwardImpl>(m, "FeedForward");
+  bind_layer<nn::MultiScaleRetentionImpl>(m, "MultiScaleRetention");
+  bind_layer<nn::DecoderLayerImpl>(m, "DecoderLayer");
+  bind<nn::RetNetImpl>(m, "RetNet")
+      .def("forward",
+           released([](nn::RetNetImpl& self, const Tensor& input_ids,
+                       const std::optional<StateTensors>& state, const MaybeTensor& cu_seqlens,
+                       const std::string& form, bool inplace) {
+             const auto [hidden, after] =
+                 self.forward(input_ids, state_of(state), cu_seqlens, form, inplace);
+             return std::pair(hidden, tensors_of(after));
+           }));
+  bind<nn::RetNetForCausalLMImpl>(m, "RetNetForCausalLM")
+      .def("forward",
+           released([](nn::RetNetForCausalLMImpl& self, const Tensor& input_ids,
+                       const std::optional<StateTensors>& state, const MaybeTensor& cu_seqlens,
+                       const MaybeTensor& labels, const std::string& form, bool inplace) {
+             const auto out =
+                 self.forward(input_ids, state_of(state), cu_seqlens, labels, form, inplace);
+             return std::tuple(out.logits, out.loss, tensors_of(out.state));
+           }));
 }

@@ -1,1 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+from typing import Any
+
+import torch
+from torch import Tensor
+
 __version__: str
+
+class _Module:
+    def __init__(
+        self, config: dict[str, Any], device: torch.device, dtype: torch.dtype
+    ) -> None: ...
+    def named_parameters(self) -> list[tuple[str, Tensor]]: ...
+    def reset_parameters(self) -> None: ...
+    def train(self, on: bool) -> None: ...
+
+class LayerNorm(_Module):
+    def forward(self, x: Tensor) -> Tensor: ...
+
+class FeedForward(_Module):
+    def forward(self, x: Tensor) -> Tensor: ...
+
+class MultiScaleRetention(_Module):
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        positions: Tensor | None,
+        cu_seqlens: Tensor | None,
+        form: str,
+        inplace: bool,
+    ) -> tuple[Tensor, Tensor]: ...
+
+class DecoderLayer(MultiScaleRetention): ...
+
+class RetNet(_Module):
+    def forward(
+        self,
+        input_ids: Tensor,
+        state: tuple[Tensor, Tensor] | None,
+        cu_seqlens: Tensor | None,
+        form: str,
+        inplace: bool,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+
+class RetNetForCausalLM(_Module):
+    def forward(
+        self,
+        input_ids: Tensor,
+        state: tuple[Tensor, Tensor] | None,
+        cu_seqlens: Tensor | None,
+        labels: Tensor | None,
+        form: str,
+        inplace: bool,
+    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]: ...

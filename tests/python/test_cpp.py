@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""retnet.cpp: the C++ modules have the numbers of their Python twins and act as torch modules."""
+
+import copy
+import io
+import multiprocessing
+
+import pytest
+import torch
+from torch import nn
+
+import retnet.cpp as cpp
+import retnet.nn as twins
+from cases_nn import VARIANTS, close, each_variant, make_config, make_model, random_ids
+from retnet.generation import generate
+from retnet.state import RetNetState
+
+
+def twin_of(model, dtype=torch.float64):
+    """The C++ model with the weights of a Python model."""
+    made = cpp.RetNetForCausalLM(model.config, dtype=dtype)
+    made.load_state_dict(model.state_dict())
+    return made
+
+
+def gradients(module):
+    return {name: p.grad for name, p in module.named_parameters()}
+
+
+@each_variant
+def test_same_keys_numbers_and_gradients(changes):
+    model = make_model(**changes)
+    other = twin_of(model)
+    assert list(other.state_dict()) == list(model.state_dict())
+    assert [n for n, _ in other.named_parameters()] == [n for n, _ in model.named_parameters()]
+    ids = random_ids(2, 7)
+    for form in ("chunkwise", "parallel", "recurrent"):
+        for labels in (None, ids):
+            a = model(ids, labels=labels, form=form)
+            b = other(ids, labels=labels, form=form)
+            close(a.logits, b.logits)
+            close(a.state.retention, b.state.retention)
+            assert torch.equal(a.state.positions, b.state.positions)
+            assert (a.loss is None) == (b.loss is None)
+        (a.loss + a.state.retention.square().mean()).backward()
+        (b.loss + b.state.retention.square().mean()).backward()
+        for name, grad in gradients(model).items():
+            close(gradients(other)[name], grad)
+        model.zero_grad()
+        other.zero_grad()
+
+
+@each_variant
+def test_same_decoding(changes):
+    model = make_model(**changes)
+    other = twin_of(model)
+    prompt = random_ids(2, 5)
+    with torch.no_grad():
+        a, b = model(prompt), other(prompt)
+        step = prompt[:, :1]
+        close(model(step, state=a.state).logits, other(step, state=b.state).logits)
+        before = b.state.fork()
+        other(step, state=b.state)
+        assert torch.equal(before.retention, b.state.retention)  # a copy was updated
+        other(step, state=b.state, inplace=True)
+        assert not torch.equal(before.retention, b.state.retention)
+    greedy = {"max_new_tokens": 8, "temperature": 0.0}
+    assert torch.equal(generate(model, prompt, **greedy), generate(other, prompt, **greedy))
+
+
+def test_packed():
+    model = make_model()
+    ids, bounds = random_ids(1, 9), torch.tensor([0, 4, 4, 9], dtype=torch.int32)
+    a = model(ids, cu_seqlens=bounds, labels=ids)
+    b = twin_of(model)(ids, cu_seqlens=bounds, labels=ids)
+    close(a.logits, b.logits)
+    close(a.loss, b.loss)
+
+
+@pytest.mark.parametrize("name", ["FeedForward", "MultiScaleRetention", "DecoderLayer", "RetNet"])
+def test_the_other_modules(name):
+    torch.manual_seed(0)
+    config = make_config(group_norm_affine=True)
+    twin = getattr(twins, name)(config, dtype=torch.float64)
+    module = getattr(cpp, name)(config, dtype=torch.float64)
+    module.load_state_dict(twin.state_dict())
+    x = random_ids(2, 5) if name == "RetNet" else torch.randn(2, 5, 12, dtype=torch.float64)
+    a, b = twin(x), module(x)
+    if name == "FeedForward":
+        return close(a, b)
+    close(a[0], b[0])
+    if name == "RetNet":
+        return close(a[1].retention, b[1].retention)
+    close(a[1], b[1])
+    later = {"state": a[1], "positions": torch.arange(5, 10)}
+    close(twin(x, **later)[0], module(x, **later)[0])
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_layer_norm(norm):
+    module = cpp.LayerNorm(make_config(norm=norm, norm_eps=1e-3), dtype=torch.float64)
+    with torch.no_grad():
+        module.weight.normal_()
+    x = torch.randn(2, 3, 12, dtype=torch.float64)
+    if norm == "layer":
+        close(module(x), nn.functional.layer_norm(x, (12,), module.weight, module.bias, 1e-3))
+    else:
+        close(module(x), nn.functional.rms_norm(x, (12,), module.weight, 1e-3))
+
+
+def test_training_with_adamw():
+    model = make_model()
+    other = twin_of(model)
+    ids = random_ids(4, 6)
+    losses = {}
+    for module in (model, other):
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2)
+        losses[module] = []
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = module(ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            losses[module].append(loss.detach())
+    close(torch.stack(losses[model]), torch.stack(losses[other]))
+    assert losses[other][-1] < losses[other][0]
+
+
+def odd_models():
+    """A double, an eval, a partly frozen and a tied model."""
+    frozen = twin_of(make_model())
+    frozen.embed_tokens.requires_grad_(False)
+    yield twin_of(make_model())
+    yield twin_of(make_model()).float().eval()
+    yield frozen
+    yield twin_of(make_model(tie_embeddings=True, learnable_decay=True))
+
+
+def saved_and_loaded(model):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+def test_copies(copied):
+    ids = random_ids(2, 5)
+    for model in odd_models():
+        other = copied(model)
+        assert type(other) is type(model) and other.training == model.training
+        for a, b in zip(model.parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype
+            assert a.requires_grad == b.requires_grad and a.data_ptr() != b.data_ptr()
+        assert torch.equal(model(ids).logits, other(ids).logits)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(0.5)
+        assert not torch.equal(model(ids).logits, other(ids).logits)
+
+
+def test_to_apply_and_modes():
+    model = twin_of(make_model())
+    ids = random_ids(1, 4)
+    half = model.to(torch.bfloat16)
+    assert half is model and model(ids).logits.dtype == torch.bfloat16
+    assert model.eval() is model and not model.training and model.train().training
+    seen = []
+    model.apply(lambda module: seen.append(type(module).__name__))
+    assert seen[-1] == "RetNetForCausalLM" and len(seen) > 10
+    learnable = cpp.RetNetForCausalLM(make_config(learnable_decay=True)).to(torch.bfloat16)
+    assert {p.dtype for n, p in learnable.named_parameters() if "log_decay" in n} == {torch.float32}
+    with torch.no_grad():
+        model.double()
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert (model(ids).logits == 0).all()
+
+
+def test_parameter_and_forward_hooks():
+    model = twin_of(make_model())
+    ids, calls = random_ids(1, 4), []
+    model.embed_tokens.weight.register_hook(lambda grad: calls.append("parameter"))
+    model.register_forward_pre_hook(lambda module, args: calls.append("before"))
+    model.register_forward_hook(lambda module, args, out: calls.append("after"))
+    model(ids, labels=ids).loss.backward()
+    assert calls == ["before", "after", "parameter"]
+    with pytest.raises(RuntimeError, match=r"hook of a child would never fire"):
+        model.embed_tokens.register_forward_hook(lambda *args: None)
+
+
+@pytest.mark.parametrize("replace", ["assignment", "assign", "functional", "to_empty", "meta"])
+def test_a_replaced_parameter_raises(replace):
+    model = twin_of(make_model())
+    ids = random_ids(1, 4)
+    values = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(RuntimeError, match=r"parameter .*weight was replaced by another object"):
+        if replace == "assignment":
+            model.layers.get_submodule("1").ffn.up_proj.weight = nn.Parameter(torch.zeros(10, 12))
+        elif replace == "assign":
+            model.load_state_dict(values, assign=True)
+        elif replace == "functional":
+            torch.func.functional_call(model, values, (ids,))
+        elif replace == "to_empty":
+            model.to_empty(device="meta")
+        else:
+            model.to("meta")
+        model(ids)
+
+
+def test_checkpointing():
+    ids = random_ids(2, 6)
+    plain, recomputed = twin_of(make_model()), twin_of(make_model())
+    plain(ids, labels=ids).loss.backward()
+    torch.utils.checkpoint.checkpoint(
+        lambda x: recomputed(x, labels=x).loss, ids, use_reentrant=False
+    ).backward()
+    for name, grad in gradients(plain).items():
+        close(gradients(recomputed)[name], grad)
+
+
+def test_bad_arguments():
+    model = twin_of(make_model())
+    with pytest.raises(ValueError, match="input_ids"):
+        model(torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="state"):
+        model(random_ids(1, 2), state=RetNetState(torch.zeros(1), torch.zeros(1)))
+    with pytest.raises(RuntimeError, match="form"):
+        model(random_ids(1, 2), form="fast")
+
+
+def train_rank(rank, folder, results):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2
+    )
+    model = nn.parallel.DistributedDataParallel(twin_of(make_model()))
+    ids = random_ids(4, 6)[2 * rank : 2 * rank + 2]
+    model(ids, labels=ids).loss.backward()
+    results[rank] = {k.removeprefix("module."): v.numpy() for k, v in gradients(model).items()}
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_over_two_processes(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    with context.Manager() as manager:
+        results = manager.dict()
+        ranks = [context.Process(target=train_rank, args=(r, tmp_path, results)) for r in (0, 1)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(120)
+        results = dict(results)
+    model, ids = make_model(), random_ids(4, 6)
+    model(ids, labels=ids).loss.backward()
+    for name, grad in gradients(model).items():
+        for rank in (0, 1):
+            close(torch.from_numpy(results[rank][name]), grad)
+
+
+def test_every_variant_is_tested():
+    fields = {name for changes in VARIANTS.values() for name in changes}
+    sizes = {
+        "vocab_size",
+        "embed_dim",
+        "num_layers",
+        "num_heads",
+        "key_dim",
+        "value_dim",
+        "ffn_dim",
+    }
+    assert fields | sizes == set(make_config().__dataclass_fields__)
