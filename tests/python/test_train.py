@@ -240,8 +240,8 @@ class Evil:
 
 BAD = {
     "truncated": (lambda p: p.write_bytes(p.read_bytes()[:5000]), {}, "must be a whole training"),
-    "empty": (lambda p: p.write_bytes(b""), {}, "must be a whole training state"),
-    "code": (lambda p: p.write_bytes(pickle.dumps(Evil(), 2)), {}, "must be a whole training state"),
+    "empty": (lambda p: p.write_bytes(b""), {}, "must be a whole train"),
+    "code": (lambda p: p.write_bytes(pickle.dumps(Evil(), 2)), {}, "must be a whole train"),
     "foreign": (lambda p: torch.save({"a": 1}, p), {}, "must be a training state of retnet"),
     "newer": (
         lambda p: damage(p, lambda data: data.update(format_version=2)),
