@@ -54,16 +54,10 @@ def _sync(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file by `replace_file`; a view is stored without what surrounds it."""
-    whole = {name: _own(tensor.detach()) for name, tensor in tensors.items()}
+    """Writes a safetensors file by `replace_file`."""
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {"format": "pt", **metadata}
     replace_file(path, lambda part: save_file(whole, part, header))
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """A contiguous tensor that fills its storage."""
-    tensor = tensor.contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 @contextmanager

@@ -162,6 +162,7 @@ def test_options_replace_keys_of_every_type(folder, monkeypatch):
                "--model.tie_embeddings", "true", "--model.rotary_style", "half") == 0  # fmt: skip
     written = tomllib.loads((folder / "new" / "run.toml").read_text())
     assert written["data"] == [str(folder / "text/00.txt"), str(folder / "text/02.txt")]
+    assert written["out"] == str(folder / "new")
     assert written["betas"] == [0.5, 0.0] and written["stream"] is True
     config = retnet.load(folder / "new").config
     assert config.decay == (-1.0, -0.5, -0.2, -0.1) and config.tie_embeddings
@@ -329,7 +330,7 @@ def test_a_run_is_not_overwritten(folder, capsys):
 
 def test_full_disk(folder, capsys):
     assert run("train", folder / "run.toml") == 0
-    with full_disk(20_000):
+    with full_disk(5000):
         assert run("train", folder / "run.toml", "--steps", 8, "--resume") == 1
     printed = capsys.readouterr().err
     assert re.search(r"^retnet train: .*could not be written.*File too large", printed, re.M)
