@@ -143,62 +143,49 @@ def _rebuild(
     return module
 
 
-class LayerNorm(CppModule):
-    """`retnet.nn`'s block norm, LayerNorm or RMSNorm: x [..., d] to the same shape."""
+class _Pointwise(CppModule):
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the module over x [..., d]; returns the same shape."""
+        return self._checked().forward(x)
+
+
+class LayerNorm(_Pointwise):
+    """The norm of `retnet.nn`'s blocks, LayerNorm or RMSNorm."""
 
     _native_class = _C.LayerNorm
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises the last dimension."""
-        return self._checked().forward(x)
 
-
-class FeedForward(CppModule):
-    """`retnet.nn.FeedForward`: x [..., d] to the same shape."""
+class FeedForward(_Pointwise):
+    """`retnet.nn.FeedForward`, with the same call."""
 
     _native_class = _C.FeedForward
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Runs the layer."""
-        return self._checked().forward(x)
+
+class _Layer(CppModule):
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        state: Tensor | None = None,
+        positions: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        form: Form = "chunkwise",
+        inplace: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the layer over x [B, T, d]; returns the output and the state [B, H, K, V]."""
+        return self._checked().forward(x, state, positions, cu_seqlens, form, inplace)
 
 
-class MultiScaleRetention(CppModule):
+class MultiScaleRetention(_Layer):
     """`retnet.nn.MultiScaleRetention`, with the same call."""
 
     _native_class = _C.MultiScaleRetention
 
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        state: Tensor | None = None,
-        positions: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        form: Form = "chunkwise",
-        inplace: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Runs the layer over x [B, T, d]; returns the output and the state [B, H, K, V]."""
-        return self._checked().forward(x, state, positions, cu_seqlens, form, inplace)
 
-
-class DecoderLayer(CppModule):
+class DecoderLayer(_Layer):
     """`retnet.nn.DecoderLayer`, with the same call."""
 
     _native_class = _C.DecoderLayer
-
-    def forward(
-        self,
-        x: Tensor,
-        *,
-        state: Tensor | None = None,
-        positions: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        form: Form = "chunkwise",
-        inplace: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Runs the layer over x [B, T, d]; returns the output and the state [B, H, K, V]."""
-        return self._checked().forward(x, state, positions, cu_seqlens, form, inplace)
 
 
 class RetNet(CppModule):
