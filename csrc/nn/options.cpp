@@ -106,12 +106,14 @@ RetNetOptions RetNetOptions::preset(std::string_view name) {
       {"tiny", tiny()},          {"small", paper(1024, 16)}, {"1.3b", paper(2048, 24)},
       {"2.7b", paper(2560, 32)}, {"6.7b", paper(4096, 32)},  {"13b", paper(5120, 40)}};
   std::vector<std::string_view> names;
+  const RetNetOptions* found = nullptr;
   for (const auto& [preset_name, options] : presets) {
-    if (preset_name == name) return options;
+    if (preset_name == name) found = &options;
     names.push_back(preset_name);
   }
-  TORCH_CHECK_VALUE(false, "RetNetOptions::preset: name must be one of ", quoted(names), ", got ",
-                    repr(std::string(name)));
+  TORCH_CHECK_VALUE(found != nullptr, "RetNetOptions::preset: name must be one of ", quoted(names),
+                    ", got ", repr(std::string(name)));
+  return *found;
 }
 
 const RetNetOptions& RetNetOptions::validated() const {
