@@ -60,7 +60,7 @@ class RETNET_API RetNetForCausalLMImpl : public torch::nn::Cloneable<RetNetForCa
   /// The last matrix alone: hidden states [..., d] of the body to logits [..., vocab].
   torch::Tensor logits(const torch::Tensor& hidden);
 
-  RetNetOptions options;
+  RetNetOptions options;    ///< what it was made from
   RetNet body{nullptr};     ///< its children are registered here, so keys have no prefix
   Linear lm_head{nullptr};  ///< empty if tied
 

@@ -19,6 +19,7 @@ namespace retnet::nn {
 /// Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d].
 class RETNET_API FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   explicit FeedForwardImpl(const RetNetOptions& options,
                            const torch::TensorOptions& tensor_options = {});
 
@@ -32,10 +33,10 @@ class RETNET_API FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> 
   /// x [..., d]. Returns [..., d].
   torch::Tensor forward(const torch::Tensor& x);
 
-  RetNetOptions options;
-  Linear gate_proj{nullptr};  ///< empty unless gated
-  Linear up_proj{nullptr};
-  Linear down_proj{nullptr};
+  RetNetOptions options;      ///< what it was made from
+  Linear gate_proj{nullptr};  ///< d to F; empty unless gated
+  Linear up_proj{nullptr};    ///< d to F
+  Linear down_proj{nullptr};  ///< F to d
 
  private:
   torch::TensorOptions tensor_options_;

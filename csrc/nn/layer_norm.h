@@ -21,6 +21,7 @@ namespace retnet::nn {
 /// Keys: `weight` [d], and `bias` [d] for "layer".
 class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   explicit LayerNormImpl(const RetNetOptions& options,
                          const torch::TensorOptions& tensor_options = {});
 
@@ -34,9 +35,9 @@ class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
   /// x [..., d]. Returns [..., d].
   torch::Tensor forward(const torch::Tensor& x);
 
-  RetNetOptions options;
-  torch::Tensor weight;
-  torch::Tensor bias;  ///< undefined for "rms"
+  RetNetOptions options;  ///< what it was made from
+  torch::Tensor weight;   ///< [d]
+  torch::Tensor bias;     ///< [d]; undefined for "rms"
 
  private:
   torch::TensorOptions tensor_options_;

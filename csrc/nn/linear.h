@@ -18,6 +18,7 @@ namespace retnet::nn {
 /// Keys: `weight` [out_features, in_features].
 class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   LinearImpl(int64_t in_features, int64_t out_features,
              const torch::TensorOptions& tensor_options = {});
 
@@ -31,7 +32,7 @@ class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
   /// x [..., in_features]. Returns [..., out_features].
   torch::Tensor forward(const torch::Tensor& x);
 
-  torch::Tensor weight;
+  torch::Tensor weight;  ///< [out_features, in_features]
 
  private:
   int64_t in_features_, out_features_;

@@ -37,6 +37,16 @@ def generate(
 
     Raises:
         ValueError: an argument out of range; the message names it and its value.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.generation import generate
+        >>> from retnet.nn import RetNetForCausalLM
+        >>> model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+        >>> prompt = torch.tensor([list(b"def f(")])
+        >>> generate(model, prompt, max_new_tokens=10, top_k=20, seed=0).shape
+        torch.Size([1, 16])
     """
     written = stream(
         model,
@@ -59,7 +69,19 @@ def stream(
     top_k: int | None = None,
     seed: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yields each new token, [B, 1] int64, as soon as it is drawn; arguments as `generate`."""
+    """Yields each new token, [B, 1] int64, as soon as it is drawn; arguments as `generate`.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.generation import stream
+        >>> from retnet.nn import RetNetForCausalLM
+        >>> model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+        >>> prompt = torch.tensor([list(b"def f(")])
+        >>> text = bytes(token.item() for token in stream(model, prompt, max_new_tokens=10))
+        >>> len(text)
+        10
+    """
     if input_ids.dim() != 2 or input_ids.shape[1] == 0:
         raise ValueError(
             f"generate: input_ids must have shape [B, T], T >= 1, got {list(input_ids.shape)}"

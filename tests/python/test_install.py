@@ -37,8 +37,9 @@ def build_and_run_app(prefix: Path, folder: Path, env: dict[str, str]) -> None:
     run(CMAKE, "-S", str(ROOT / "tests/install"), "-B", str(folder), *generator,
         f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}", "-DCMAKE_BUILD_TYPE=Debug", env=env)  # fmt: skip
     run(CMAKE, "--build", str(folder), env=env)
-    # The sum over tokens of (1 + 2 + 3) * 2 in each of two columns; a text of 128 + 16 tokens.
-    assert run(str(folder / "app"), env=env).split() == [retnet.__version__, "24", "144"]
+    # The sum over tokens of (1 + 2 + 3) * 2 in each of two columns; a text of 128 + 16 tokens; 8 + 4
+    # tokens read.
+    assert run(str(folder / "app"), env=env).split() == [retnet.__version__, "24", "144", "12"]
 
 
 def test_installed_from_the_build_tree(tmp_path):

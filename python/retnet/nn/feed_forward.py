@@ -16,6 +16,11 @@ class FeedForward(nn.Module):
     """down(act(up x)); with `config.ffn_gated`: down(act(gate x) * (up x)). No biases.
 
     Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d].
+
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
     """
 
     def __init__(

@@ -19,6 +19,20 @@ class RetNet(nn.Module):
     """Token ids to hidden states.
 
     Keys: `embed_tokens.weight` [vocab, d], `layers.N.*`, and `norm.*` if `config.pre_norm`.
+
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.nn import RetNet
+        >>> body = RetNet(RetNetConfig.preset("tiny"))
+        >>> hidden, state = body(torch.randint(256, (4, 128)))
+        >>> hidden.shape
+        torch.Size([4, 128, 128])
     """
 
     def __init__(
