@@ -20,7 +20,7 @@ from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
-from sphinx.errors import ConfigError
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 import retnet
@@ -79,12 +79,12 @@ def public_headers() -> list[Path]:
         for names in re.findall(r"set\(RETNET_\w*HEADERS\s([^)]*)\)", lists.read_text()):
             found += [lists.parent / name for name in names.split()]
     if not found:
-        raise ConfigError("csrc/CMakeLists.txt: must list the public headers, found none")
+        raise ExtensionError("csrc/CMakeLists.txt: must list the public headers, found none")
     return found
 
 
-def run_doxygen() -> None:
-    """Reads the public headers into XML; every warning ends the build."""
+def run_doxygen(app: Sphinx) -> None:
+    """Reads the public headers into XML; its warnings become Sphinx's."""
     XML.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "INPUT": " ".join(f'"{header}"' for header in public_headers()),
@@ -94,42 +94,41 @@ def run_doxygen() -> None:
     }
     text = (DOCS / "Doxyfile").read_text() + "".join(f"{k} = {v}\n" for k, v in settings.items())
     done = subprocess.run(["doxygen", "-"], input=text, text=True, capture_output=True)
-    if done.returncode or done.stderr:
-        raise ConfigError(f"doxygen: {done.stderr.strip()}")
+    for line in done.stderr.splitlines():
+        log.warning("doxygen: %s", line)
+    if done.returncode:
+        raise ExtensionError(f"doxygen ended with {done.returncode}")
+
+
+def place(element: ET.Element) -> tuple[str, int]:
+    """Header and line of a symbol."""
+    location = element.find("location")
+    assert location is not None
+    return location.get("file", ""), int(location.get("line", 0))
 
 
 def cpp_reference() -> str:
     """Markdown with a section for each namespace, in it one for each header."""
     text = ""
-    namespaces = sorted(XML.glob("namespaceretnet*.xml"))
-    order = {str(path.relative_to(ROOT / "csrc")): n for n, path in enumerate(public_headers())}
-    for namespace in (ET.parse(path).getroot()[0] for path in namespaces):
+    for namespace in (ET.parse(path).getroot()[0] for path in sorted(XML.glob("namespace*.xml"))):
         name = namespace.findtext("compoundname", "")
-        # (header, line) of each symbol, and the directive that shows it.
-        symbols: list[tuple[int, str, int, str]] = []
-
-        def add(element: ET.Element, kind: str, name: str) -> None:
-            location = element.find("location")
-            assert location is not None
-            header, line = location.get("file", ""), int(location.get("line", 0))
-            directive = f"```{{doxygen{kind}}} {name}\n```\n"
-            symbols.append((order[header], header, line, directive))
-
+        # Where each symbol is, and the kind and name that its directive takes.
+        symbols: list[tuple[tuple[str, int], str, str]] = []
         for inner in namespace.findall("innerclass"):
             compound = ET.parse(XML / f"{inner.get('refid')}.xml").getroot()[0]
-            add(compound, compound.get("kind", ""), inner.text or "")
+            symbols.append((place(compound), compound.get("kind", ""), inner.text or ""))
         for member in namespace.iter("memberdef"):
             symbol = member.findtext("name", "")
             if not INTERNAL.fullmatch(symbol):
-                add(member, member.get("kind", ""), f"{name}::{symbol}")
+                symbols.append((place(member), member.get("kind", ""), f"{name}::{symbol}"))
         if symbols:
             text += f"## {name}\n\n"
         before = ""
-        for _, header, _, directive in sorted(symbols):
+        for (header, _), kind, symbol in sorted(symbols):
             if header != before:
                 text += f"### {header}\n\n```cpp\n#include <retnet/{header}>\n```\n\n"
             before = header
-            text += directive + "\n"
+            text += f"```{{doxygen{kind}}} {symbol}\n```\n\n"
     return text
 
 
@@ -206,8 +205,8 @@ def write_math_block(writer: Any, node: nodes.math_block) -> None:
 
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    run_doxygen()
     app.add_html_math_renderer("mathml", (write_math, None), (write_math_block, None))
+    app.connect("builder-inited", run_doxygen)
     app.connect("source-read", fill_in)
     app.connect("autodoc-process-docstring", demand_docstring)
     app.connect("autodoc-process-signature", clean_signature)

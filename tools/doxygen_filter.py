@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewrites a header of csrc/ for Doxygen, line by line, on stdout. What it does not know:
 
-- the tables of arguments, whose lines start with three spaces: they become \\param, and Doxygen then
-  holds their names to those of the declaration. A paragraph "Returns ..." becomes \\return;
+- the tables of arguments, whose lines start with three spaces: they become \\param, and Doxygen
+  then holds their names to those of the declaration. A paragraph "Returns ..." becomes \\return;
 - TORCH_ARG, an option: it becomes the setter, with its default;
 - TORCH_MODULE, the holder of a module: it becomes an alias;
 - overrides without a comment, which torch documents: they are left out.

@@ -26,6 +26,7 @@ class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
   explicit LayerNormImpl(const RetNetOptions& options,
                          const torch::TensorOptions& tensor_options = {});
 
+  /// Over `channels`, as inside a feed-forward network.
   LayerNormImpl(const RetNetOptions& options, int64_t channels,
                 const torch::TensorOptions& tensor_options = {});
 

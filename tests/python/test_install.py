@@ -37,8 +37,8 @@ def build_and_run_app(prefix: Path, folder: Path, env: dict[str, str]) -> None:
     run(CMAKE, "-S", str(ROOT / "tests/install"), "-B", str(folder), *generator,
         f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}", "-DCMAKE_BUILD_TYPE=Debug", env=env)  # fmt: skip
     run(CMAKE, "--build", str(folder), env=env)
-    # The sum over tokens of (1 + 2 + 3) * 2 in each of two columns; a text of 128 + 16 tokens; 8 + 4
-    # tokens read.
+    # The sum over tokens of (1 + 2 + 3) * 2 in each of two columns; a text of 128 + 16 tokens;
+    # 8 + 4 tokens read.
     assert run(str(folder / "app"), env=env).split() == [retnet.__version__, "24", "144", "12"]
 
 
