@@ -180,6 +180,7 @@ def strided(x: Tensor) -> Tensor:
     shape = [2 * n for n in x.shape[:-1]] + [x.shape[-1] + 3]
     fill = math.nan if x.is_floating_point() else -1
     wide = torch.full(shape, fill, dtype=x.dtype, device=x.device)
-    view = wide[tuple(slice(1, None, 2) for _ in x.shape[:-1])][..., 3:]
+    view = wide[tuple(slice(None, None, 2) for _ in x.shape[:-1])][..., 3:]
     view.copy_(x)
+    assert view.storage_offset() % 2 == 1
     return view

@@ -42,18 +42,34 @@ def test_opcheck(form):
     torch.library.opcheck(torch.ops.retnet.retention, detached, options)
 
 
+def backward_call(packed, form, undefined=()):
+    """Positional arguments and options but for the mask."""
+    N = 3 if packed else 1
+    inputs = make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=N)
+    incoming = {"out": torch.randn(1, 9, 2, 2), "state": torch.randn(N, 2, 3, 2)}
+    args = *(None if n in undefined else x for n, x in incoming.items()), *inputs.values()
+    cu_seqlens = torch.tensor([0, 4, 4, 9], dtype=torch.int32) if packed else None
+    return args, {"scale": None, "form": form, "chunk_size": 4, "cu_seqlens": cu_seqlens}
+
+
 @parametrize("form", FORMS)
 @parametrize("packed", [False, True], ids=["batch", "packed"])
 @parametrize("mask", [[True] * 5, [False, True, False, True, False]], ids=["all", "some"])
 def test_opcheck_backward(mask, packed, form):
-    N = 3 if packed else 1
-    inputs = make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=N)
-    args = (torch.randn(1, 9, 2, 2), torch.randn(N, 2, 3, 2), *inputs.values())
-    cu_seqlens = torch.tensor([0, 4, 4, 9], dtype=torch.int32) if packed else None
-    options = {"scale": None, "form": form, "chunk_size": 4, "cu_seqlens": cu_seqlens}
+    args, options = backward_call(packed, form)
     torch.library.opcheck(
         torch.ops.retnet.retention_backward, args, {**options, "output_mask": mask}
     )
+
+
+@parametrize("form", FORMS)
+@parametrize("undefined", [["state"], ["out"], ["out", "state"]], ids="-".join)
+def test_opcheck_backward_without_a_gradient(undefined, form):
+    args, options = backward_call(True, form, undefined)
+    options["output_mask"] = [True] * 5
+    torch.library.opcheck(torch.ops.retnet.retention_backward, args, options)
+    results = torch.ops.retnet.retention_backward(*args, **options)
+    assert any(x.any() for x in results) == (len(undefined) < 2)
 
 
 @parametrize("form", FORMS)
