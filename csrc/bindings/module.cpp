@@ -5,6 +5,7 @@
 #include <retnet/nn/causal_lm.h>
 #include <retnet/nn/decoder_layer.h>
 #include <retnet/nn/feed_forward.h>
+#include <retnet/nn/generate.h>
 #include <retnet/nn/layer_norm.h>
 #include <retnet/nn/multi_scale_retention.h>
 #include <retnet/nn/options.h>
@@ -50,9 +51,12 @@ nn::RetNetOptions options_of(const py::dict& config) {
   take("norm_eps", options.norm_eps());
   take("pre_norm", options.pre_norm());
   take("ffn_gated", options.ffn_gated());
+  take("ffn_inner_norm", options.ffn_inner_norm());
   take("activation", options.activation());
+  take("bias", options.bias());
   take("residual_scale", options.residual_scale());
   take("embed_scale", options.embed_scale());
+  take("embed_norm", options.embed_norm());
   take("tie_embeddings", options.tie_embeddings());
   TORCH_CHECK(taken == config.size(), "retnet._C: the configuration must have ", taken,
               " fields, got ", config.size());
@@ -131,14 +135,33 @@ PYBIND11_MODULE(_C, m) {
              const auto [hidden, after] =
                  self.forward(input_ids, state_of(state), cu_seqlens, form, inplace);
              return std::pair(hidden, tensors_of(after));
-           }));
+           }))
+      .def_readwrite("checkpoint_layers", &nn::RetNetImpl::checkpoint_layers);
   bind<nn::RetNetForCausalLMImpl>(m, "RetNetForCausalLM")
-      .def("forward",
-           released([](nn::RetNetForCausalLMImpl& self, const Tensor& input_ids,
-                       const std::optional<StateTensors>& state, const MaybeTensor& cu_seqlens,
-                       const MaybeTensor& labels, const std::string& form, bool inplace) {
-             const auto out =
-                 self.forward(input_ids, state_of(state), cu_seqlens, labels, form, inplace);
+      .def("forward", released([](nn::RetNetForCausalLMImpl& self, const Tensor& input_ids,
+                                  const std::optional<StateTensors>& state,
+                                  const MaybeTensor& cu_seqlens, const MaybeTensor& labels,
+                                  const std::string& form, bool inplace, bool last_only) {
+             const auto out = self.forward(input_ids, state_of(state), cu_seqlens, labels, form,
+                                           inplace, last_only);
              return std::tuple(out.logits, out.loss, tensors_of(out.state));
-           }));
+           }))
+      .def_property(
+          "checkpoint_layers",
+          [](const nn::RetNetForCausalLMImpl& self) { return self.body->checkpoint_layers; },
+          [](nn::RetNetForCausalLMImpl& self, bool on) { self.body->checkpoint_layers = on; })
+      .def(
+          "generate",
+          released([](const std::shared_ptr<nn::RetNetForCausalLMImpl>& self,
+                      const std::vector<Tensor>& prompts, int64_t max_new_tokens,
+                      double temperature, std::optional<int64_t> top_k, std::optional<double> top_p,
+                      const std::vector<int64_t>& stop_tokens, std::optional<uint64_t> seed) {
+            const auto options = nn::GenerateOptions(max_new_tokens)
+                                     .temperature(temperature)
+                                     .top_k(top_k)
+                                     .top_p(top_p)
+                                     .stop_tokens(stop_tokens)
+                                     .seed(seed);
+            return nn::generate(nn::RetNetForCausalLM(self), prompts, options);
+          }));
 }
