@@ -48,7 +48,7 @@ def rotary_inputs(
     shape = (B, H, Dk) if T is None else (B, T, H, Dk)
     positions = {
         None: lambda: torch.arange(B) * 37 + 5,
-        True: lambda: torch.arange(B * (T or 0)).view(B, -1) * 3 - 4,
+        True: lambda: torch.arange(B * (T or 0)).view(B, T or 0) * 3 - 4,
         False: lambda: torch.arange(T or 0) + 11,
     }[None if T is None else batch_positions]()
     return {
