@@ -22,6 +22,8 @@ MACHINE = {"python_version": "3.12", "python_full_version": "3.12.0", "extra": "
 # Modules of ours, found by path; and peers of the benchmarks, whose wheels have other names.
 OURS = {"retnet", *(path.stem for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))}
 PEERS = {"fla": "flash-linear-attention", "torchscale": "torchscale"}
+# Imported inside tests that do not run there.
+ELSEWHERE = {"tensorboard"}
 
 
 def needed(name: str) -> set[str]:
@@ -60,7 +62,7 @@ def test_what_the_package_requires():
 def test_what_is_imported():
     """By the package, its tests, benchmarks and tools."""
     wheels, third = packages_distributions(), imports()
-    for name in [*sys.stdlib_module_names, *OURS, "tomli"]:  # tomli: before Python 3.11
+    for name in [*sys.stdlib_module_names, *OURS, *ELSEWHERE, "tomli"]:  # before Python 3.11
         third.pop(name, None)
     assert {"torch", "numpy", "safetensors", "tomli_w", "hypothesis"} <= third.keys()
     missing = {
