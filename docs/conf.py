@@ -69,7 +69,7 @@ nitpick_ignore_regex = [
 # Not exported: what the implementations of the operators and modules share.
 INTERNAL = re.compile(r"check_\w+|is_step|RetentionPlanTuple")
 # The demonstration is a program, and `python -m retnet` one too.
-NO_REFERENCE = re.compile(r"retnet\.(demo|__main__|_\w+)(\.|$)|retnet\.nn\.")
+NO_REFERENCE = re.compile(r"retnet\.(\w+\.)?(demo|__main__|_\w+)(\.|$)|retnet\.nn\.")
 
 
 def public_headers() -> list[Path]:

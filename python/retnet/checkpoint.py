@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from torch import Tensor
 from retnet._files import hint, open_tensors, replace_file, write_tensors
 from retnet.config import RetNetConfig
 from retnet.nn import RetNetForCausalLM
-
-if TYPE_CHECKING:
-    from retnet import cpp
 
 __all__ = [
     "CONFIG",
@@ -42,7 +38,7 @@ WEIGHTS = "model.safetensors"
 _SHOWN = 3
 
 
-def save(folder: str | Path, model: RetNetForCausalLM | cpp.RetNetForCausalLM) -> None:
+def save(folder: str | Path, model: RetNetForCausalLM) -> None:
     """Writes the configuration and the weights of a model; see `write`."""
     write(folder, model.config, model.state_dict())
 

@@ -263,7 +263,7 @@ class RetNetForCausalLM(_Body):
 
     def save(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, as `retnet.nn.RetNetForCausalLM.save`."""
-        checkpoint.save(folder, self)
+        checkpoint.write(folder, self.config, self.state_dict())
 
     def generate(
         self,

@@ -19,8 +19,8 @@ from pathlib import Path
 from retnet import checkpoint
 from retnet._files import replace_file
 from retnet.config import RetNetConfig
-from retnet.convert import fla, torchscale
-from retnet.convert.source import Source, read, shorten
+from retnet.convert import _fla, _torchscale
+from retnet.convert._source import Source, read, shorten
 
 __all__ = ["convert"]
 
@@ -96,7 +96,7 @@ def convert(
     }
     found = read(source, options)
     translate = (
-        fla.translate if _project(found) == "flash-linear-attention" else torchscale.translate
+        _fla.translate if _project(found) == "flash-linear-attention" else _torchscale.translate
     )
     model = translate(found)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.tensors.items()}

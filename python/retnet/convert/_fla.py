@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 
-from retnet.convert.source import Source, Translation
+from retnet.convert._source import Source, Translation
 
 __all__ = ["translate"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retnet.convert.source import Source, Translation
+from retnet.convert._source import Source, Translation
 
 __all__ = ["translate"]
 
