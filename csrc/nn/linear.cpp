@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "nn/skip_init.h"
+
 namespace retnet::nn {
 
 LinearImpl::LinearImpl(int64_t in_features, int64_t out_features,
@@ -19,7 +21,10 @@ void LinearImpl::reset() {
   reset_parameters();
 }
 
-void LinearImpl::reset_parameters() { torch::nn::init::kaiming_uniform_(weight, std::sqrt(5.0)); }
+void LinearImpl::reset_parameters() {
+  if (SkipInit::active()) return;
+  torch::nn::init::kaiming_uniform_(weight, std::sqrt(5.0));
+}
 
 void LinearImpl::pretty_print(std::ostream& stream) const {
   stream << "retnet::nn::Linear(in_features=" << in_features_ << ", out_features=" << out_features_

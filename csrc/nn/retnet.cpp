@@ -6,6 +6,8 @@
 #include <cmath>
 #include <vector>
 
+#include "nn/skip_init.h"
+
 namespace retnet::nn {
 
 namespace {
@@ -67,6 +69,7 @@ void RetNetImpl::reset() {
 }
 
 void RetNetImpl::reset_embedding() {
+  if (SkipInit::active()) return;
   torch::nn::init::normal_(embed_tokens->weight, 0, std::pow(options.embed_dim(), -0.5));
 }
 
