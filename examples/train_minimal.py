@@ -36,5 +36,5 @@ for step in range(STEPS):
         print(f"step {step}: {loss.item() / math.log(2):.2f} bits/byte", flush=True)
 
 prompt = torch.tensor([list(b"def read_file(path):\n")])
-ids = generate(model, prompt, max_new_tokens=300, temperature=0.7, seed=0)
-print(bytes(ids[0].tolist()).decode(errors="replace"))
+texts = generate(model, prompt, max_new_tokens=300, temperature=0.7, seed=0)
+print(bytes(texts[0].tolist()).decode(errors="replace"))

@@ -5,6 +5,7 @@
 #include <retnet/nn/causal_lm.h>
 #include <retnet/nn/decoder_layer.h>
 #include <retnet/nn/feed_forward.h>
+#include <retnet/nn/generate.h>
 #include <retnet/nn/layer_norm.h>
 #include <retnet/nn/multi_scale_retention.h>
 #include <retnet/nn/option_fields.h>
@@ -108,14 +109,33 @@ PYBIND11_MODULE(_C, m) {
              const auto [hidden, after] =
                  self.forward(input_ids, state_of(state), cu_seqlens, form, inplace);
              return std::pair(hidden, tensors_of(after));
-           }));
+           }))
+      .def_readwrite("checkpoint_layers", &nn::RetNetImpl::checkpoint_layers);
   bind<nn::RetNetForCausalLMImpl>(m, "RetNetForCausalLM")
-      .def("forward",
-           released([](nn::RetNetForCausalLMImpl& self, const Tensor& input_ids,
-                       const std::optional<StateTensors>& state, const MaybeTensor& cu_seqlens,
-                       const MaybeTensor& labels, const std::string& form, bool inplace) {
-             const auto out =
-                 self.forward(input_ids, state_of(state), cu_seqlens, labels, form, inplace);
+      .def("forward", released([](nn::RetNetForCausalLMImpl& self, const Tensor& input_ids,
+                                  const std::optional<StateTensors>& state,
+                                  const MaybeTensor& cu_seqlens, const MaybeTensor& labels,
+                                  const std::string& form, bool inplace, bool last_only) {
+             const auto out = self.forward(input_ids, state_of(state), cu_seqlens, labels, form,
+                                           inplace, last_only);
              return std::tuple(out.logits, out.loss, tensors_of(out.state));
-           }));
+           }))
+      .def_property(
+          "checkpoint_layers",
+          [](const nn::RetNetForCausalLMImpl& self) { return self.body->checkpoint_layers; },
+          [](nn::RetNetForCausalLMImpl& self, bool on) { self.body->checkpoint_layers = on; })
+      .def(
+          "generate",
+          released([](const std::shared_ptr<nn::RetNetForCausalLMImpl>& self,
+                      const std::vector<Tensor>& prompts, int64_t max_new_tokens,
+                      double temperature, std::optional<int64_t> top_k, std::optional<double> top_p,
+                      const std::vector<int64_t>& stop_tokens, std::optional<uint64_t> seed) {
+            const auto options = nn::GenerateOptions(max_new_tokens)
+                                     .temperature(temperature)
+                                     .top_k(top_k)
+                                     .top_p(top_p)
+                                     .stop_tokens(stop_tokens)
+                                     .seed(seed);
+            return nn::generate(nn::RetNetForCausalLM(self), prompts, options);
+          }));
 }

@@ -36,8 +36,8 @@ void RetNetForCausalLMImpl::reset() {
   body = RetNet(options, tensor_options_);
   for (const auto& child : body->named_children()) register_module(child.key(), child.value());
   if (!options.tie_embeddings()) {
-    lm_head = register_module("lm_head",
-                              Linear(options.embed_dim(), options.vocab_size(), tensor_options_));
+    lm_head = register_module("lm_head", Linear(options.embed_dim(), options.vocab_size(),
+                                                /*bias=*/false, tensor_options_));
     reset_head();
   }
 }
@@ -52,20 +52,23 @@ void RetNetForCausalLMImpl::reset_parameters() {
   if (lm_head) reset_head();
 }
 
-torch::Tensor RetNetForCausalLMImpl::logits(const torch::Tensor& hidden) {
-  return torch::linear(hidden, lm_head ? lm_head->weight : body->embed_tokens->weight);
-}
-
 CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
                                               const std::optional<RetNetState>& state,
                                               const std::optional<torch::Tensor>& cu_seqlens,
                                               const std::optional<torch::Tensor>& labels,
-                                              std::string_view form, bool inplace) {
+                                              std::string_view form, bool inplace, bool last_only) {
+  TORCH_CHECK_VALUE(!labels || !last_only,
+                    "RetNetForCausalLM: labels must be None with last_only, got a tensor");
   TORCH_CHECK_VALUE(!labels || labels->sizes() == input_ids.sizes(),
                     "RetNetForCausalLM: labels must have the shape of input_ids, ",
                     input_ids.sizes(), ", got ", labels->sizes());
-  const auto [hidden, after] = body->forward(input_ids, state, cu_seqlens, form, inplace);
-  const auto scores = logits(hidden);
+  auto [hidden, after] = body->forward(input_ids, state, cu_seqlens, form, inplace);
+  if (last_only && cu_seqlens) {
+    hidden = hidden.index_select(1, cu_seqlens->slice(0, 1).to(torch::kInt64) - 1);
+  } else if (last_only) {
+    hidden = hidden.slice(1, -1);
+  }
+  const auto scores = lm_head ? lm_head(hidden) : torch::linear(hidden, body->embed_tokens->weight);
   if (!labels) return {scores, std::nullopt, after};
   const auto wide = scores.scalar_type() == torch::kFloat64 ? scores : scores.to(torch::kFloat32);
   const auto loss =

@@ -48,17 +48,17 @@ class RETNET_API RetNetForCausalLMImpl : public torch::nn::Cloneable<RetNetForCa
   ///   form        "chunkwise", "parallel" or "recurrent"; the same values up to rounding
   ///   inplace     a step of decoding (T = 1 with a state, grad mode off) overwrites `state` instead
   ///               of a copy. Other calls leave `state` alone in any case
+  ///   last_only   the logits of the last token of each sequence alone, [B, 1, vocab], packed
+  ///               [1, N, vocab]: all that decoding needs. Not with labels; no sequence may be empty
   ///
   /// Returns the logits, the loss (NaN without a target, as in torch) and the state. Raises
-  /// c10::ValueError when input_ids, labels or state has a wrong shape.
+  /// c10::ValueError when input_ids, labels or state has a wrong shape, or labels come with last_only.
   CausalLMOutput forward(const torch::Tensor& input_ids,
                          const std::optional<RetNetState>& state = std::nullopt,
                          const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
                          const std::optional<torch::Tensor>& labels = std::nullopt,
-                         std::string_view form = "chunkwise", bool inplace = false);
-
-  /// The last matrix alone: hidden states [..., d] of the body to logits [..., vocab].
-  torch::Tensor logits(const torch::Tensor& hidden);
+                         std::string_view form = "chunkwise", bool inplace = false,
+                         bool last_only = false);
 
   RetNetOptions options;
   RetNet body{nullptr};     ///< its children are registered here, so keys have no prefix

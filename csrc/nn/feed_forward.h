@@ -8,15 +8,18 @@
 #include <ostream>
 
 #include "../version.h"
+#include "layer_norm.h"
 #include "linear.h"
 #include "options.h"
 
 namespace retnet::nn {
 
 /// The feed-forward network of a decoder layer (Sun et al. 2023, Eq. 9): down(act(up x)); with
-/// `options.ffn_gated()` down(act(gate x) * (up x)). No biases.
+/// `options.ffn_gated()` down(act(gate x) * (up x)). With `options.ffn_inner_norm()` a norm comes
+/// before down.
 ///
-/// Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d].
+/// Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d];
+/// `inner_norm.*` [F] if there is one; `bias` beside each weight if `options.bias()`.
 class RETNET_API FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
  public:
   explicit FeedForwardImpl(const RetNetOptions& options,
@@ -35,6 +38,7 @@ class RETNET_API FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> 
   RetNetOptions options;
   Linear gate_proj{nullptr};  ///< empty unless gated
   Linear up_proj{nullptr};
+  LayerNorm inner_norm{nullptr};  ///< empty unless options.ffn_inner_norm()
   Linear down_proj{nullptr};
 
  private:

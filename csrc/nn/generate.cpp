@@ -4,7 +4,6 @@
 #include <ATen/Context.h>
 
 #include <limits>
-#include <tuple>
 
 namespace retnet::nn {
 
@@ -26,23 +25,24 @@ void check(const std::vector<torch::Tensor>& prompts, const GenerateOptions& opt
                     "generate: top_p must be in (0, 1] or None, got ", *options.top_p());
 }
 
-/// Reads all prompts. Returns the logits of the token after each, [N, vocab], and the state.
-std::tuple<torch::Tensor, RetNetState> read(RetNetForCausalLM& model,
-                                            const std::vector<torch::Tensor>& prompts) {
+/// Reads all prompts, for the logits of the token after each and the state.
+CausalLMOutput read(RetNetForCausalLM& model, const std::vector<torch::Tensor>& prompts) {
   std::vector<int32_t> bounds = {0};
   bool equal = true;
   for (const auto& prompt : prompts) {
     bounds.push_back(bounds.back() + static_cast<int32_t>(prompt.size(0)));
     equal = equal && prompt.size(0) == prompts[0].size(0);
   }
+  torch::Tensor block;
+  std::optional<torch::Tensor> cu_seqlens;
   if (equal) {
-    const auto [hidden, state] = model->body->forward(torch::stack(prompts));
-    return {model->logits(hidden.select(1, -1)), state};
+    block = torch::stack(prompts);
+  } else {
+    block = torch::cat(prompts).unsqueeze(0);
+    cu_seqlens = torch::tensor(bounds, torch::kInt32).to(block.device());
   }
-  const auto cu_seqlens = torch::tensor(bounds, torch::kInt32).to(prompts[0].device());
-  const auto [hidden, state] =
-      model->body->forward(torch::cat(prompts).unsqueeze(0), std::nullopt, cu_seqlens);
-  return {model->logits(hidden[0].index_select(0, cu_seqlens.slice(0, 1) - 1)), state};
+  return model->forward(block, std::nullopt, cu_seqlens, std::nullopt, "chunkwise",
+                        /*inplace=*/false, /*last_only=*/true);
 }
 
 /// One token a row: [N, vocab] -> [N, 1].
@@ -83,14 +83,12 @@ std::vector<torch::Tensor> generate(RetNetForCausalLM model,
                             torch::dtype(torch::kBool).device(device));
 
   std::vector<torch::Tensor> written;
-  auto [logits, state] = read(model, prompts);
+  CausalLMOutput output;
   while (static_cast<int64_t>(written.size()) < options.max_new_tokens()) {
-    if (!written.empty()) {
-      const auto output = model->forward(written.back(), state, std::nullopt, std::nullopt,
-                                         "chunkwise", /*inplace=*/true);
-      logits = output.logits.select(1, -1);
-    }
-    written.push_back(draw(logits, options, generator));
+    output = written.empty() ? read(model, prompts)
+                             : model->forward(written.back(), output.state, std::nullopt,
+                                              std::nullopt, "chunkwise", /*inplace=*/true);
+    written.push_back(draw(output.logits.reshape({ended.size(0), -1}), options, generator));
     if (options.stop_tokens().empty()) continue;
     ended = ended.logical_or(torch::isin(written.back(), stops));
     if (ended.all().item<bool>()) break;

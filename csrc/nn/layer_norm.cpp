@@ -9,12 +9,16 @@ namespace retnet::nn {
 
 LayerNormImpl::LayerNormImpl(const RetNetOptions& options,
                              const torch::TensorOptions& tensor_options)
-    : options(options.validated()), tensor_options_(tensor_options) {
+    : LayerNormImpl(options, options.embed_dim(), tensor_options) {}
+
+LayerNormImpl::LayerNormImpl(const RetNetOptions& options, int64_t channels,
+                             const torch::TensorOptions& tensor_options)
+    : options(options.validated()), channels_(channels), tensor_options_(tensor_options) {
   reset();
 }
 
 void LayerNormImpl::reset() {
-  const auto empty = [&] { return torch::empty({options.embed_dim()}, tensor_options_); };
+  const auto empty = [&] { return torch::empty({channels_}, tensor_options_); };
   weight = register_parameter("weight", empty());
   if (options.norm() == "layer") bias = register_parameter("bias", empty());
   reset_parameters();
@@ -27,15 +31,15 @@ void LayerNormImpl::reset_parameters() {
 }
 
 void LayerNormImpl::pretty_print(std::ostream& stream) const {
-  stream << "retnet::nn::LayerNorm(" << options.norm() << ", " << options.embed_dim()
+  stream << "retnet::nn::LayerNorm(" << options.norm() << ", " << channels_
          << ", eps=" << options.norm_eps() << ")";
 }
 
 torch::Tensor LayerNormImpl::forward(const torch::Tensor& x) {
   if (options.norm() == "rms") {
-    return torch::rms_norm(x, {options.embed_dim()}, weight, options.norm_eps());
+    return torch::rms_norm(x, {channels_}, weight, options.norm_eps());
   }
-  return torch::layer_norm(x, {options.embed_dim()}, weight, bias, options.norm_eps());
+  return torch::layer_norm(x, {channels_}, weight, bias, options.norm_eps());
 }
 
 }  // namespace retnet::nn

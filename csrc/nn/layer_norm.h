@@ -12,17 +12,21 @@
 
 namespace retnet::nn {
 
-/// The normalisation of a block over its d channels, of the kind and eps that the options name
+/// The normalisation of the last dimension, of the kind and eps that the options name
 /// (Sun et al. 2023, Eq. 9):
 ///
 ///     "layer": y = (x - mean(x)) / sqrt(var(x) + eps) weight + bias
 ///     "rms":   y = x / sqrt(mean(x^2) + eps) weight
 ///
-/// Keys: `weight` [d], and `bias` [d] for "layer".
+/// Keys: `weight` [channels], and `bias` [channels] for "layer".
 class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
  public:
+  /// Over d channels, as in a block.
   explicit LayerNormImpl(const RetNetOptions& options,
                          const torch::TensorOptions& tensor_options = {});
+
+  LayerNormImpl(const RetNetOptions& options, int64_t channels,
+                const torch::TensorOptions& tensor_options = {});
 
   void reset() override;
 
@@ -31,7 +35,7 @@ class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
 
   void pretty_print(std::ostream& stream) const override;
 
-  /// x [..., d]. Returns [..., d].
+  /// x [..., channels]. Returns the same shape.
   torch::Tensor forward(const torch::Tensor& x);
 
   RetNetOptions options;
@@ -39,6 +43,7 @@ class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
   torch::Tensor bias;  ///< undefined for "rms"
 
  private:
+  int64_t channels_;
   torch::TensorOptions tensor_options_;
 };
 TORCH_MODULE(LayerNorm);

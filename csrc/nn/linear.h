@@ -12,13 +12,13 @@
 
 namespace retnet::nn {
 
-/// y = x weight^T. torch's `nn::Linear` without bias, made on the device and in the dtype given:
-/// torch's own is always made on the CPU in the default dtype, too large there for the models here.
+/// y = x weight^T + bias. torch's `nn::Linear`, made on the device and in the dtype given: torch's own
+/// is always made on the CPU in the default dtype, too large there for the models here.
 ///
-/// Keys: `weight` [out_features, in_features].
+/// Keys: `weight` [out_features, in_features] and, unless left out, `bias` [out_features].
 class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
  public:
-  LinearImpl(int64_t in_features, int64_t out_features,
+  LinearImpl(int64_t in_features, int64_t out_features, bool bias,
              const torch::TensorOptions& tensor_options = {});
 
   void reset() override;
@@ -32,9 +32,11 @@ class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
   torch::Tensor forward(const torch::Tensor& x);
 
   torch::Tensor weight;
+  torch::Tensor bias;  ///< undefined where left out
 
  private:
   int64_t in_features_, out_features_;
+  bool has_bias_;
   torch::TensorOptions tensor_options_;
 };
 TORCH_MODULE(Linear);

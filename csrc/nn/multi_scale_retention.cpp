@@ -45,11 +45,11 @@ void MultiScaleRetentionImpl::reset() {
   const auto d = options.embed_dim();
   const auto keys = options.num_heads() * options.key_dim();
   const auto values = options.num_heads() * options.value_dim();
-  q_proj = register_module("q_proj", Linear(d, keys, tensor_options_));
-  k_proj = register_module("k_proj", Linear(d, keys, tensor_options_));
-  v_proj = register_module("v_proj", Linear(d, values, tensor_options_));
-  g_proj = register_module("g_proj", Linear(d, values, tensor_options_));
-  out_proj = register_module("out_proj", Linear(values, d, tensor_options_));
+  q_proj = register_module("q_proj", Linear(d, keys, options.bias(), tensor_options_));
+  k_proj = register_module("k_proj", Linear(d, keys, options.bias(), tensor_options_));
+  v_proj = register_module("v_proj", Linear(d, values, options.bias(), tensor_options_));
+  g_proj = register_module("g_proj", Linear(d, values, options.bias(), tensor_options_));
+  out_proj = register_module("out_proj", Linear(values, d, options.bias(), tensor_options_));
   group_norm = register_module("group_norm", GatedGroupNorm(options, tensor_options_));
   if (options.learnable_decay()) {
     log_decay = register_parameter(
@@ -62,8 +62,13 @@ void MultiScaleRetentionImpl::reset_parameters() {
   if (SkipInit::active()) return;
   for (auto& proj : {q_proj, k_proj, v_proj, g_proj}) {
     torch::nn::init::xavier_uniform_(proj->weight, std::exp2(-2.5));
+    if (proj->bias.defined()) {
+      const auto bound = 1 / std::sqrt(static_cast<double>(options.embed_dim()));
+      torch::nn::init::uniform_(proj->bias, -bound, bound);
+    }
   }
   torch::nn::init::xavier_uniform_(out_proj->weight, 0.5);
+  if (out_proj->bias.defined()) torch::nn::init::zeros_(out_proj->bias);
   group_norm->reset_parameters();
   if (log_decay.defined()) {
     const torch::NoGradGuard no_grad;

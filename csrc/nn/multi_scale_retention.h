@@ -26,7 +26,8 @@ class RetentionConstants;
 ///     out_proj(norm(retention(rotary(q), rotary(k), v)) * swish(g)),   one gamma per head
 ///
 /// Keys: `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
-/// `group_norm.*`, and `log_decay` [H] if `options.learnable_decay()`.
+/// `group_norm.*`, `bias` beside each weight if `options.bias()`, and `log_decay` [H] if
+/// `options.learnable_decay()`.
 ///
 /// ln gamma and the rotary frequencies stay float32 whatever `to(dtype)` does. Unless learnable they
 /// follow from the options and are neither parameters nor buffers.
@@ -37,7 +38,8 @@ class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScal
 
   void reset() override;
 
-  /// Xavier uniform, gain 2^-2.5 for q, k, v, g and 2^-1 for out, as torchscale.
+  /// Xavier uniform, gain 2^-2.5 for q, k, v, g and 2^-1 for out, as torchscale. Biases are uniform
+  /// within d^(-1/2) of 0, that of out is 0.
   void reset_parameters();
 
   using torch::nn::Module::to;

@@ -30,9 +30,12 @@ void for_each_field(Options& options, const Visit& visit) {
   visit("norm_eps", options.norm_eps());
   visit("pre_norm", options.pre_norm());
   visit("ffn_gated", options.ffn_gated());
+  visit("ffn_inner_norm", options.ffn_inner_norm());
   visit("activation", options.activation());
+  visit("bias", options.bias());
   visit("residual_scale", options.residual_scale());
   visit("embed_scale", options.embed_scale());
+  visit("embed_norm", options.embed_norm());
   visit("tie_embeddings", options.tie_embeddings());
 }
 

@@ -84,7 +84,7 @@ class RETNET_API RetNetOptions {
   TORCH_ARG(double, group_norm_eps) = 1e-6;
   /// weight [V] (and bias [V] for "layer"), shared by the heads.
   TORCH_ARG(bool, group_norm_affine) = false;
-  /// Normalisation of the blocks, "layer" or "rms".
+  /// Normalisation of the blocks, and of every other place than a head, "layer" or "rms".
   TORCH_ARG(std::string, norm) = "layer";
   /// Added to the variance there.
   TORCH_ARG(double, norm_eps) = 1e-6;
@@ -93,12 +93,18 @@ class RETNET_API RetNetOptions {
   TORCH_ARG(bool, pre_norm) = true;
   /// down(act(gate x) * (up x)) instead of the paper's down(act(up x)).
   TORCH_ARG(bool, ffn_gated) = false;
+  /// Normalise the F inner activations before down (torchscale's subln).
+  TORCH_ARG(bool, ffn_inner_norm) = false;
   /// act, "gelu" (exact) or "swish".
   TORCH_ARG(std::string, activation) = "gelu";
+  /// The matrices of retention and of the feed-forward network have biases.
+  TORCH_ARG(bool, bias) = false;
   /// Factor on the residual branch (DeepNet's alpha).
   TORCH_ARG(double, residual_scale) = 1.0;
   /// Factor on the embeddings.
   TORCH_ARG(double, embed_scale) = 1.0;
+  /// Normalise the scaled embeddings.
+  TORCH_ARG(bool, embed_norm) = false;
   /// The output matrix is the embedding; the state dict has no lm_head.
   TORCH_ARG(bool, tie_embeddings) = false;
 };

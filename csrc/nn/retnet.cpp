@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "nn/checkpointed.h"
 #include "nn/skip_init.h"
 
 namespace retnet::nn {
@@ -60,12 +61,16 @@ RetNetImpl::RetNetImpl(const RetNetOptions& options, const torch::TensorOptions&
 void RetNetImpl::reset() {
   embed_tokens = register_module(
       "embed_tokens", Embedding(options.vocab_size(), options.embed_dim(), tensor_options_));
+  if (options.embed_norm()) {
+    embed_norm = register_module("embed_norm", LayerNorm(options, tensor_options_));
+  }
   layers = register_module("layers", torch::nn::ModuleList());
   for (int64_t index = 0; index < options.num_layers(); ++index) {
     layers->push_back(DecoderLayer(options, tensor_options_));
   }
   if (options.pre_norm()) norm = register_module("norm", LayerNorm(options, tensor_options_));
   reset_embedding();
+  scale_layers();
 }
 
 void RetNetImpl::reset_embedding() {
@@ -73,13 +78,34 @@ void RetNetImpl::reset_embedding() {
   torch::nn::init::normal_(embed_tokens->weight, 0, std::pow(options.embed_dim(), -0.5));
 }
 
-void RetNetImpl::reset_parameters() {
-  reset_embedding();
-  for (int64_t index = 0; index < options.num_layers(); ++index) layer(index).reset_parameters();
-  if (norm) norm->reset_parameters();
+void RetNetImpl::scale_layers() {
+  if (SkipInit::active()) return;
+  double factor = 1;
+  if (options.residual_scale() != 1) factor /= std::sqrt(2.0) * options.residual_scale();
+  if (options.ffn_inner_norm()) factor *= std::sqrt(std::log(2.0 * options.num_layers()));
+  if (factor == 1) return;
+  const torch::NoGradGuard no_grad;
+  for (int64_t index = 0; index < options.num_layers(); ++index) {
+    const auto& part = *layer(index);
+    const auto& first = part.ffn->gate_proj ? part.ffn->gate_proj : part.ffn->up_proj;
+    for (const auto& proj :
+         {part.retention->v_proj, part.retention->out_proj, first, part.ffn->down_proj}) {
+      proj->weight.mul_(factor);
+    }
+  }
 }
 
-DecoderLayerImpl& RetNetImpl::layer(int64_t index) { return layers->at<DecoderLayerImpl>(index); }
+void RetNetImpl::reset_parameters() {
+  reset_embedding();
+  if (embed_norm) embed_norm->reset_parameters();
+  for (int64_t index = 0; index < options.num_layers(); ++index) layer(index)->reset_parameters();
+  if (norm) norm->reset_parameters();
+  scale_layers();
+}
+
+std::shared_ptr<DecoderLayerImpl> RetNetImpl::layer(int64_t index) {
+  return layers->ptr<DecoderLayerImpl>(index);
+}
 
 std::tuple<torch::Tensor, RetNetState> RetNetImpl::forward(
     const torch::Tensor& input_ids, const std::optional<RetNetState>& state,
@@ -89,24 +115,27 @@ std::tuple<torch::Tensor, RetNetState> RetNetImpl::forward(
   if (state) check_state(*state, options, cu_seqlens ? cu_seqlens->size(0) - 1 : input_ids.size(0));
   const auto positions = token_positions(input_ids, state, cu_seqlens);
   auto hidden = embed_tokens(input_ids) * options.embed_scale();
+  if (embed_norm) hidden = embed_norm(hidden);
   const auto finish = [&] { return norm ? norm(hidden) : hidden; };
 
   if (is_step(input_ids.size(1), state.has_value(), cu_seqlens)) {
     const auto after = inplace ? *state : state->fork();
     for (int64_t index = 0; index < options.num_layers(); ++index) {
       std::tie(hidden, std::ignore) =
-          layer(index).forward(hidden, after.retention[index], positions, std::nullopt, form,
-                               /*inplace=*/true);
+          layer(index)->forward(hidden, after.retention[index], positions, std::nullopt, form,
+                                /*inplace=*/true);
     }
     after.positions.add_(1);
     return {finish(), after};
   }
 
+  const bool checkpoint = checkpoint_layers && torch::GradMode::is_enabled();
   std::vector<torch::Tensor> after(options.num_layers());
   for (int64_t index = 0; index < options.num_layers(); ++index) {
     const auto before = state ? std::optional(state->retention[index]) : std::nullopt;
     std::tie(hidden, after[index]) =
-        layer(index).forward(hidden, before, positions, cu_seqlens, form);
+        checkpoint ? checkpointed(layer(index), hidden, before, positions, cu_seqlens, form)
+                   : layer(index)->forward(hidden, before, positions, cu_seqlens, form);
   }
   return {finish(), {torch::stack(after), advanced(input_ids, state, cu_seqlens)}};
 }

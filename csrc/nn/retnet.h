@@ -6,6 +6,7 @@
 #include <torch/nn/pimpl.h>
 #include <torch/types.h>
 
+#include <memory>
 #include <optional>
 #include <string_view>
 #include <tuple>
@@ -22,7 +23,8 @@ namespace retnet::nn {
 /// The RetNet body (Sun et al. 2023, section 2): token ids to hidden states, through an embedding,
 /// the decoder layers and a last norm.
 ///
-/// Keys: `embed_tokens.weight` [vocab, d], `layers.N.*`, and `norm.*` if `options.pre_norm()`.
+/// Keys: `embed_tokens.weight` [vocab, d], `embed_norm.*` if `options.embed_norm()`, `layers.N.*`, and
+/// `norm.*` if `options.pre_norm()`.
 class RETNET_API RetNetImpl : public torch::nn::Cloneable<RetNetImpl> {
  public:
   /// `tensor_options` says where and in which dtype the parameters are made.
@@ -32,6 +34,10 @@ class RETNET_API RetNetImpl : public torch::nn::Cloneable<RetNetImpl> {
   void reset() override;
 
   /// Initialises every part anew; the embedding from N(0, 1/d), as torchscale.
+  ///
+  /// With a residual_scale a != 1 (DeepNet), v, out and the first and last matrix of the feed-forward
+  /// network are divided by sqrt(2) a, which is (8L)^(1/4) for DeepNet's a = (2L)^(1/4); with
+  /// ffn_inner_norm (Magneto) they are multiplied by sqrt(ln 2L).
   void reset_parameters();
 
   /// Runs the body over a block of tokens.
@@ -52,12 +58,17 @@ class RETNET_API RetNetImpl : public torch::nn::Cloneable<RetNetImpl> {
 
   RetNetOptions options;
   Embedding embed_tokens{nullptr};
+  LayerNorm embed_norm{nullptr};          ///< empty unless options.embed_norm()
   torch::nn::ModuleList layers{nullptr};  ///< of DecoderLayer
   LayerNorm norm{nullptr};                ///< empty unless pre_norm
+  /// Keep only the inputs of each layer for the backward pass, which then runs the layer's forward
+  /// again (activation checkpointing).
+  bool checkpoint_layers = false;
 
  private:
-  DecoderLayerImpl& layer(int64_t index);
+  std::shared_ptr<DecoderLayerImpl> layer(int64_t index);
   void reset_embedding();
+  void scale_layers();
 
   torch::TensorOptions tensor_options_;
 };

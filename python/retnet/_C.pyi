@@ -34,6 +34,7 @@ class MultiScaleRetention(_Module):
 class DecoderLayer(MultiScaleRetention): ...
 
 class RetNet(_Module):
+    checkpoint_layers: bool
     def forward(
         self,
         input_ids: Tensor,
@@ -44,6 +45,7 @@ class RetNet(_Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
 
 class RetNetForCausalLM(_Module):
+    checkpoint_layers: bool
     def forward(
         self,
         input_ids: Tensor,
@@ -52,4 +54,15 @@ class RetNetForCausalLM(_Module):
         labels: Tensor | None,
         form: str,
         inplace: bool,
+        last_only: bool,
     ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]: ...
+    def generate(
+        self,
+        prompts: list[Tensor],
+        max_new_tokens: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        stop_tokens: list[int],
+        seed: int | None,
+    ) -> list[Tensor]: ...

@@ -93,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_new_tokens", type=int, default=256, help="length of what is written (default 256)")
     add("--temperature", type=float, default=1.0, help="0 takes the most likely (default 1)")
     add("--top_k", type=int, help="draw among the k most likely tokens only")
+    add("--top_p", type=float, help="draw among the most likely tokens of that probability in sum")
     add("--seed", type=int, help="for repeatable text")
     add = parsers["eval"].add_argument
     add("files", nargs="+", help="files and folders")
@@ -194,7 +195,7 @@ def _generate(options: argparse.Namespace) -> int:
     prompt = tokenizer.encode(options.prompt)
     if not prompt:
         raise ValueError("prompt must hold a token or more, got none")
-    ids = torch.tensor([prompt], device=model.embed_tokens.weight.device).long()
+    ids = torch.tensor([prompt], device=model.embed_tokens.weight.device)
     if max(prompt) >= model.config.vocab_size:
         raise ValueError(
             f"prompt: token ids must be < vocab_size = {model.config.vocab_size}, got {max(prompt)}"
@@ -207,6 +208,7 @@ def _generate(options: argparse.Namespace) -> int:
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_k=options.top_k,
+        top_p=options.top_p,
         seed=options.seed,
     )
     for token in tokens:

@@ -58,14 +58,17 @@ class RetNetConfig:
         group_norm: normalisation of each head's output, "layer" or "rms".
         group_norm_eps: added to the variance there.
         group_norm_affine: weight [V] (and bias [V] for "layer"), shared by the heads.
-        norm: normalisation of the blocks, "layer" or "rms".
+        norm: normalisation of the blocks, and of every other place than a head, "layer" or "rms".
         norm_eps: added to the variance there.
         pre_norm: normalise the input of each block (Eq. 9), with a last norm after all layers;
             otherwise normalise after each residual sum.
         ffn_gated: down(act(gate x) * (up x)) instead of the paper's down(act(up x)).
+        ffn_inner_norm: normalise the F inner activations before down (torchscale's subln).
         activation: act, "gelu" (exact) or "swish".
+        bias: the matrices of retention and of the feed-forward network have biases.
         residual_scale: factor on the residual branch (DeepNet's alpha).
         embed_scale: factor on the embeddings.
+        embed_norm: normalise the scaled embeddings.
         tie_embeddings: the output matrix is the embedding; the state dict has no lm_head.
     """
 
@@ -88,9 +91,12 @@ class RetNetConfig:
     norm_eps: float = 1e-6
     pre_norm: bool = True
     ffn_gated: bool = False
+    ffn_inner_norm: bool = False
     activation: str = "gelu"
+    bias: bool = False
     residual_scale: float = 1.0
     embed_scale: float = 1.0
+    embed_norm: bool = False
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ would leave C++ with the old one: the next call raises.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, NoReturn
 
@@ -188,7 +189,22 @@ class DecoderLayer(_Layer):
     _native_class = _C.DecoderLayer
 
 
-class RetNet(CppModule):
+class _Body(CppModule):
+    """What RetNet and RetNetForCausalLM share.
+
+    Attributes:
+        checkpoint_layers: as of `retnet.nn.RetNet`.
+    """
+
+    checkpoint_layers = False
+
+    def _checked(self) -> Any:
+        native = super()._checked()
+        native.checkpoint_layers = self.checkpoint_layers
+        return native
+
+
+class RetNet(_Body):
     """`retnet.nn.RetNet`, with the same call."""
 
     _native_class = _C.RetNet
@@ -209,7 +225,7 @@ class RetNet(CppModule):
         return hidden, RetNetState(*state_after)
 
 
-class RetNetForCausalLM(CppModule):
+class RetNetForCausalLM(_Body):
     """`retnet.nn.RetNetForCausalLM`, with the same call."""
 
     _native_class = _C.RetNetForCausalLM
@@ -223,12 +239,29 @@ class RetNetForCausalLM(CppModule):
         labels: Tensor | None = None,
         form: Form = "chunkwise",
         inplace: bool = False,
+        last_only: bool = False,
     ) -> CausalLMOutput:
         """Runs the model over input_ids [B, T]; see `retnet.nn.RetNetForCausalLM`."""
         logits, loss, state_after = self._checked().forward(
-            input_ids, _tensors_of(state), cu_seqlens, labels, form, inplace
+            input_ids, _tensors_of(state), cu_seqlens, labels, form, inplace, last_only
         )
         return CausalLMOutput(logits, loss, RetNetState(*state_after))
+
+    def generate(
+        self,
+        prompts: Tensor | Sequence[Tensor],
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_tokens: Sequence[int] = (),
+        seed: int | None = None,
+    ) -> list[Tensor]:
+        """Continues each prompt, in C++; arguments and texts are those of `retnet.generation`."""
+        return self._checked().generate(
+            list(prompts), max_new_tokens, temperature, top_k, top_p, list(stop_tokens), seed
+        )
 
 
 def _tensors_of(state: RetNetState | None) -> tuple[Tensor, Tensor] | None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing text: read the prompt in one chunkwise pass, then one recurrent step a token."""
+"""Writing text: read the prompts in one chunkwise pass, then take one recurrent step a token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,81 +15,143 @@ __all__ = ["generate", "stream"]
 
 def generate(
     model: RetNetForCausalLM,
-    input_ids: Tensor,
+    prompts: Tensor | Sequence[Tensor],
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
     seed: int | None = None,
-) -> Tensor:
-    """Continues each prompt by `max_new_tokens` tokens.
+) -> list[Tensor]:
+    """Continues each prompt.
 
     Args:
         model: a RetNetForCausalLM.
-        input_ids: [B, T] int64, T >= 1.
-        max_new_tokens: number of tokens to write, >= 0.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: draw among the k most likely tokens only; ties with the k-th stay in.
+        prompts: N prompts, [N, T] or N tensors [T_n], int64 or int32 on the model's device, of one
+            token at least. Where lengths differ, they are read packed.
+        max_new_tokens: most tokens to write for each prompt, >= 0.
+        temperature: divides the logits, >= 0; 0 takes the most likely token.
+        top_k: draw among the k most likely tokens only, k >= 1; ties with the k-th stay in.
+        top_p: draw among the fewest most likely tokens whose probabilities (after temperature and
+            top_k) sum to at least p, 0 < p <= 1 (nucleus sampling, Holtzman et al. 2020).
+        stop_tokens: a text ends with the first of these that is drawn; it is part of the text.
         seed: of the draw, for repeatable text; None draws from torch's global generator.
 
     Returns:
-        Prompt and continuation, [B, T + max_new_tokens] int64.
+        Each prompt with its continuation, N tensors int64.
 
     Raises:
         ValueError: an argument out of range; the message names it and its value.
     """
-    written = stream(
-        model,
-        input_ids,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
+    written = list(
+        stream(
+            model,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_tokens=stop_tokens,
+            seed=seed,
+        )
     )
-    return torch.cat([input_ids, *written], dim=1)
+    texts = []
+    for row, prompt in enumerate(prompts):
+        text = torch.cat([prompt.long(), *(tokens[row] for tokens in written)])
+        stops = torch.isin(text[len(prompt) :], _tensor(stop_tokens, text.device)).nonzero()
+        texts.append(text[: len(prompt) + int(stops[0]) + 1] if len(stops) else text)
+    return texts
 
 
 @torch.no_grad()
 def stream(
     model: RetNetForCausalLM,
-    input_ids: Tensor,
+    prompts: Tensor | Sequence[Tensor],
     *,
     max_new_tokens: int,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
+    stop_tokens: Sequence[int] = (),
     seed: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yields each new token, [B, 1] int64, as soon as it is drawn; arguments as `generate`."""
-    if input_ids.dim() != 2 or input_ids.shape[1] == 0:
-        raise ValueError(
-            f"generate: input_ids must have shape [B, T], T >= 1, got {list(input_ids.shape)}"
-        )
+    """Yields one token of each text, [N, 1] int64, as soon as they are drawn.
+
+    Arguments and errors as `generate`. It ends when every text has drawn a stop token; what a text
+    gets after its own means nothing. Only stop tokens make it wait for the device.
+    """
+    if len(prompts) == 0:
+        raise ValueError("generate: prompts must hold one at least, got none")
+    for prompt in prompts:
+        if prompt.dim() != 1 or prompt.shape[0] == 0:
+            raise ValueError(
+                f"generate: prompts must have shape [T], T >= 1, got {list(prompt.shape)}"
+            )
     if max_new_tokens < 0:
         raise ValueError(f"generate: max_new_tokens must be >= 0, got {max_new_tokens}")
     if not temperature >= 0:
         raise ValueError(f"generate: temperature must be >= 0, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"generate: top_k must be >= 1 or None, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"generate: top_p must be in (0, 1] or None, got {top_p}")
+    device = prompts[0].device
     generator = None
     if seed is not None:
-        generator = torch.Generator(device=input_ids.device).manual_seed(seed)
+        generator = torch.Generator(device=device).manual_seed(seed)
+    stops = _tensor(stop_tokens, device)
+    ended = torch.zeros(len(prompts), 1, dtype=torch.bool, device=device)
 
-    block, state = input_ids, None
+    ids, bounds = _block(prompts)
+    state = None
     for _ in range(max_new_tokens):
-        output = model(block, state=state, inplace=True)
+        if state is None:
+            output = model(ids, cu_seqlens=bounds, last_only=True)
+        else:
+            output = model(ids, state=state, inplace=True)
         state = output.state
-        block = _draw(output.logits[:, -1], temperature, top_k, generator)
-        yield block
+        ids = _draw(output.logits.view(len(prompts), -1), temperature, top_k, top_p, generator)
+        yield ids
+        if len(stop_tokens):
+            ended |= torch.isin(ids, stops)
+            if ended.all():
+                return
+
+
+def _block(prompts: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """The prompts as rows [N, T] or, where lengths differ, packed [1, sum T] with bounds."""
+    if isinstance(prompts, Tensor):
+        return prompts, None
+    lengths = [prompt.shape[0] for prompt in prompts]
+    if len(set(lengths)) == 1:
+        return torch.stack(list(prompts)), None
+    bounds = torch.tensor([0, *lengths]).cumsum(0).int()
+    return torch.cat(list(prompts)).unsqueeze(0), bounds.to(prompts[0].device)
+
+
+def _tensor(tokens: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(list(tokens), dtype=torch.int64, device=device)
 
 
 def _draw(
-    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    generator: torch.Generator | None,
 ) -> Tensor:
-    """One token a row: [B, vocab] -> [B, 1]."""
+    """One token a row: [N, vocab] -> [N, 1]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)
+    probabilities = logits.softmax(-1)
+    if top_p is not None:
+        ordered, order = probabilities.sort(-1, descending=True)
+        likelier = ordered.cumsum(-1) - ordered  # the sum of those before each
+        ordered = ordered.masked_fill(likelier >= top_p, 0)
+        probabilities = torch.zeros_like(probabilities).scatter(-1, order, ordered)
+    return torch.multinomial(probabilities, 1, generator=generator)

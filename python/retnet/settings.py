@@ -70,6 +70,7 @@ class Settings:
         betas: of AdamW.
         clip: greatest norm of the gradient; 0 does not clip.
         precision: "float32", or "bfloat16" for autocast.
+        checkpoint_layers: keep less for the backward pass, which runs each layer again.
         device: such as "cpu" or "cuda:1"; "" takes a GPU where there is one.
         seed: of the weights and of the order of the data.
         save_every: seconds between checkpoints; 0: after every step. One more at the end.
@@ -95,6 +96,7 @@ class Settings:
     betas: tuple[float, ...] = (0.9, 0.95)
     clip: float = 1.0
     precision: str = "float32"
+    checkpoint_layers: bool = False
     device: str = ""
     seed: int = 0
     save_every: float = 600.0

@@ -70,6 +70,7 @@ class Trainer:
         for ids in (*documents, *validation):
             _check_ids(ids, model.config.vocab_size)
         self.model = model
+        model.checkpoint_layers = settings.checkpoint_layers
         self.settings = settings
         self.device = model.embed_tokens.weight.device
         kind = Documents if settings.stream else Windows

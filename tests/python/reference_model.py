@@ -54,14 +54,19 @@ def swish(x):
     return x / (1 + torch.exp(-x))
 
 
+def linear(x, weights, name):
+    y = x @ weights[f"{name}.weight"].T
+    return y + weights[f"{name}.bias"] if f"{name}.bias" in weights else y
+
+
 def retention_layer(x, weights, config):
     """x [T, d] of one sequence -> [T, d]."""
     length, heads = x.shape[0], config.num_heads
     key, value = config.key_dim, config.value_dim
-    q = (x @ weights["q_proj.weight"].T).view(length, heads, key)
-    k = (x @ weights["k_proj.weight"].T).view(length, heads, key)
-    v = (x @ weights["v_proj.weight"].T).view(length, heads, value)
-    g = (x @ weights["g_proj.weight"].T).view(length, heads, value)
+    q = linear(x, weights, "q_proj").view(length, heads, key)
+    k = linear(x, weights, "k_proj").view(length, heads, key)
+    v = linear(x, weights, "v_proj").view(length, heads, value)
+    g = linear(x, weights, "g_proj").view(length, heads, value)
     out = torch.zeros(length, heads, value, dtype=torch.float64)
     for h, gamma in enumerate(gammas(config)):
         for n in range(length):
@@ -80,7 +85,7 @@ def retention_layer(x, weights, config):
                 weights.get("group_norm.bias"),
             )
             out[n, h] = total * swish(g[n, h])
-    return out.view(length, heads * value) @ weights["out_proj.weight"].T
+    return linear(out.view(length, heads * value), weights, "out_proj")
 
 
 def feed_forward(x, weights, config):
@@ -89,10 +94,11 @@ def feed_forward(x, weights, config):
             return swish(y)
         return y * 0.5 * (1 + torch.erf(y / math.sqrt(2)))
 
-    up = x @ weights["up_proj.weight"].T
-    gated = config.ffn_gated
-    inner = act(x @ weights["gate_proj.weight"].T) * up if gated else act(up)
-    return inner @ weights["down_proj.weight"].T
+    up = linear(x, weights, "up_proj")
+    inner = act(linear(x, weights, "gate_proj")) * up if config.ffn_gated else act(up)
+    if config.ffn_inner_norm:
+        inner = norm(inner, below(weights, "inner_norm."), config)
+    return linear(inner, weights, "down_proj")
 
 
 def below(weights, prefix):
@@ -111,6 +117,8 @@ def logits(ids, state_dict, config):
     """ids [T] of one sequence -> [T, vocab] in float64."""
     weights = {key: value.double() for key, value in state_dict.items()}
     x = config.embed_scale * weights["embed_tokens.weight"][ids]
+    if config.embed_norm:
+        x = norm(x, below(weights, "embed_norm."), config)
     for n in range(config.num_layers):
         layer = below(weights, f"layers.{n}.")
         blocks = [

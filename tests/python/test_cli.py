@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `retnet`: runs that are killed and go on, what is written, one line for an error."""
 
+import importlib.util
 import json
 import math
 import os
@@ -133,6 +134,14 @@ def test_sigterm_saves_and_says_so(folder):
 # What a run writes
 
 
+def read_board(out, name):
+    """What TensorBoard shows of a run: {step: value}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(out / "tensorboard")).Reload()
+    return {event.step: pytest.approx(event.value, rel=1e-6) for event in board.Scalars(name)}
+
+
 def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
     assert run("train", folder / "run.toml", "--lr", "2e-3", "--model.num_layers", 2,
                "--check_every", 0) == 0  # fmt: skip
@@ -149,6 +158,8 @@ def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
     assert len(checks) == 6 and checks[-1]["tokens"] == 6 * 2 * 32
     text = capsys.readouterr().out
     assert re.search(r"parameters on \w+; [\d,]+ bytes to learn from, 333 held out", text)
+    if importlib.util.find_spec("tensorboard"):
+        assert read_board(out, "loss") == dict(enumerate(losses(out), start=1))
     # The copy is a run by itself, from any folder.
     assert run("train", out / "run.toml", "--resume", "--steps", 7) == 0
     assert len(losses(out)) == 7
@@ -225,6 +236,7 @@ def test_generate_streams_the_text_of_generate(tmp_path, capsys):
     for options, how in (
         (("--temperature", 0), {"temperature": 0}),
         (("--seed", 3, "--top_k", 9), {"seed": 3, "top_k": 9}),
+        (("--seed", 3, "--top_p", 0.5), {"seed": 3, "top_p": 0.5}),
     ):
         assert run("generate", tmp_path, "--prompt", "thé", "--max_new_tokens", 20, *options) == 0
         ids = generate(model, torch.tensor([list("thé".encode())]), max_new_tokens=20, **how)

@@ -112,9 +112,12 @@ VARIANTS = {
         "norm_eps": 1e-5,
         "pre_norm": False,
         "ffn_gated": True,
+        "ffn_inner_norm": True,
         "activation": "swish",
+        "bias": True,
         "residual_scale": 2.0,
         "embed_scale": 3.5,
+        "embed_norm": True,
         "tie_embeddings": True,
     },
 }

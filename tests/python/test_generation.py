@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.generation: greedy text, sampling, errors."""
+"""retnet.generation: greedy and drawn text, stop tokens, prompts of unequal length, errors."""
 
 import math
 
@@ -7,47 +7,103 @@ import pytest
 import torch
 
 from cases_nn import make_model, random_ids
-from retnet.generation import generate
+from retnet.generation import generate, stream
+
+GREEDY = {"temperature": 0}
+
+
+def unequal_prompts():
+    ids = random_ids(3, 7)
+    return [ids[0, :4], ids[1, :1], ids[2]]
+
+
+def same(texts, others):
+    return len(texts) == len(others) and all(map(torch.equal, texts, others))
+
+
+def ranks(model, text, prompt):
+    """Place of each written token by the logits of the whole text; 0 is the likeliest."""
+    order = model(text[None]).logits[0].argsort(-1, descending=True).argsort(-1)
+    return order[prompt - 1 : -1].gather(-1, text[prompt:, None])
 
 
 def test_greedy_text_is_the_argmax_of_the_whole():
     model = make_model()
-    ids = generate(model, random_ids(3, 4), max_new_tokens=12, temperature=0)
-    assert ids.shape == (3, 16) and torch.equal(ids[:, :4], random_ids(3, 4))
-    assert torch.equal(model(ids).logits.argmax(-1)[:, 3:-1], ids[:, 4:])
+    prompts = unequal_prompts()
+    texts = generate(model, prompts, max_new_tokens=12, **GREEDY)
+    for prompt, text in zip(prompts, texts, strict=True):
+        assert text.shape == (len(prompt) + 12,) and text.dtype == torch.int64
+        assert torch.equal(text[: len(prompt)], prompt)
+        assert not ranks(model, text, len(prompt)).any()
+        # Alone, and beside one of its own length, it is the same text.
+        for group in ([prompt], torch.stack([prompt, prompt]), [prompt.int()]):
+            alone = generate(model, group, max_new_tokens=12, **GREEDY)
+            assert same(alone, [text] * len(group))
+    assert same(generate(model, prompts, max_new_tokens=0), prompts)
 
 
 def test_seed_repeats_and_matters():
-    model = make_model()
-    prompt = random_ids(2, 1)
-    runs = [generate(model, prompt, max_new_tokens=30, seed=seed) for seed in (1, 1, 2)]
-    assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+    model, prompts = make_model(), unequal_prompts()
+    before = torch.get_rng_state()
+    runs = [generate(model, prompts, max_new_tokens=30, seed=seed) for seed in (1, 1, 2)]
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_top_k_and_temperature():
+def test_top_k_top_p_and_temperature():
+    model, prompt = make_model(), random_ids(2, 4)
+    greedy = generate(model, prompt, max_new_tokens=10, **GREEDY)
+    for sure in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}):
+        assert same(generate(model, prompt, max_new_tokens=10, seed=0, **sure), greedy)
+    for text in generate(model, prompt, max_new_tokens=40, top_k=3, temperature=3.0, seed=0):
+        assert ranks(model, text, 4).max() == 2
+
+
+def test_top_p_draws_from_the_smallest_set_that_reaches_it():
     model = make_model()
-    prompt = random_ids(2, 4)
-    greedy = generate(model, prompt, max_new_tokens=10, temperature=0)
-    assert torch.equal(generate(model, prompt, max_new_tokens=10, top_k=1, seed=0), greedy)
-    cold = generate(model, prompt, max_new_tokens=10, temperature=1e-4, seed=0)
-    assert torch.equal(cold, greedy)
-    some = generate(model, prompt, max_new_tokens=40, top_k=3, temperature=3.0, seed=0)
-    ranks = model(some).logits.argsort(-1, descending=True).argsort(-1)
-    rank = ranks[:, 3:-1].gather(-1, some[:, 4:, None])
-    assert rank.max() == 2
-    assert torch.equal(generate(model, prompt, max_new_tokens=0), prompt)
+    temperature, top_p = 3.0, 0.6
+    for text in generate(
+        model, random_ids(2, 4), max_new_tokens=200, temperature=temperature, top_p=top_p, seed=0
+    ):
+        probabilities = (model(text[None]).logits[0, 3:-1] / temperature).softmax(-1)
+        seen = 0
+        for row, token in zip(probabilities, text[4:], strict=True):
+            likelier = row[row > row[token]].sum()
+            assert likelier < top_p  # the set without the token does not reach it
+            seen = max(seen, likelier.item())
+        assert seen > top_p / 2  # and less likely ones are drawn too
+
+
+def test_a_text_ends_with_its_first_stop_token():
+    model, prompts = make_model(), unequal_prompts()
+    free = generate(model, prompts, max_new_tokens=30, seed=0)
+    stops = [int(free[0][len(prompts[0]) + 5]), 99]
+    texts = generate(model, prompts, max_new_tokens=30, seed=0, stop_tokens=stops)
+    for prompt, text, whole in zip(prompts, texts, free, strict=True):
+        written = whole[len(prompt) :].tolist()
+        end = written.index(stops[0]) + 1 if stops[0] in written else len(written)
+        assert torch.equal(text, whole[: len(prompt) + end])
+    # A stop token in the prompt ends nothing; when all have ended, nothing more is drawn.
+    again = generate(model, [texts[0]], max_new_tokens=3, **GREEDY, stop_tokens=stops)
+    assert len(again[0]) > len(texts[0])
+    drawn = list(stream(model, prompts, max_new_tokens=30, **GREEDY, stop_tokens=range(13)))
+    assert len(drawn) == 1 and drawn[0].shape == (3, 1)
 
 
 @pytest.mark.parametrize(
-    "prompt, options, message",
+    "prompts, options, message",
     [
-        ((2, 0), {}, r"input_ids must have shape \[B, T\], T >= 1, got \[2, 0\]"),
-        ((2, 3), {"max_new_tokens": -1}, "max_new_tokens must be >= 0, got -1"),
-        ((2, 3), {"temperature": -0.5}, "temperature must be >= 0, got -0.5"),
-        ((2, 3), {"temperature": math.nan}, "temperature must be >= 0, got nan"),
-        ((2, 3), {"top_k": 0}, "top_k must be >= 1 or None, got 0"),
+        ([], {}, "prompts must hold one at least, got none"),
+        (random_ids(2, 0), {}, r"prompts must have shape \[T\], T >= 1, got \[0\]"),
+        ([random_ids(2, 3)], {}, r"prompts must have shape \[T\], T >= 1, got \[2, 3\]"),
+        (random_ids(2, 3), {"max_new_tokens": -1}, "max_new_tokens must be >= 0, got -1"),
+        (random_ids(2, 3), {"temperature": -0.5}, "temperature must be >= 0, got -0.5"),
+        (random_ids(2, 3), {"temperature": math.nan}, "temperature must be >= 0, got nan"),
+        (random_ids(2, 3), {"top_k": 0}, "top_k must be >= 1 or None, got 0"),
+        (random_ids(2, 3), {"top_p": 0.0}, r"top_p must be in \(0, 1\] or None, got 0.0"),
+        (random_ids(2, 3), {"top_p": math.nan}, r"top_p must be in \(0, 1\] or None, got nan"),
     ],
 )
-def test_generate_error(prompt, options, message):
+def test_generate_error(prompts, options, message):
     with pytest.raises(ValueError, match=f"generate: {message}"):
-        generate(make_model(), random_ids(*prompt), **{"max_new_tokens": 1, **options})
+        generate(make_model(), prompts, **{"max_new_tokens": 1, **options})

@@ -53,6 +53,20 @@ norm.bias lm_head.weight"""
         ({"learnable_decay": True}, "layers.0.retention.log_decay", ""),
         ({"ffn_gated": True}, "layers.0.ffn.gate_proj.weight", ""),
         ({"tie_embeddings": True}, "", "lm_head.weight"),
+        ({"embed_norm": True}, "embed_norm.weight embed_norm.bias", ""),
+        (
+            {"ffn_inner_norm": True},
+            "layers.0.ffn.inner_norm.weight layers.0.ffn.inner_norm.bias",
+            "",
+        ),
+        (
+            {"bias": True},
+            "layers.0.retention.q_proj.bias layers.0.retention.k_proj.bias "
+            "layers.0.retention.v_proj.bias layers.0.retention.g_proj.bias "
+            "layers.0.retention.out_proj.bias layers.0.ffn.up_proj.bias "
+            "layers.0.ffn.down_proj.bias",
+            "",
+        ),
         ({"pre_norm": False}, "", "norm.weight norm.bias"),
         ({"norm": "rms"}, "", "layers.0.retention_norm.bias layers.0.ffn_norm.bias norm.bias"),
         (
@@ -121,6 +135,33 @@ def test_initial_weights():
     model = RetNetForCausalLM(config)
     for weight in (model.embed_tokens.weight, model.lm_head.weight):
         assert abs(weight.std() / 256**-0.5 - 1) < 0.02
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_initial_weights_by_depth(gated):
+    """DeepNet's beta = (8L)^(-1/4) and Magneto's sqrt(ln 2L), biases as torchscale's."""
+    layers = 4
+    first = "ffn.gate_proj" if gated else "ffn.up_proj"
+    scaled = ("retention.v_proj", "retention.out_proj", first, "ffn.down_proj")
+    for changes, factor in (
+        ({"residual_scale": (2 * layers) ** 0.25}, (8 * layers) ** -0.25),
+        ({"ffn_inner_norm": True}, math.log(2 * layers) ** 0.5),
+    ):
+        weights = []
+        for more in ({}, changes):
+            torch.manual_seed(0)
+            model = RetNetForCausalLM(make_config(num_layers=layers, ffn_gated=gated, **more))
+            model.reset_parameters()
+            weights.append(model.state_dict())
+        for name, weight in weights[0].items():
+            own = (
+                factor if name.endswith(".weight") and name.split(".", 2)[-1][:-7] in scaled else 1
+            )
+            close(weights[1][name], weight * own, 1e-6)
+    layer = DecoderLayer(RetNetConfig.preset("tiny", bias=True))
+    assert not layer.retention.out_proj.bias.any()
+    for bias in (layer.retention.q_proj.bias, layer.ffn.up_proj.bias):
+        assert 0.8 * 128**-0.5 < bias.abs().max() <= 128**-0.5
 
 
 def test_reset_parameters_makes_everything_anew():

@@ -64,6 +64,15 @@ def test_training_learns():
     assert trainer.loss == pytest.approx(losses[-1], abs=0.5)
 
 
+def test_checkpointed_layers_change_nothing():
+    losses = []
+    for on in (False, True):
+        trainer = make_trainer(checkpoint_layers=on)
+        assert trainer.model.checkpoint_layers == on
+        losses.append(run(trainer, 4))
+    assert losses[0] == losses[1]
+
+
 def test_step_is_adamw_on_the_clipped_mean_gradient():
     trainer = make_trainer(accumulate=2, clip=0.1, steps=4, warmup=0)
     model = make_byte_model()

@@ -98,8 +98,8 @@ def _size(files: list[bytes]) -> str:
 
 def _sample(title: str, model: RetNetForCausalLM) -> str:
     prompt = as_tokens(_PROMPT.encode()).long().unsqueeze(0)
-    ids = generate(model, prompt, max_new_tokens=400, temperature=0.7, seed=0)
-    text = bytes(ids[0].tolist()).decode("utf-8", errors="replace")
+    texts = generate(model, prompt, max_new_tokens=400, temperature=0.7, seed=0)
+    text = bytes(texts[0].tolist()).decode("utf-8", errors="replace")
     rule = "-" * 72
     return f"\n{title}\n{rule}\n{text}\n{rule}\n"
 

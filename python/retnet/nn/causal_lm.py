@@ -82,6 +82,7 @@ class RetNetForCausalLM(RetNet):
         labels: Tensor | None = None,
         form: Form = "chunkwise",
         inplace: bool = False,
+        last_only: bool = False,
     ) -> CausalLMOutput:
         """Runs the model over a block of tokens.
 
@@ -94,13 +95,17 @@ class RetNetForCausalLM(RetNet):
             form: "chunkwise", "parallel" or "recurrent"; the same values up to rounding.
             inplace: a step of decoding (T = 1 with a state, grad mode off) overwrites `state`
                 instead of a copy. Other calls leave `state` alone in any case.
+            last_only: the logits of the last token of each sequence alone, [B, 1, vocab], packed
+                [1, N, vocab]: all that decoding needs. Not with labels; no sequence may be empty.
 
         Returns:
             Logits, the loss (NaN without a target, as in torch; None without labels), the state.
 
         Raises:
-            ValueError: input_ids, labels or state of a wrong shape.
+            ValueError: input_ids, labels or state of a wrong shape; labels with last_only.
         """
+        if labels is not None and last_only:
+            raise ValueError("RetNetForCausalLM: labels must be None with last_only, got a tensor")
         if labels is not None and labels.shape != input_ids.shape:
             raise ValueError(
                 "RetNetForCausalLM: labels must have the shape of input_ids, "
@@ -109,8 +114,12 @@ class RetNetForCausalLM(RetNet):
         hidden, state = super().forward(
             input_ids, state=state, cu_seqlens=cu_seqlens, form=form, inplace=inplace
         )
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        logits = F.linear(hidden, head.weight)
+        if last_only:
+            hidden = hidden[:, -1:] if cu_seqlens is None else hidden[:, cu_seqlens[1:].long() - 1]
+        if self.lm_head is None:
+            logits = F.linear(hidden, self.embed_tokens.weight)
+        else:
+            logits = self.lm_head(hidden)
         if labels is None:
             return CausalLMOutput(logits, None, state)
         targets = _next_tokens(labels, cu_seqlens).flatten()

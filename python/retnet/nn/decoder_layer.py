@@ -9,20 +9,10 @@ from torch import Tensor, nn
 from retnet.config import RetNetConfig
 from retnet.nn.feed_forward import FeedForward
 from retnet.nn.multi_scale_retention import MultiScaleRetention
+from retnet.nn.norm import make_norm
 from retnet.ops import Form
 
-__all__ = ["DecoderLayer", "block_norm"]
-
-
-def block_norm(
-    config: RetNetConfig,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> nn.LayerNorm | nn.RMSNorm:
-    """torch's norm over d channels, of the kind and eps that the configuration names."""
-    kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
-    return kind(config.embed_dim, eps=config.norm_eps, device=device, dtype=dtype)
+__all__ = ["DecoderLayer"]
 
 
 class DecoderLayer(nn.Module):
@@ -42,9 +32,9 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.pre_norm = config.pre_norm
         self.residual_scale = config.residual_scale
-        self.retention_norm = block_norm(config, device=device, dtype=dtype)
+        self.retention_norm = make_norm(config, config.embed_dim, device=device, dtype=dtype)
         self.retention = MultiScaleRetention(config, device=device, dtype=dtype)
-        self.ffn_norm = block_norm(config, device=device, dtype=dtype)
+        self.ffn_norm = make_norm(config, config.embed_dim, device=device, dtype=dtype)
         self.ffn = FeedForward(config, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:

@@ -8,14 +8,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import RetNetConfig
+from retnet.nn.norm import make_norm
 
 __all__ = ["FeedForward"]
 
 
 class FeedForward(nn.Module):
-    """down(act(up x)); with `config.ffn_gated`: down(act(gate x) * (up x)). No biases.
+    """down(act(up x)); with `config.ffn_gated`: down(act(gate x) * (up x)).
 
-    Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d].
+    With `config.ffn_inner_norm` a norm comes before down.
+
+    Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d];
+    `inner_norm.*` [F] if there is one; `bias` beside each weight if `config.bias`.
     """
 
     def __init__(
@@ -28,25 +32,29 @@ class FeedForward(nn.Module):
         super().__init__()
         self.gated = config.ffn_gated
         self.activation = config.activation
-        d, inner = config.embed_dim, config.ffn_dim
+        d, inner, bias = config.embed_dim, config.ffn_dim, config.bias
         if self.gated:
-            self.gate_proj = nn.Linear(d, inner, bias=False, device=device, dtype=dtype)
-        self.up_proj = nn.Linear(d, inner, bias=False, device=device, dtype=dtype)
-        self.down_proj = nn.Linear(inner, d, bias=False, device=device, dtype=dtype)
+            self.gate_proj = nn.Linear(d, inner, bias=bias, device=device, dtype=dtype)
+        self.up_proj = nn.Linear(d, inner, bias=bias, device=device, dtype=dtype)
+        self.inner_norm = (
+            make_norm(config, inner, device=device, dtype=dtype) if config.ffn_inner_norm else None
+        )
+        self.down_proj = nn.Linear(inner, d, bias=bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """torch's default for nn.Linear, as torchscale."""
         if self.gated:
             self.gate_proj.reset_parameters()
         self.up_proj.reset_parameters()
+        if self.inner_norm is not None:
+            self.inner_norm.reset_parameters()
         self.down_proj.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., d]. Returns [..., d]."""
         act = F.silu if self.activation == "swish" else F.gelu
-        if self.gated:
-            return self.down_proj(act(self.gate_proj(x)) * self.up_proj(x))
-        return self.down_proj(act(self.up_proj(x)))
+        inner = act(self.gate_proj(x)) * self.up_proj(x) if self.gated else act(self.up_proj(x))
+        return self.down_proj(inner if self.inner_norm is None else self.inner_norm(inner))
 
     def extra_repr(self) -> str:
         """Names the switches in use."""

@@ -20,7 +20,8 @@ class MultiScaleRetention(nn.Module):
     """out_proj(norm(retention(rotary(q), rotary(k), v)) * swish(g)), one gamma per head.
 
     Keys: `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
-    `group_norm.*`, and `log_decay` [H] if `config.learnable_decay`.
+    `group_norm.*`, `bias` beside each weight if `config.bias`, and `log_decay` [H] if
+    `config.learnable_decay`.
 
     ln gamma and the rotary frequencies stay float32 whatever `.to(dtype)` does. Unless learnable
     they are buffers outside the state dict, made anew from the configuration whenever the module
@@ -41,11 +42,11 @@ class MultiScaleRetention(nn.Module):
         self.config = config
         d = config.embed_dim
         keys, values = config.num_heads * config.key_dim, config.num_heads * config.value_dim
-        self.q_proj = nn.Linear(d, keys, bias=False, device=device, dtype=dtype)
-        self.k_proj = nn.Linear(d, keys, bias=False, device=device, dtype=dtype)
-        self.v_proj = nn.Linear(d, values, bias=False, device=device, dtype=dtype)
-        self.g_proj = nn.Linear(d, values, bias=False, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(values, d, bias=False, device=device, dtype=dtype)
+        self.q_proj = nn.Linear(d, keys, bias=config.bias, device=device, dtype=dtype)
+        self.k_proj = nn.Linear(d, keys, bias=config.bias, device=device, dtype=dtype)
+        self.v_proj = nn.Linear(d, values, bias=config.bias, device=device, dtype=dtype)
+        self.g_proj = nn.Linear(d, values, bias=config.bias, device=device, dtype=dtype)
+        self.out_proj = nn.Linear(values, d, bias=config.bias, device=device, dtype=dtype)
         self.group_norm = GatedGroupNorm(config, device=device, dtype=dtype)
         if config.learnable_decay:
             self.log_decay = nn.Parameter(
@@ -75,10 +76,18 @@ class MultiScaleRetention(nn.Module):
         return self
 
     def reset_parameters(self) -> None:
-        """Xavier uniform, gain 2^-2.5 for q, k, v, g and 2^-1 for out, as torchscale."""
+        """Xavier uniform, gain 2^-2.5 for q, k, v, g and 2^-1 for out, as torchscale.
+
+        Biases are uniform within d^(-1/2) of 0, that of out is 0.
+        """
         for proj in (self.q_proj, self.k_proj, self.v_proj, self.g_proj):
             nn.init.xavier_uniform_(proj.weight, gain=2**-2.5)
+            if proj.bias is not None:
+                bound = self.config.embed_dim**-0.5
+                nn.init.uniform_(proj.bias, -bound, bound)
         nn.init.xavier_uniform_(self.out_proj.weight, gain=2**-1)
+        if self.out_proj.bias is not None:
+            nn.init.zeros_(self.out_proj.bias)
         self.group_norm.reset_parameters()
         if self.config.learnable_decay:
             with torch.no_grad():

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from retnet.config import RetNetConfig
-from retnet.nn.decoder_layer import DecoderLayer, block_norm
+from retnet.nn.decoder_layer import DecoderLayer
 from retnet.nn.multi_scale_retention import is_step
+from retnet.nn.norm import make_norm
 from retnet.ops import Form
 from retnet.state import RetNetState
 
@@ -18,7 +23,12 @@ __all__ = ["RetNet"]
 class RetNet(nn.Module):
     """Token ids to hidden states.
 
-    Keys: `embed_tokens.weight` [vocab, d], `layers.N.*`, and `norm.*` if `config.pre_norm`.
+    Keys: `embed_tokens.weight` [vocab, d], `embed_norm.*` if `config.embed_norm`, `layers.N.*`,
+    and `norm.*` if `config.pre_norm`.
+
+    Attributes:
+        checkpoint_layers: keep only the inputs of each layer for the backward pass, which then
+            runs the layer's forward again (activation checkpointing); False by default.
     """
 
     def __init__(
@@ -33,23 +43,52 @@ class RetNet(nn.Module):
         self.embed_tokens = nn.Embedding(
             config.vocab_size, config.embed_dim, device=device, dtype=dtype
         )
+        norm = partial(make_norm, config, config.embed_dim, device=device, dtype=dtype)
+        self.embed_norm = norm() if config.embed_norm else None
         self.layers = nn.ModuleList(
             DecoderLayer(config, device=device, dtype=dtype) for _ in range(config.num_layers)
         )
-        self.norm = block_norm(config, device=device, dtype=dtype) if config.pre_norm else None
+        self.norm = norm() if config.pre_norm else None
+        self.checkpoint_layers = False
         self._reset_embedding()
+        self._scale_layers()
 
     def _reset_embedding(self) -> None:
         nn.init.normal_(self.embed_tokens.weight, std=self.config.embed_dim**-0.5)
 
+    @torch.no_grad()
+    def _scale_layers(self) -> None:
+        """v, out and the outer matrices of the feed-forward network for the depth of the model."""
+        factor = 1.0
+        if self.config.residual_scale != 1:  # DeepNet: alpha = (2L)^(1/4), beta = (8L)^(-1/4)
+            factor /= math.sqrt(2) * self.config.residual_scale
+        if self.config.ffn_inner_norm:  # Magneto's sub-LayerNorm
+            factor *= math.sqrt(math.log(2 * self.config.num_layers))
+        if factor == 1:
+            return
+        for layer in self.layers:
+            assert isinstance(layer, DecoderLayer)
+            first = layer.ffn.gate_proj if self.config.ffn_gated else layer.ffn.up_proj
+            retention = layer.retention
+            for proj in (retention.v_proj, retention.out_proj, first, layer.ffn.down_proj):
+                proj.weight.mul_(factor)
+
     def reset_parameters(self) -> None:
-        """Initialises every part anew; the embedding from N(0, 1/d), as torchscale."""
+        """Initialises every part anew; the embedding from N(0, 1/d), as torchscale.
+
+        With a residual_scale a != 1 (DeepNet), v, out and the first and last matrix of the
+        feed-forward network are divided by sqrt(2) a, which is (8L)^(1/4) for DeepNet's
+        a = (2L)^(1/4); with ffn_inner_norm (Magneto) they are multiplied by sqrt(ln 2L).
+        """
         self._reset_embedding()
+        if self.embed_norm is not None:
+            self.embed_norm.reset_parameters()
         for layer in self.layers:
             assert isinstance(layer, DecoderLayer)
             layer.reset_parameters()
         if self.norm is not None:
             self.norm.reset_parameters()
+        self._scale_layers()
 
     def forward(
         self,
@@ -85,6 +124,8 @@ class RetNet(nn.Module):
             self._check_state(state, sequences)
         positions = _positions(input_ids.shape[1], input_ids.device, state, cu_seqlens)
         hidden = self.embed_tokens(input_ids) * self.config.embed_scale
+        if self.embed_norm is not None:
+            hidden = self.embed_norm(hidden)
 
         if state is not None and is_step(input_ids.shape[1], state, cu_seqlens):
             state = state if inplace else state.fork()
@@ -96,7 +137,9 @@ class RetNet(nn.Module):
         else:
             after = []
             for index, layer in enumerate(self.layers):
-                hidden, layer_state = layer(
+                again = self.checkpoint_layers and torch.is_grad_enabled()
+                run = partial(checkpoint, layer, use_reentrant=False) if again else layer
+                hidden, layer_state = run(
                     hidden,
                     state=None if state is None else state.retention[index],
                     positions=positions,
