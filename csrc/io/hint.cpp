@@ -2,26 +2,29 @@
 #include "io/hint.h"
 
 #include <algorithm>
-#include <numeric>
 
 namespace retnet::io {
 
 namespace {
 
-/// The fewest characters to insert, remove or replace that make `b` of `a` (Levenshtein).
+/// The fewest characters to insert, remove or replace, and neighbours to swap, that make `b` of `a`
+/// (optimal string alignment).
 size_t edit_distance(const std::string& a, const std::string& b) {
-  std::vector<size_t> row(b.size() + 1);  // of the first i characters of a, to each start of b
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = row[0];
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] != b[j - 1]);
-      diagonal = row[j];
-      row[j] = std::min({replaced, row[j] + 1, row[j - 1] + 1});
+  // distance[i][j]: of the first i characters of a from the first j of b
+  std::vector<std::vector<size_t>> distance(a.size() + 1, std::vector<size_t>(b.size() + 1));
+  for (size_t i = 0; i <= a.size(); ++i) {
+    for (size_t j = 0; j <= b.size(); ++j) {
+      auto& least = distance[i][j];
+      least = std::max(i, j);  // where one of them is empty
+      if (i == 0 || j == 0) continue;
+      least = std::min({distance[i - 1][j - 1] + (a[i - 1] != b[j - 1]), distance[i - 1][j] + 1,
+                        distance[i][j - 1] + 1});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+        least = std::min(least, distance[i - 2][j - 2] + 1);
+      }
     }
   }
-  return row[b.size()];
+  return distance[a.size()][b.size()];
 }
 
 }  // namespace

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import retnet
-from cases_nn import VARIANTS, make_model, random_ids
+from cases_nn import VARIANTS, make_config, make_model, random_ids
 from retnet import RetNetState, checkpoint
 from retnet.generation import generate
+from retnet.nn import RetNetForCausalLM
 
 BUILD = Path(os.environ.get("RETNET_BUILD_DIR", Path(__file__).resolve().parents[2] / "build"))
 EXECUTABLE = BUILD / "tests/cpp/retnet_exchange"
@@ -62,7 +63,8 @@ def test_cpp_reads_what_python_wrote(folders, name, dtype):
     results = load_file(folders[name, dtype] / "cpp/results")
     output = model(ids, state=model(ids).state)
     assert torch.equal(results["logits"], output.logits)
-    assert torch.equal(results["text"], generate(model, ids, max_new_tokens=12, temperature=0))
+    text = torch.stack(generate(model, ids, max_new_tokens=12, temperature=0))
+    assert torch.equal(results["text"], text)
 
 
 @each_case
@@ -80,3 +82,24 @@ def test_python_reads_what_cpp_wrote(folders, name, dtype):
     state, expected = RetNetState.load(folder / "cpp/state"), model(ids, state=model(ids).state)
     assert torch.equal(state.retention, expected.state.retention)
     assert torch.equal(state.positions, expected.state.positions)
+
+
+def peak_memory(folder, **changes):
+    """Bytes that C++ had in use at most while it read, ran and wrote a model; those of its file."""
+    model = RetNetForCausalLM(make_config(**changes))
+    model.save(folder)
+    model.config.make_state(1).save(folder / "state")
+    save_file({"ids": random_ids(1, 1)}, folder / "ids")
+    process = subprocess.Popen([EXECUTABLE, folder])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    assert status == 0
+    return usage.ru_maxrss * 1024, (folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.skipif(not EXECUTABLE.exists(), reason=f"{EXECUTABLE} was not built")
+def test_a_model_is_in_memory_once(tmp_path):
+    least, _ = peak_memory(tmp_path / "small")
+    most, size = peak_memory(tmp_path / "large", ffn_dim=1_000_000)
+    assert size > 190e6
+    assert size * 0.9 < most - least < size * 1.3
