@@ -5,6 +5,7 @@
 # make test         set up, then Catch2, the kernels in the emulator, and pytest
 # make emulate      the kernels' own source on the CPU, lane by lane, under a checker
 # make lint         formatting, types, layer rules
+# make docs         the documentation, in build/docs; needs doxygen
 # make kernels      compile and link the CUDA kernels for every supported architecture
 # make kernel-report  what they cost (registers, instructions, bytes, wavefronts), and gates on it
 # make bench        benchmarks, on the device present
@@ -20,7 +21,7 @@ RUN := $(VENV)/bin/python
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
 
-.PHONY: setup demo test tests-built ctest emulate pytest lint kernels kernel-report bench gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate pytest lint docs kernels kernel-report bench gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
@@ -54,6 +55,11 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) tools/layers.py
+
+docs: setup
+	@command -v doxygen >/dev/null || { echo "make docs: needs doxygen (apt-get install doxygen)" >&2; exit 1; }
+	rm -rf build/docs build/doxygen
+	$(RUN) -m sphinx -q -n -W --keep-going docs build/docs
 
 kernels: $(VENV)/.tools$(CUDA)
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/architectures -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"

@@ -38,6 +38,7 @@ command -v g++ >/dev/null || missing+=(g++)
 command -v clang-format >/dev/null || missing+=(clang-format)
 [ -d /usr/include/catch2 ] || [ -d /usr/local/include/catch2 ] || missing+=(catch2)
 [ -d /usr/include/nlohmann ] || [ -d /usr/local/include/nlohmann ] || missing+=(nlohmann-json3-dev)
+command -v doxygen >/dev/null || missing+=(doxygen)
 if [ ${#missing[@]} -gt 0 ]; then
   install="apt-get install -y ${missing[*]}"
   if ! command -v apt-get >/dev/null; then
@@ -49,5 +50,5 @@ if [ ${#missing[@]} -gt 0 ]; then
   else
     echo "retnet: please run: sudo $install" >&2
   fi
-  command -v g++ >/dev/null # the build needs it; the others only `make test` and `make lint`
+  command -v g++ >/dev/null # the build needs it; the others only `make test`, `make lint` and `make docs`
 fi

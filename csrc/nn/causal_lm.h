@@ -60,7 +60,7 @@ class RETNET_API RetNetForCausalLMImpl : public torch::nn::Cloneable<RetNetForCa
                          std::string_view form = "chunkwise", bool inplace = false,
                          bool last_only = false);
 
-  RetNetOptions options;
+  RetNetOptions options;    ///< what it was made from
   RetNet body{nullptr};     ///< its children are registered here, so keys have no prefix
   Linear lm_head{nullptr};  ///< empty if tied
 

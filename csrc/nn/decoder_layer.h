@@ -28,6 +28,7 @@ namespace retnet::nn {
 /// Keys: `retention_norm.*`, `retention.*`, `ffn_norm.*`, `ffn.*`.
 class RETNET_API DecoderLayerImpl : public torch::nn::Cloneable<DecoderLayerImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   explicit DecoderLayerImpl(const RetNetOptions& options,
                             const torch::TensorOptions& tensor_options = {});
 
@@ -45,11 +46,11 @@ class RETNET_API DecoderLayerImpl : public torch::nn::Cloneable<DecoderLayerImpl
       const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
       std::string_view form = "chunkwise", bool inplace = false);
 
-  RetNetOptions options;
-  LayerNorm retention_norm{nullptr};
-  MultiScaleRetention retention{nullptr};
-  LayerNorm ffn_norm{nullptr};
-  FeedForward ffn{nullptr};
+  RetNetOptions options;                   ///< what it was made from
+  LayerNorm retention_norm{nullptr};       ///< before retention, or behind its residual sum
+  MultiScaleRetention retention{nullptr};  ///< the first block
+  LayerNorm ffn_norm{nullptr};             ///< before the network, or behind its residual sum
+  FeedForward ffn{nullptr};                ///< the second block
 
  private:
   torch::TensorOptions tensor_options_;

@@ -18,6 +18,7 @@ namespace retnet::nn {
 /// Keys: `weight` [num_embeddings, embedding_dim].
 class RETNET_API EmbeddingImpl : public torch::nn::Cloneable<EmbeddingImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim,
                 const torch::TensorOptions& tensor_options = {});
 
@@ -31,7 +32,7 @@ class RETNET_API EmbeddingImpl : public torch::nn::Cloneable<EmbeddingImpl> {
   /// ids [...] int64 or int32. Returns [..., embedding_dim].
   torch::Tensor forward(const torch::Tensor& ids);
 
-  torch::Tensor weight;
+  torch::Tensor weight;  ///< [num_embeddings, embedding_dim]
 
  private:
   int64_t num_embeddings_, embedding_dim_;

@@ -22,6 +22,7 @@ namespace retnet::nn {
 /// `inner_norm.*` [F] if there is one; `bias` beside each weight if `options.bias()`.
 class RETNET_API FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   explicit FeedForwardImpl(const RetNetOptions& options,
                            const torch::TensorOptions& tensor_options = {});
 
@@ -35,11 +36,11 @@ class RETNET_API FeedForwardImpl : public torch::nn::Cloneable<FeedForwardImpl> 
   /// x [..., d]. Returns [..., d].
   torch::Tensor forward(const torch::Tensor& x);
 
-  RetNetOptions options;
-  Linear gate_proj{nullptr};  ///< empty unless gated
-  Linear up_proj{nullptr};
+  RetNetOptions options;          ///< what it was made from
+  Linear gate_proj{nullptr};      ///< d to F; empty unless gated
+  Linear up_proj{nullptr};        ///< d to F
   LayerNorm inner_norm{nullptr};  ///< empty unless options.ffn_inner_norm()
-  Linear down_proj{nullptr};
+  Linear down_proj{nullptr};      ///< F to d
 
  private:
   torch::TensorOptions tensor_options_;

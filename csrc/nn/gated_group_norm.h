@@ -19,6 +19,7 @@ namespace retnet::nn {
 /// otherwise none.
 class RETNET_API GatedGroupNormImpl : public torch::nn::Cloneable<GatedGroupNormImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   explicit GatedGroupNormImpl(const RetNetOptions& options,
                               const torch::TensorOptions& tensor_options = {});
 
@@ -32,8 +33,9 @@ class RETNET_API GatedGroupNormImpl : public torch::nn::Cloneable<GatedGroupNorm
   /// x, gate [B, T, H, V]. Returns [B, T, H, V].
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& gate);
 
-  RetNetOptions options;
-  std::optional<torch::Tensor> weight, bias;
+  RetNetOptions options;                ///< what it was made from
+  std::optional<torch::Tensor> weight;  ///< [V]; absent unless affine
+  std::optional<torch::Tensor> bias;    ///< [V]; absent unless affine and of the "layer" kind
 
  private:
   torch::TensorOptions tensor_options_;

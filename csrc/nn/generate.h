@@ -14,8 +14,10 @@
 namespace retnet::nn {
 
 /// How `generate` draws tokens and when it ends. `generate` raises c10::ValueError where a field is
-/// out of its range; the message names it and its value.
+/// out of its range; the message names it and its value. Each is set by `name(value)` and read by
+/// `name()`.
 struct RETNET_API GenerateOptions {
+  /// The one option without a default.
   explicit GenerateOptions(int64_t max_new_tokens) : max_new_tokens_(max_new_tokens) {}
 
   /// Most tokens to write for each prompt, >= 0.

@@ -21,10 +21,12 @@ namespace retnet::nn {
 /// Keys: `weight` [channels], and `bias` [channels] for "layer".
 class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
  public:
-  /// Over d channels, as in a block.
+  /// Over d channels, as in a block. `tensor_options` says where and in which dtype the parameters
+  /// are made.
   explicit LayerNormImpl(const RetNetOptions& options,
                          const torch::TensorOptions& tensor_options = {});
 
+  /// Over `channels`, as inside a feed-forward network.
   LayerNormImpl(const RetNetOptions& options, int64_t channels,
                 const torch::TensorOptions& tensor_options = {});
 
@@ -38,9 +40,9 @@ class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
   /// x [..., channels]. Returns the same shape.
   torch::Tensor forward(const torch::Tensor& x);
 
-  RetNetOptions options;
-  torch::Tensor weight;
-  torch::Tensor bias;  ///< undefined for "rms"
+  RetNetOptions options;  ///< what it was made from
+  torch::Tensor weight;   ///< [channels]
+  torch::Tensor bias;     ///< [channels]; undefined for "rms"
 
  private:
   int64_t channels_;

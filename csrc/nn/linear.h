@@ -18,6 +18,7 @@ namespace retnet::nn {
 /// Keys: `weight` [out_features, in_features] and, unless left out, `bias` [out_features].
 class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   LinearImpl(int64_t in_features, int64_t out_features, bool bias,
              const torch::TensorOptions& tensor_options = {});
 
@@ -31,8 +32,8 @@ class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
   /// x [..., in_features]. Returns [..., out_features].
   torch::Tensor forward(const torch::Tensor& x);
 
-  torch::Tensor weight;
-  torch::Tensor bias;  ///< undefined where left out
+  torch::Tensor weight;  ///< [out_features, in_features]
+  torch::Tensor bias;    ///< [out_features]; undefined where left out
 
  private:
   int64_t in_features_, out_features_;

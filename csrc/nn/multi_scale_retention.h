@@ -33,6 +33,7 @@ class RetentionConstants;
 /// follow from the options and are neither parameters nor buffers.
 class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScaleRetentionImpl> {
  public:
+  /// `tensor_options` says where and in which dtype the parameters are made.
   explicit MultiScaleRetentionImpl(const RetNetOptions& options,
                                    const torch::TensorOptions& tensor_options = {});
 
@@ -67,10 +68,14 @@ class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScal
       const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
       std::string_view form = "chunkwise", bool inplace = false);
 
-  RetNetOptions options;
-  Linear q_proj{nullptr}, k_proj{nullptr}, v_proj{nullptr}, g_proj{nullptr}, out_proj{nullptr};
-  GatedGroupNorm group_norm{nullptr};
-  torch::Tensor log_decay;  ///< the parameter; undefined unless learnable
+  RetNetOptions options;               ///< what it was made from
+  Linear q_proj{nullptr};              ///< d to H K, queries
+  Linear k_proj{nullptr};              ///< d to H K, keys
+  Linear v_proj{nullptr};              ///< d to H V, values
+  Linear g_proj{nullptr};              ///< d to H V, the gate
+  Linear out_proj{nullptr};            ///< H V to d
+  GatedGroupNorm group_norm{nullptr};  ///< of each head's output
+  torch::Tensor log_decay;             ///< the parameter [H]; undefined unless learnable
 
  private:
   torch::TensorOptions tensor_options_;

@@ -22,8 +22,19 @@ using NameOrList = std::variant<std::string, std::vector<double>>;
 /// Python. The sizes must be given; the defaults of the switches are those of the paper (Sun et al.
 /// 2023).
 ///
-///     RetNetOptions().vocab_size(256).embed_dim(128).num_layers(3).num_heads(4).key_dim(32)
-///         .value_dim(64).ffn_dim(256).decay("linspace")
+/// Each is set by `name(value)`, which returns the options, and read by `name()`:
+///
+/// ```cpp
+/// const auto options = retnet::nn::RetNetOptions()
+///                          .vocab_size(256)
+///                          .embed_dim(64)
+///                          .num_layers(2)
+///                          .num_heads(2)
+///                          .key_dim(32)
+///                          .value_dim(64)
+///                          .ffn_dim(128)
+///                          .decay("linspace");
+/// ```
 class RETNET_API RetNetOptions {
  public:
   /// A named configuration. "tiny" is the byte-level model of the demo; "small" the paper's 200M

@@ -56,8 +56,8 @@ class RETNET_API RetNetImpl : public torch::nn::Cloneable<RetNetImpl> {
       const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
       std::string_view form = "chunkwise", bool inplace = false);
 
-  RetNetOptions options;
-  Embedding embed_tokens{nullptr};
+  RetNetOptions options;                  ///< what it was made from
+  Embedding embed_tokens{nullptr};        ///< [vocab, d]
   LayerNorm embed_norm{nullptr};          ///< empty unless options.embed_norm()
   torch::nn::ModuleList layers{nullptr};  ///< of DecoderLayer
   LayerNorm norm{nullptr};                ///< empty unless pre_norm

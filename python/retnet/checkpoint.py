@@ -23,7 +23,9 @@ from retnet.nn import RetNetForCausalLM
 __all__ = ["CONFIG", "WEIGHTS", "load", "read_config", "read_metadata", "save", "write"]
 
 CONFIG = "config.json"
+"""The file of the configuration in the folder of a checkpoint."""
 WEIGHTS = "model.safetensors"
+"""The file of the weights."""
 _SHOWN = 3
 
 
@@ -87,6 +89,15 @@ def load(
         FileNotFoundError: the folder or one of its two files does not exist.
         ValueError: a corrupt, truncated or foreign file, a newer format_version, keys or shapes
             that are not those of config.json; the message names the file and what is wrong.
+
+    Example:
+        >>> import torch
+        >>> import retnet
+        >>> from retnet.nn import RetNetForCausalLM
+        >>> RetNetForCausalLM(retnet.RetNetConfig.preset("tiny")).save("model")
+        >>> model = retnet.load("model", dtype=torch.bfloat16)
+        >>> model.lm_head.weight.dtype
+        torch.bfloat16
     """
     folder = Path(folder)
     config = read_config(folder)

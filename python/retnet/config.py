@@ -70,6 +70,14 @@ class RetNetConfig:
         embed_scale: factor on the embeddings.
         embed_norm: normalise the scaled embeddings.
         tie_embeddings: the output matrix is the embedding; the state dict has no lm_head.
+
+    Example:
+        >>> from retnet import RetNetConfig
+        >>> config = RetNetConfig.preset("small", vocab_size=256, tie_embeddings=True)
+        >>> config.num_layers, config.num_heads, config.key_dim
+        (16, 4, 256)
+        >>> RetNetConfig.from_json(config.to_json()) == config
+        True
     """
 
     vocab_size: int

@@ -60,6 +60,19 @@ class CppModule(nn.Module):
         config: sizes and switches.
         device: where the parameters are made.
         dtype: of the parameters, by default torch's default.
+
+    Example:
+        >>> import torch
+        >>> import retnet.cpp
+        >>> import retnet.nn
+        >>> config = retnet.RetNetConfig.preset("tiny")
+        >>> model = retnet.cpp.RetNetForCausalLM(config)
+        >>> twin = retnet.nn.RetNetForCausalLM(config)
+        >>> twin.load_state_dict(model.state_dict())
+        <All keys matched successfully>
+        >>> tokens = torch.randint(256, (2, 50))
+        >>> torch.allclose(model(tokens).logits, twin(tokens).logits, atol=1e-4)
+        True
     """
 
     _native_class: Any

@@ -43,6 +43,17 @@ def generate(
 
     Raises:
         ValueError: an argument out of range; the message names it and its value.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.generation import generate
+        >>> from retnet.nn import RetNetForCausalLM
+        >>> model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+        >>> prompts = [torch.tensor(list(text)) for text in (b"def f(", b"import")]
+        >>> texts = generate(model, prompts, max_new_tokens=10, top_k=20, seed=0)
+        >>> [len(text) for text in texts]
+        [16, 16]
     """
     written = list(
         stream(
@@ -80,6 +91,17 @@ def stream(
 
     Arguments and errors as `generate`. It ends when every text has drawn a stop token; what a text
     gets after its own means nothing. Only stop tokens make it wait for the device.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.generation import stream
+        >>> from retnet.nn import RetNetForCausalLM
+        >>> model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+        >>> prompt = torch.tensor(list(b"def f("))
+        >>> text = bytes(token.item() for token in stream(model, [prompt], max_new_tokens=10))
+        >>> len(text)
+        10
     """
     if len(prompts) == 0:
         raise ValueError("generate: prompts must hold one at least, got none")

@@ -38,7 +38,7 @@ def retention(
 ) -> tuple[Tensor, Tensor]:
     r"""Retention of Sun et al. 2023 (section 2.1): linear attention with an exponential decay.
 
-    Per batch and head, with :math:`\gamma = \exp(\text{log\_decay}_h)`,
+    Per batch and head, with :math:`\gamma = e^g` for g = ``log_decay[h]``,
 
     .. math::
         S_t = \gamma S_{t-1} + k_t^T v_t, \qquad \text{out}_t = \text{scale} \; q_t S_t
@@ -63,6 +63,23 @@ def retention(
     Raises:
         RuntimeError: a shape, dtype, device, option or (on the CPU) value of log_decay or
             cu_seqlens is not as above.
+
+    Example:
+        >>> import torch
+        >>> from retnet.ops import retention
+        >>> q, k = torch.randn(2, 2, 100, 4, 32)
+        >>> v = torch.randn(2, 100, 4, 64)
+        >>> log_decay = torch.log1p(-torch.exp2(-5.0 - torch.arange(4)))
+        >>> out, state = retention(q, k, v, log_decay)
+        >>> out.shape, state.shape
+        (torch.Size([2, 100, 4, 64]), torch.Size([2, 4, 32, 64]))
+
+        In two parts, with the state carried from one to the other:
+
+        >>> first, state = retention(q[:, :60], k[:, :60], v[:, :60], log_decay)
+        >>> rest, state = retention(q[:, 60:], k[:, 60:], v[:, 60:], log_decay, state)
+        >>> torch.allclose(torch.cat([first, rest], dim=1), out, atol=1e-5)
+        True
     """
     return torch.ops.retnet.retention(
         q,
@@ -78,17 +95,27 @@ def retention(
 
 
 class RetentionPlan(NamedTuple):
-    """What a call of :func:`retention` runs."""
+    """What a call of :func:`retention` runs. The numbers are those of the kernel, else 0.
 
-    implementation: str  #: ``"kernel"`` or ``"composite"``
-    reason: str  #: why not the kernel; empty where it runs
-    # Of the kernel, else 0:
-    inner: int  #: Dk is padded to this
-    slice: int  #: columns of Dv that one block of threads owns
-    chunk: int  #: tokens of a chunk
-    segment_length: int  #: tokens after which a sequence is cut into parts; 0: not cut
-    segments: int  #: sequences, or room for their parts
-    copies: int  #: of q, k, v, those made contiguous first: strides not multiples of 4
+    Attributes:
+        implementation: ``"kernel"`` or ``"composite"``.
+        reason: why not the kernel; empty where it runs.
+        inner: Dk is padded to this.
+        slice: columns of Dv that one block of threads owns.
+        chunk: tokens of a chunk.
+        segment_length: tokens after which a sequence is cut into parts; 0: not cut.
+        segments: sequences, or room for their parts.
+        copies: of q, k, v, those made contiguous first: strides not multiples of 4.
+    """
+
+    implementation: str
+    reason: str
+    inner: int
+    slice: int
+    chunk: int
+    segment_length: int
+    segments: int
+    copies: int
 
 
 def retention_plan(
@@ -110,6 +137,14 @@ def retention_plan(
 
     Raises:
         RuntimeError: as :func:`retention`.
+
+    Example:
+        >>> import torch
+        >>> from retnet.ops import retention_plan
+        >>> q = k = v = torch.randn(1, 100, 4, 32)
+        >>> plan = retention_plan(q, k, v, torch.zeros(4))
+        >>> plan.implementation  # on the CPU; plan.reason says why
+        'composite'
     """
     plan = torch.ops.retnet.retention_plan(
         q,
@@ -137,7 +172,7 @@ def retention_step(
 ) -> Tensor:
     r"""One token of the recurrent form of :func:`retention` (Eq. 6), the state updated in place.
 
-    Per row and head, with :math:`\gamma = \exp(\text{log\_decay}_h)`,
+    Per row and head, with :math:`\gamma = e^g` for g = ``log_decay[h]``,
 
     .. math::
         S \leftarrow \gamma S + k^T v, \qquad \text{out} = \text{scale} \; q S
@@ -161,6 +196,20 @@ def retention_step(
     Raises:
         RuntimeError: a shape, dtype, device, stride or (on the CPU) value of log_decay or slots is
             not as above, or an input requires grad while grad mode is on: the step has no gradient.
+
+    Example:
+        >>> import torch
+        >>> from retnet.ops import retention, retention_step
+        >>> q, k, v = torch.randn(3, 2, 100, 4, 32)
+        >>> log_decay = torch.log1p(-torch.exp2(-5.0 - torch.arange(4)))
+        >>> state = torch.zeros(2, 4, 32, 32)
+        >>> for t in range(100):
+        ...     last = retention_step(q[:, t], k[:, t], v[:, t], log_decay, state)
+        >>> out, final_state = retention(q, k, v, log_decay)
+        >>> torch.allclose(last, out[:, -1], atol=1e-5)
+        True
+        >>> torch.allclose(state, final_state, atol=1e-4)
+        True
     """
     return torch.ops.retnet.retention_step(q, k, v, log_decay, state, scale=scale, slots=slots)
 
@@ -194,6 +243,20 @@ def rotary(
     Raises:
         RuntimeError: a shape, dtype, device or style is not as above, or frequencies require grad
             while grad mode is on.
+
+    Example:
+        >>> import torch
+        >>> from retnet.ops import rotary
+        >>> q, k = torch.randn(2, 1, 5, 4, 32)
+        >>> frequencies = 10000.0 ** -torch.linspace(0, 1, 16)
+        >>> near, far = torch.arange(5), torch.arange(5) + 1000
+
+        q.k depends on differences of positions alone:
+
+        >>> scores = [(a * b.flip(1)).sum(-1) for a, b in
+        ...           (rotary(q, k, positions, frequencies) for positions in (near, far))]
+        >>> torch.allclose(scores[0], scores[1], atol=1e-4)
+        True
     """
     return torch.ops.retnet.rotary(q, k, positions, frequencies, style=style)
 
@@ -230,6 +293,15 @@ def gated_group_norm(
 
     Raises:
         RuntimeError: a shape, dtype, device or option is not as above.
+
+    Example:
+        >>> import torch
+        >>> from retnet.ops import gated_group_norm
+        >>> x, gate = torch.randn(2, 2, 100, 4, 64)
+        >>> out = gated_group_norm(x, gate, eps=1e-6)
+        >>> normed = torch.nn.functional.layer_norm(x, (64,), eps=1e-6)
+        >>> torch.allclose(out, normed * torch.nn.functional.silu(gate), atol=1e-5)
+        True
     """
     return torch.ops.retnet.gated_group_norm(x, gate, weight, bias, eps=eps, norm=norm)
 
@@ -279,6 +351,21 @@ def multi_scale_retention_step(
 
     Raises:
         RuntimeError: as the three operators, and when an input requires grad while grad mode is on.
+
+    Example:
+        >>> import torch
+        >>> from retnet.ops import multi_scale_retention_step
+        >>> q, k = torch.randn(2, 8, 4, 32)
+        >>> v, gate = torch.randn(2, 8, 4, 64)
+        >>> log_decay = torch.log1p(-torch.exp2(-5.0 - torch.arange(4)))
+        >>> frequencies = 10000.0 ** -torch.linspace(0, 1, 16)
+        >>> state = torch.zeros(8, 4, 32, 64)
+        >>> positions = torch.zeros(8, dtype=torch.int64)  # of the first token
+        >>> out = multi_scale_retention_step(
+        ...     q, k, v, gate, log_decay, state, positions, frequencies, eps=1e-6
+        ... )
+        >>> out.shape
+        torch.Size([8, 4, 64])
     """
     return torch.ops.retnet.multi_scale_retention_step(
         q,

@@ -24,6 +24,22 @@ class RetNetState(NamedTuple):
     Attributes:
         retention: [L, B, H, K, V] float32 (float64 in a float64 model), S_n of each layer.
         positions: [B] int64, tokens read so far; the position of the next token.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig, RetNetState
+        >>> from retnet.nn import RetNetForCausalLM
+        >>> model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+        >>> with torch.no_grad():
+        ...     state = model(torch.randint(256, (2, 100))).state
+        ...     state = model(torch.randint(256, (2, 1)), state=state).state  # one token more
+        >>> state.positions
+        tensor([101, 101])
+        >>> state.select(torch.tensor([1, 1, 0])).retention.shape  # [L, B, H, K, V]
+        torch.Size([3, 3, 4, 32, 64])
+        >>> state.save("state.safetensors")
+        >>> RetNetState.load("state.safetensors").positions
+        tensor([101, 101])
     """
 
     retention: Tensor

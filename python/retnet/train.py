@@ -36,7 +36,7 @@ from retnet.nn.causal_lm import IGNORE_INDEX
 from retnet.settings import Settings
 from retnet.state import RetNetState
 
-__all__ = ["Trainer", "has_checkpoint", "train"]
+__all__ = ["Log", "Trainer", "has_checkpoint", "train"]
 
 _FORMAT_VERSION = 1
 _CHECKED_TOKENS = 1 << 17

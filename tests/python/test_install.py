@@ -46,8 +46,10 @@ def build(source: str, prefix: Path, folder: Path, env: dict[str, str]) -> None:
 
 def build_and_run_apps(prefix: Path, folder: Path, env: dict[str, str]) -> None:
     build("tests/install", prefix, folder / "app", env)
-    # The sum over tokens of (1 + 2 + 3) * 2 in each of two columns.
-    assert run(str(folder / "app/app"), env=env).split() == [retnet.__version__, "24"]
+    # The sum over tokens of (1 + 2 + 3) * 2 in each of two columns; a text of 128 + 16 tokens;
+    # 8 + 4 tokens read.
+    printed = run(str(folder / "app/app"), env=env).split()
+    assert printed == [retnet.__version__, "24", "144", "12"]
     if not list((prefix / "lib").glob("libretnet_io.so")):
         assert not JSON, "RetNet::io was not built"
         return

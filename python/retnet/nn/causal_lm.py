@@ -38,6 +38,24 @@ class RetNetForCausalLM(RetNet):
     """A RetNet that predicts the next token.
 
     Keys: those of `RetNet`, and `lm_head.weight` [vocab, d] unless `config.tie_embeddings`.
+
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.nn import RetNetForCausalLM
+        >>> model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
+        >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> tokens = torch.randint(256, (4, 128))
+        >>> output = model(tokens, labels=tokens)
+        >>> output.loss.backward()
+        >>> optimizer.step()
+        >>> output.logits.shape, output.state.positions
+        (torch.Size([4, 128, 256]), tensor([128, 128, 128, 128]))
     """
 
     def __init__(

@@ -19,7 +19,13 @@ class DecoderLayer(nn.Module):
     """y = a x + retention(norm(x)); z = a y + ffn(norm(y)), a = `config.residual_scale`.
 
     With `config.pre_norm` false the norms follow the sums instead: y = norm(a x + retention(x)).
+
     Keys: `retention_norm.*`, `retention.*`, `ffn_norm.*`, `ffn.*`.
+
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
     """
 
     def __init__(

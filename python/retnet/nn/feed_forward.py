@@ -20,6 +20,11 @@ class FeedForward(nn.Module):
 
     Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d];
     `inner_norm.*` [F] if there is one; `bias` beside each weight if `config.bias`.
+
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
     """
 
     def __init__(

@@ -17,6 +17,11 @@ class GatedGroupNorm(nn.Module):
 
     Keys: `weight` [V] and, for the "layer" kind, `bias` [V], if `config.group_norm_affine`;
     otherwise none.
+
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
     """
 
     weight: nn.Parameter | None

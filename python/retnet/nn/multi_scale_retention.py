@@ -26,6 +26,20 @@ class MultiScaleRetention(nn.Module):
     ln gamma and the rotary frequencies stay float32 whatever `.to(dtype)` does. Unless learnable
     they are buffers outside the state dict, made anew from the configuration whenever the module
     moves, so `to_empty` cannot leave them undefined.
+
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.nn import MultiScaleRetention
+        >>> layer = MultiScaleRetention(RetNetConfig.preset("tiny"))
+        >>> out, state = layer(torch.randn(2, 100, 128))
+        >>> out.shape, state.shape
+        (torch.Size([2, 100, 128]), torch.Size([2, 4, 32, 64]))
     """
 
     log_decay: Tensor

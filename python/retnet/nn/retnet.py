@@ -26,9 +26,23 @@ class RetNet(nn.Module):
     Keys: `embed_tokens.weight` [vocab, d], `embed_norm.*` if `config.embed_norm`, `layers.N.*`,
     and `norm.*` if `config.pre_norm`.
 
+    Args:
+        config: sizes and switches.
+        device: where the parameters are made.
+        dtype: of the parameters, by default torch's default.
+
     Attributes:
         checkpoint_layers: keep only the inputs of each layer for the backward pass, which then
             runs the layer's forward again (activation checkpointing); False by default.
+
+    Example:
+        >>> import torch
+        >>> from retnet import RetNetConfig
+        >>> from retnet.nn import RetNet
+        >>> body = RetNet(RetNetConfig.preset("tiny"))
+        >>> hidden, state = body(torch.randint(256, (4, 128)))
+        >>> hidden.shape
+        torch.Size([4, 128, 128])
     """
 
     def __init__(
