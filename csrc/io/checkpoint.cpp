@@ -29,7 +29,7 @@ RetNetOptions read_options(const fs::path& folder) {
   try {
     return io::options_from_json(text);
   } catch (const c10::ValueError& error) {
-    TORCH_CHECK_VALUE(false, path.string(), ": ", error.what_without_backtrace());
+    C10_THROW_ERROR(ValueError, path.string() + ": " + error.what_without_backtrace());
   }
 }
 

@@ -66,7 +66,8 @@ Json parse(const std::string& text) {
   try {
     return Json::parse(text);
   } catch (const Json::exception& error) {
-    TORCH_CHECK_VALUE(false, "RetNetOptions: text must be JSON, got ", error.what());
+    C10_THROW_ERROR(ValueError,
+                    std::string("RetNetOptions: text must be JSON, got ") + error.what());
   }
 }
 
