@@ -71,6 +71,7 @@ kernel-report: kernels tests-built
 
 bench: setup
 	$(RUN) benchmarks/ops.py
+	$(RUN) benchmarks/model.py
 
 gpu-wheels: $(VENV)/.tools$(CUDA)
 	tools/gpu_wheels.sh $(VENV)

@@ -12,8 +12,8 @@
 #              OUT      a folder that gets a copy of the tar
 #              RETNET_CMAKE_ARGS   added to the configuration
 #
-# Needs torch, safetensors, cmake, ninja, pybind11, nvcc, pytest, matplotlib and tqdm. Wheels in gpu-wheels/ (make gpu-wheels) are
-# installed beside the build, in build/gpu/. A part that fails does not keep the others from running, nor the tar from
+# Needs nvcc and the Python packages that tools/gpu_wheels.sh lists. Wheels in gpu-wheels/ (make gpu-wheels) are installed
+# beside the build, in build/gpu/. A part that fails does not keep the others from running, nor the tar from
 # being made; the exit status is 0 only if all parts passed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1

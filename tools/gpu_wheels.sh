@@ -7,12 +7,14 @@
 #   tools/gpu_wheels.sh [VENV]      VENV (default .venv) holds the pip to use
 #   PYTHON_VERSION=3.12             the Python of the GPU machine
 #
-# torch, triton, transformers, numpy, pytest, matplotlib and tqdm are expected on that machine. torchscale's own
-# requirements, fairscale and timm, are not needed for what is used of it.
+# torchscale's own requirements, fairscale and timm, are not needed for what is used of it. That the two lists below hold
+# all that is imported is tested (tests/python/test_gpu_tools.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(flash-linear-attention==0.6.0 fla-core==0.6.0 einops hypothesis sortedcontainers torchscale==0.3.0)
+# Expected on that machine.
+present=(torch setuptools triton transformers numpy safetensors tokenizers tqdm packaging pytest matplotlib cmake ninja pybind11)
+packages=(tomli-w hypothesis sortedcontainers flash-linear-attention==0.6.0 fla-core==0.6.0 einops torchscale==0.3.0)
 folder=gpu-wheels
 limit_mb=40
 

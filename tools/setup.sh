@@ -30,7 +30,8 @@ if [ -n "${CUDA:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/u
   requirements+=(nvidia-cuda-nvcc==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.*)
 fi
 "$venv/bin/python" -m pip install --quiet "${requirements[@]}"
-# A peer of the benchmarks. What it requires is for training in its own framework, and source-only in part.
+# A peer of the benchmarks, and what `retnet convert` is tested with. What it requires is for training in its own
+# framework, and source-only in part.
 "$venv/bin/python" -m pip install --quiet --no-deps torchscale==0.3.0
 
 missing=()

@@ -6,6 +6,7 @@
 
 #include <tuple>
 
+#include "ops/composite/retention.h"
 #include "ops/retention.h"
 
 namespace retnet::ops {
@@ -38,6 +39,9 @@ RetentionPlanTuple retention_plan_composite(const at::Tensor& q, const at::Tenso
                                             const std::optional<at::Tensor>& cu_seqlens) {
   check_retention("retention_plan", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
+  if (cu_seqlens && cu_seqlens->device().is_cpu()) {
+    composite::packed_bounds("retention_plan", q, *cu_seqlens);
+  }
   const std::string device = c10::DeviceTypeName(q.device().type(), /*lower_case=*/true);
   return {"composite", "no kernel for " + device + " in this build", 0, 0, 0, 0, 0, 0};
 }

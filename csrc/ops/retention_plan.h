@@ -25,7 +25,8 @@ struct RetentionPlan {
 };
 
 /// The plan of `retention` with the same arguments, which are checked as there. It depends on
-/// shapes, strides, dtype, device and torch.use_deterministic_algorithms, never on values.
+/// shapes, strides, dtype, device and torch.use_deterministic_algorithms, never on values, and
+/// copies nothing.
 RETNET_API RetentionPlan retention_plan(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state = std::nullopt,

@@ -24,8 +24,10 @@
 //     scores. The second: the scores are written, and all are done with the readout tile; without
 //     outputs (kLocal) there is none.
 //  8. Numerics. Products of 16-bit operands, sums and states in fp32. Rounded to 16 bits: the decayed
-//     scores, the decayed values, the state as an operand (saturated in fp16) and out. Exponents are
-//     never negative. No sum crosses warps, so the order of additions depends on the tile alone.
+//     scores, the decayed values, the state as an operand (saturated in fp16) and out. Powers are fp32
+//     (ex2 of n log2 gamma). Those of a negative n, above the diagonal of the scores, are computed as
+//     well, infinite perhaps, and dropped by a select. No sum crosses warps, so the order of additions
+//     depends on the tile alone.
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and
 //     the decay uses the true length.
 // 10. Writes. Each element of out and of the final state once, by one thread.

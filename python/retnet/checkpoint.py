@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -20,7 +21,19 @@ from retnet._files import hint, open_tensors, replace_file, write_tensors
 from retnet.config import RetNetConfig
 from retnet.nn import RetNetForCausalLM
 
-__all__ = ["CONFIG", "WEIGHTS", "load", "read_config", "read_metadata", "save", "write"]
+if TYPE_CHECKING:
+    from retnet import cpp
+
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "check_shapes",
+    "load",
+    "read_config",
+    "read_metadata",
+    "save",
+    "write",
+]
 
 CONFIG = "config.json"
 """The file of the configuration in the folder of a checkpoint."""
@@ -29,7 +42,7 @@ WEIGHTS = "model.safetensors"
 _SHOWN = 3
 
 
-def save(folder: str | Path, model: RetNetForCausalLM) -> None:
+def save(folder: str | Path, model: RetNetForCausalLM | cpp.RetNetForCausalLM) -> None:
     """Writes the configuration and the weights of a model; see `write`."""
     write(folder, model.config, model.state_dict())
 
@@ -64,7 +77,7 @@ def write(
             raise ValueError(
                 f"{folder}: lm_head.weight must equal embed_tokens.weight with tie_embeddings"
             )
-    _check(folder / WEIGHTS, config, {name: tuple(t.shape) for name, t in tensors.items()})
+    check_shapes(folder / WEIGHTS, config, {name: tuple(t.shape) for name, t in tensors.items()})
     fresh = _is_fresh(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     if fresh:
@@ -103,7 +116,7 @@ def load(
     config = read_config(folder)
     with open_tensors(folder / WEIGHTS) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _check(folder / WEIGHTS, config, shapes)
+        check_shapes(folder / WEIGHTS, config, shapes)
         if dtype is None:
             dtype = file.get_tensor("embed_tokens.weight").dtype
         if not dtype.is_floating_point:
@@ -155,7 +168,7 @@ def _is_fresh(folder: Path, config: RetNetConfig) -> bool:
     )
 
 
-def _check(path: Path, config: RetNetConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(path: Path, config: RetNetConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError where names or shapes are not those of a model of `config`."""
     model = RetNetForCausalLM(config, device="meta").state_dict()
     want = {name: tuple(tensor.shape) for name, tensor in model.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet`: train, generate, eval."""
+"""The command `retnet`: train, generate, eval, convert."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ import torch
 from retnet import checkpoint
 from retnet._files import hint, replace_file
 from retnet.config import RetNetConfig
+from retnet.convert import convert
 from retnet.data import split
 from retnet.evaluation import describe_context, evaluate
 from retnet.generation import stream
@@ -79,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
             ("train", "Train a model on files."),
             ("generate", "Continue a text."),
             ("eval", "Measure how well a model predicts files."),
+            ("convert", "Read a checkpoint of torchscale or flash-linear-attention."),
         )
     }
     _train_options(parsers["train"])
@@ -98,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parsers["eval"].add_argument
     add("files", nargs="+", help="files and folders")
     add("--window", type=int, help="read windows of that many tokens instead of carrying the state")
-    for name, run in (("train", _train), ("generate", _generate), ("eval", _eval)):
+    _convert_options(parsers["convert"])
+    runs = {"train": _train, "generate": _generate, "eval": _eval, "convert": _convert}
+    for name, run in runs.items():
         parsers[name].set_defaults(run=run, parser=parsers[name])
     return parser
 
@@ -119,6 +124,19 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
             parser.add_argument(f"--{key.name}", default=argparse.SUPPRESS, **how)
     for name in ("preset", *(key.name for key in fields(RetNetConfig))):
         parser.add_argument(f"--model.{name}", default=argparse.SUPPRESS, metavar="VALUE")
+
+
+def _convert_options(parser: argparse.ArgumentParser) -> None:
+    """SOURCE, TARGET, and what files may leave open; an error lists what is needed."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", type=Path, help="torchscale's file, or fla's folder")
+    add("target", metavar="TARGET", type=Path, help="folder to write")
+    add("--activation", help="of the feed-forward network: gelu or swish")
+    add("--norm_eps", type=float, help="of the block norms")
+    add("--group_norm_eps", type=float, help="of the heads' norm")
+    add("--embed_scale", type=float, help="factor on the embeddings")
+    add("--residual_scale", type=float, help="factor on the residual branch")
+    add("--num_heads", type=int, help="number of heads")
 
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
@@ -233,6 +251,16 @@ def _eval(options: argparse.Namespace) -> int:
     print(f"loss        {score.loss:.4f} nats/token")
     print(f"perplexity  {math.exp(min(score.loss, 700)):.4f} per token")
     print(f"bits/byte   {score.nats / math.log(2) / max(count, 1):.4f}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    known = signature(convert).parameters
+    convert(**{name: value for name, value in vars(options).items() if name in known})
+    origin = checkpoint.read_metadata(options.target)["converted_from"]
+    model = checkpoint.load(options.target)
+    weights = sum(p.numel() for p in model.parameters())
+    print(f"{options.target}: {weights:,} parameters, read as {origin}")
     return 0
 
 

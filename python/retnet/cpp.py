@@ -16,12 +16,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from retnet import _C
+from retnet import _C, checkpoint
 from retnet.config import RetNetConfig
 from retnet.nn.causal_lm import CausalLMOutput
 from retnet.ops import Form
@@ -259,6 +260,10 @@ class RetNetForCausalLM(_Body):
             input_ids, _tensors_of(state), cu_seqlens, labels, form, inplace, last_only
         )
         return CausalLMOutput(logits, loss, RetNetState(*state_after))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, as `retnet.nn.RetNetForCausalLM.save`."""
+        checkpoint.save(folder, self)
 
     def generate(
         self,

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import _register_namedtuple
 
 from retnet._files import open_tensors, write_tensors
 
@@ -107,6 +108,11 @@ class RetNetState(NamedTuple):
                 )
             # Copies: the file may go, and decoding writes into the state.
             return cls(*(t.clone().to(device or "cpu") for t in (retention, positions)))
+
+
+# So that torch.export can save and load programs with a state among their inputs or outputs.
+_register_namedtuple(RetNetState, serialized_type_name="retnet.RetNetState")
+torch.serialization.add_safe_globals([RetNetState])
 
 
 def _kind(tensor: Tensor) -> str:

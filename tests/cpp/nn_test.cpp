@@ -36,19 +36,14 @@ std::map<std::string, std::vector<int64_t>> expected_shapes(const Variant& varia
                                                           {"ffn_norm.bias", {12}},
                                                           {"ffn.up_proj.weight", {10, 12}},
                                                           {"ffn.down_proj.weight", {12, 10}}};
-  const std::map<std::string, std::vector<int64_t>> extra = {{"retention.group_norm.weight", {6}},
-                                                             {"retention.group_norm.bias", {6}},
-                                                             {"retention.log_decay", {3}},
-                                                             {"ffn.gate_proj.weight", {10, 12}},
-                                                             {"ffn.inner_norm.weight", {10}},
-                                                             {"ffn.inner_norm.bias", {10}},
-                                                             {"retention.q_proj.bias", {12}},
-                                                             {"retention.k_proj.bias", {12}},
-                                                             {"retention.v_proj.bias", {18}},
-                                                             {"retention.g_proj.bias", {18}},
-                                                             {"retention.out_proj.bias", {12}},
-                                                             {"ffn.up_proj.bias", {10}},
-                                                             {"ffn.down_proj.bias", {12}}};
+  const std::map<std::string, std::vector<int64_t>> extra = {
+      {"retention.group_norm.weight", {6}}, {"retention.group_norm.bias", {6}},
+      {"retention.log_decay", {3}},         {"ffn.gate_proj.weight", {10, 12}},
+      {"ffn.inner_norm.weight", {10}},      {"ffn.inner_norm.bias", {10}},
+      {"retention.q_proj.bias", {12}},      {"retention.k_proj.bias", {12}},
+      {"retention.v_proj.bias", {18}},      {"retention.g_proj.bias", {18}},
+      {"retention.out_proj.bias", {12}},    {"ffn.up_proj.bias", {10}},
+      {"ffn.down_proj.bias", {12}}};
   std::map<std::string, std::vector<int64_t>> all = {{"embed_tokens.weight", {13, 12}},
                                                      {"norm.weight", {12}},
                                                      {"norm.bias", {12}},

@@ -7,7 +7,9 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "arrays.h"
@@ -23,6 +25,10 @@ enum class Layout {
   kContiguous,
   kStrided,  // every second token, rows of a head apart, NaN in between: rows at 16 bytes
   kNarrow,   // the same at 8 bytes
+  // Two rows of the batch, tokens or heads: terabytes apart. (Order: as the dimensions.)
+  kFarBatch,
+  kFarTokens,
+  kFarHeads,
 };
 
 struct ChunkwiseCase {
@@ -34,6 +40,7 @@ struct ChunkwiseCase {
   std::vector<double> log_decay = {std::log1p(-1.0 / 32),
                                    std::log1p(-1.0 / 500)};  // of heads, in turn
   bool initial_state = true;
+  std::optional<double> scale = {};
   Layout layout = Layout::kContiguous;
   int64_t segment = 0;  // tokens, instead of the plan's
 
@@ -47,9 +54,10 @@ struct ChunkwiseCase {
     std::string text = dtype == DType::kBFloat16 ? "bf16" : "fp16";
     char rest[160];
     std::snprintf(rest, sizeof(rest),
-                  " tile %d B=%zu T=%zu H=%zu K=%zu V=%zu initial=%d layout=%d segment=%d packed [",
-                  tile, B, T, H, keys(), values(), initial_state, static_cast<int>(layout),
-                  static_cast<int>(segment));
+                  " tile %d B=%zu T=%zu H=%zu K=%zu V=%zu initial=%d scale=%g layout=%d segment=%d "
+                  "packed [",
+                  tile, B, T, H, keys(), values(), initial_state, scale.value_or(NAN),
+                  static_cast<int>(layout), static_cast<int>(segment));
     text += rest;
     for (const int32_t bound : cu_seqlens) text += std::to_string(bound).append(" ");
     return text + "]";
@@ -76,7 +84,7 @@ inline ChunkwiseInputs make_inputs(const ChunkwiseCase& c, double mean = 0) {
 }
 
 inline double chunkwise_scale(const ChunkwiseCase& c) {
-  return 1 / std::sqrt(static_cast<double>(c.keys()));
+  return c.scale.value_or(1 / std::sqrt(static_cast<double>(c.keys())));
 }
 
 struct ChunkwiseResult {
@@ -129,6 +137,38 @@ struct ChunkwiseRun {
   bool wide;  // 16-byte copies
 };
 
+/// An operand of which one dimension has size 2 and a stride of more than 2^32 elements: its halves
+/// come from the heap and from a thread's arena, terabytes apart on Linux.
+inline RetentionOperand far_operand(simt::Simulator& simulator, const ChunkwiseCase& c,
+                                    const Array& array, size_t size, const char* name) {
+  const size_t far = static_cast<size_t>(c.layout) - static_cast<size_t>(Layout::kFarBatch);
+  size_t sizes[] = {c.B, c.T, c.H};
+  REQUIRE(sizes[far] == 2);
+  sizes[far] = 1;
+  int64_t strides[3];  // inside of a half
+  for (int64_t d = 2, row = static_cast<int64_t>(size); d >= 0; row *= sizes[d--]) strides[d] = row;
+  std::vector<std::byte> half[2];
+  half[0].resize(2 * strides[0] * sizes[0]);
+  half[1] = half[0];
+  const std::byte* from = array.bytes.data();
+  for (size_t b = 0; b < c.B; ++b) {
+    for (size_t t = 0; t < c.T; ++t) {
+      for (size_t h = 0; h < c.H; ++h, from += 2 * size) {
+        const size_t index[] = {b, t, h};
+        int64_t at = 0;
+        for (size_t d = 0; d < 3; ++d) at += d == far ? 0 : index[d] * strides[d];
+        std::memcpy(half[index[far]].data() + 2 * at, from, 2 * size);
+      }
+    }
+  }
+  const std::byte* near_ptr = simulator.input<std::byte>(half[0], name);
+  const std::byte* far_ptr = nullptr;
+  std::thread([&] { far_ptr = simulator.input<std::byte>(half[1], name); }).join();
+  strides[far] = (reinterpret_cast<intptr_t>(far_ptr) - reinterpret_cast<intptr_t>(near_ptr)) / 2;
+  REQUIRE(std::abs(strides[far]) > int64_t{1} << 32);
+  return {near_ptr, strides[0], strides[1], strides[2]};
+}
+
 /// As csrc/ops/cuda calls it: plan, workspace, launch.
 inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs& in,
                                   simt::Options options) {
@@ -145,6 +185,7 @@ inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs&
   p.sequences = static_cast<int64_t>(c.sequences());
 
   const auto operand = [&](const Array& array, size_t size, const char* name) {
+    if (c.layout >= Layout::kFarBatch) return far_operand(simulator, c, array, size, name);
     const size_t gap = c.layout == Layout::kContiguous ? 0 : c.layout == Layout::kNarrow ? 4 : 8;
     const size_t row = size + (gap == 8 ? 8 + (8 - size % 8) % 8 : gap);
     RetentionOperand result;

@@ -1,114 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The chunkwise retention kernel, every instantiation, run lane by lane on the CPU (tests/simt):
-// against float64, with no finding of the checker, no bank conflict, and the same bits in every
-// order of blocks, warps and lanes, alone, in a batch and packed.
-#include <algorithm>
-#include <cstdio>
-#include <cstring>
-
-#include "chunkwise_device.h"
+// lengths, packed sequences, segments, head sizes and gammas. chunkwise_edges_emulated.cpp has the rest.
+#include "chunkwise_check.h"
 
 namespace retnet::kernels {
-namespace {
-
-struct Totals {
-  size_t cases = 0;
-  size_t reports = 0;
-} totals;
-
-bool same_bits(const ChunkwiseBits& a, const ChunkwiseBits& b) {
-  return a.out == b.out && a.final_state.size() == b.final_state.size() &&
-         std::memcmp(a.final_state.data(), b.final_state.data(), 4 * a.final_state.size()) == 0;
-}
-
-double norm_error(const std::vector<double>& actual, const std::vector<double>& reference) {
-  double error = 0;
-  for (size_t i = 0; i < actual.size(); ++i) error += std::pow(actual[i] - reference[i], 2);
-  return std::sqrt(error);
-}
-
-/// What is wrong with the values, or empty.
-std::string check_values(const ChunkwiseCase& c, const ChunkwiseInputs& in,
-                         const ChunkwiseBits& bits) {
-  const ChunkwiseResult exact = retention_by_definition(c, in);
-  const auto out = to_doubles(bits.out.data(), bits.out.size(), c.dtype);
-  std::string wrong = mismatch(out, exact.out, c.values(), c.dtype, 1);
-  // The composite computes in fp32 and rounds once: its error is that of the rounding.
-  const auto rounded = encode(exact.out, c.dtype).values;
-  const double ours = norm_error(out, exact.out), its = norm_error(rounded, exact.out);
-  if (wrong.empty() && !(ours <= 2 * its)) {
-    wrong = "out: " + std::to_string(ours / its) + " times the error of one rounding";
-  }
-  const std::vector<double> state(bits.final_state.begin(), bits.final_state.end());
-  const std::string text = mismatch(state, exact.final_state, c.keys() * c.values(), c.dtype, 1);
-  return text.empty() ? wrong : wrong + " final_state: " + text;
-}
-
-/// One run and all of what is asserted of every run.
-ChunkwiseBits run(const ChunkwiseCase& c, const ChunkwiseInputs& in, simt::Order order) {
-  simt::Options options;
-  options.order = order;
-  options.seed = ++totals.cases;
-  const ChunkwiseRun run = run_chunkwise(c, in, options);
-  totals.reports += run.report.findings.size();
-  uint64_t conflicts = run.report.total().bank_conflicts();
-  if (!run.wide) {  // copies of 8 bytes touch every other word of a line
-    const simt::SharedCount copies = run.report.total().async_store;
-    conflicts -= copies.wavefronts - copies.minimum;
-  }
-  if (!run.report.findings.empty() || conflicts != 0) {
-    INFO(c.name() << ", order " << static_cast<int>(order));
-    CHECK(run.report.to_string() == "");
-    CHECK(conflicts == 0);
-  }
-  return run.bits;
-}
-
-/// A case in the three orders, its values checked and returned.
-ChunkwiseBits check(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
-  const ChunkwiseBits first = run(c, in, simt::Order::kAscending);
-  const bool descending = same_bits(first, run(c, in, simt::Order::kDescending));
-  const bool random = same_bits(first, run(c, in, simt::Order::kRandom));
-  const std::string wrong = check_values(c, in, first);
-  if (!descending || !random || !wrong.empty()) {
-    INFO(c.name());
-    CHECK(descending);
-    CHECK(random);
-    CHECK(wrong == "");
-  }
-  return first;
-}
-ChunkwiseBits check(const ChunkwiseCase& c) { return check(c, make_inputs(c)); }
-
-/// The smallest head that still takes its tile.
-void shrink(ChunkwiseCase& c) {
-  c.K = c.shape().inner / 2 + 4;
-  c.V = c.shape().slice == 64 ? 20 : 68;
-}
-
-template <class F>
-void for_each_instantiation(const F& f) {
-  for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
-    for (int tile = 0; tile < kChunkwiseTileCount; ++tile) {
-      ChunkwiseCase c;
-      c.dtype = dtype;
-      c.tile = tile;
-      f(c);
-    }
-  }
-}
-
-/// The rows of sequence n, and its state, of a packed or batched result.
-ChunkwiseBits part(const ChunkwiseCase& c, const ChunkwiseBits& all, size_t n) {
-  const size_t row = c.H * c.values(), state = c.H * c.keys() * c.values();
-  const size_t first = c.cu_seqlens.empty() ? n * c.T : c.cu_seqlens[n];
-  const size_t end = c.cu_seqlens.empty() ? first + c.T : c.cu_seqlens[n + 1];
-  return {{all.out.begin() + first * row, all.out.begin() + end * row},
-          {all.final_state.begin() + n * state, all.final_state.begin() + (n + 1) * state}};
-}
-
-}  // namespace
 
 TEST_CASE("chunkwise emulated: lengths, tiles, dtypes") {
   for_each_instantiation([&](ChunkwiseCase c) {
@@ -144,20 +40,7 @@ TEST_CASE("chunkwise emulated: packed sequences") {
       INFO(c.name() << ", sequence " << n);
       CHECK(same_bits(part(c, packed, n), part(c, beside_nan, n)));
     }
-    ChunkwiseCase alone = c;
-    alone.cu_seqlens = {};
-    alone.T = 101;
-    ChunkwiseInputs rows;
-    const auto slice = [](const Array& array, size_t size) {
-      return Array{{array.bytes.begin() + 2 * 129 * size, array.bytes.begin() + 2 * 230 * size},
-                   {}};
-    };
-    rows.q = slice(in.q, c.H * c.keys());
-    rows.k = slice(in.k, c.H * c.keys());
-    rows.v = slice(in.v, c.H * c.values());
-    rows.initial_state.assign(in.initial_state.end() - c.H * c.keys() * c.values(),
-                              in.initial_state.end());
-    CHECK(same_bits(part(c, packed, 5), run(alone, rows, simt::Order::kDescending)));
+    check_alone(c, in, packed);
   });
 }
 
@@ -252,24 +135,6 @@ TEST_CASE("chunkwise emulated: every gamma") {
   });
 }
 
-TEST_CASE("chunkwise emulated: a large fp16 state saturates as an operand") {
-  ChunkwiseCase c;
-  c.dtype = DType::kFloat16;
-  c.T = 64;
-  c.H = 1;
-  c.initial_state = true;
-  ChunkwiseInputs in = make_inputs(c);
-  std::fill(in.initial_state.begin(), in.initial_state.end(), 1e6f);
-  const ChunkwiseBits bits = run(c, in, simt::Order::kAscending);
-  for (const double x : to_doubles(bits.out.data(), bits.out.size(), c.dtype)) {
-    CHECK_FALSE(std::isnan(x));
-  }
-}
-
-TEST_CASE("chunkwise emulated: totals") {
-  std::printf("chunkwise: %zu cases, %zu reports\n", totals.cases, totals.reports);
-  CHECK(totals.cases > 0);
-  CHECK(totals.reports == 0);
-}
+TEST_CASE("chunkwise emulated: totals") { print_totals("chunkwise"); }
 
 }  // namespace retnet::kernels

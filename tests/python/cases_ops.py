@@ -48,7 +48,7 @@ def rotary_inputs(
     shape = (B, H, Dk) if T is None else (B, T, H, Dk)
     positions = {
         None: lambda: torch.arange(B) * 37 + 5,
-        True: lambda: torch.arange(B * (T or 0)).view(B, -1) * 3 - 4,
+        True: lambda: torch.arange(B * (T or 0)).view(B, T or 0) * 3 - 4,
         False: lambda: torch.arange(T or 0) + 11,
     }[None if T is None else batch_positions]()
     return {
@@ -180,6 +180,7 @@ def strided(x: Tensor) -> Tensor:
     shape = [2 * n for n in x.shape[:-1]] + [x.shape[-1] + 3]
     fill = math.nan if x.is_floating_point() else -1
     wide = torch.full(shape, fill, dtype=x.dtype, device=x.device)
-    view = wide[tuple(slice(1, None, 2) for _ in x.shape[:-1])][..., 3:]
+    view = wide[tuple(slice(None, None, 2) for _ in x.shape[:-1])][..., 3:]
     view.copy_(x)
+    assert view.storage_offset() % 2 == 1
     return view

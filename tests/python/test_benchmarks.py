@@ -203,3 +203,18 @@ def test_gpu_check_without_a_gpu():
     environment = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "skipped: no GPU"), done.stderr
+
+
+def test_model_benchmark(tmp_path):
+    command = [sys.executable, "benchmarks/model.py", "--quick", "--pairs", "3"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "model.json").read_text())["results"]
+    assert [r["work"] for r in results] == ["training step", "generate, B=1"]
+    for result in results:
+        ratio, seconds = result["ratio"], result["seconds"]
+        assert ratio["rounds"] == 3 and ratio["minimum"] <= ratio["median"] <= ratio["maximum"]
+        assert all(spread["minimum"] > 0 for spread in seconds.values())
+        assert f"{result['work']:16}{result['size']}" in done.stdout

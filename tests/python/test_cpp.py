@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import retnet
 import retnet.cpp as cpp
 import retnet.nn as twins
 from cases_nn import VARIANTS, close, each_variant, make_config, make_model, random_ids
@@ -213,6 +214,15 @@ def test_copies(copied):
             for parameter in other.parameters():
                 parameter.mul_(0.5)
         assert not torch.equal(model(ids).logits, other(ids).logits)
+
+
+def test_saved_models_are_loaded_as_their_twins(tmp_path):
+    ids = random_ids(2, 5)
+    for number, model in enumerate(odd_models()):
+        model.save(tmp_path / str(number))
+        twin = retnet.load(tmp_path / str(number))
+        same(dict(twin.state_dict()), dict(model.state_dict()))
+        same(twin(ids).logits, model(ids).logits)
 
 
 def test_to_apply_and_modes():

@@ -122,6 +122,12 @@ OPS = {
         norm_oracle,
         EPS,
     ),
+    "norm_of_a_step": Op(
+        "gated_group_norm",
+        lambda B, T, H, K, V, **kw: norm_inputs((B,), H, V, **kw),
+        norm_oracle,
+        EPS,
+    ),
     "norm_rms_plain": Op(
         "gated_group_norm",
         lambda B, T, H, K, V, **kw: norm_inputs((B,), H, V, gate=False, weight="", bias="", **kw),
@@ -218,6 +224,18 @@ def test_rows_apart_against_the_definition(dtype, op, device):
         grads = torch.autograd.grad(outputs, list(asking(leaves).values()), incoming)
         for name, y in zip(asking(leaves), grads, strict=True):
             assert_close_to_reference(actual[name], y, dtype, grad=True, name=name)
+
+
+@every_op
+@parametrize("shape", [(0, 3, 2, 4, 5), (2, 0, 2, 4, 5), (2, 3, 0, 4, 5)], ids=str)
+def test_rows_apart_of_nothing(shape, op, device, request):
+    """No row, no token or no head: the same shapes and zeros in the strict mode as without it."""
+    batched = op.with_grads(op.make(*shape, dtype=torch.float32, device=device))
+    request.getfixturevalue("strictly_deterministic")
+    apart = op.with_grads(op.make(*shape, dtype=torch.float32, device=device))
+    assert batched.keys() == apart.keys()
+    for name, x in apart.items():
+        torch.testing.assert_close(x, batched[name], msg=name)
 
 
 @parametrize("form", FORMS)

@@ -179,9 +179,9 @@ def test_gradients_are_refused(name):
         assert not multi_scale_retention_step(**inputs, eps=EPS).requires_grad
 
 
-@parametrize("name", ["q", "k", "v", "gate", "log_decay", "weight", "bias"])
+@parametrize("name", ["q", "k", "v", "gate", "log_decay", "frequencies", "weight", "bias"])
 def test_state_that_shares_memory_with_an_input_raises(name):
-    inputs = fused_inputs()
+    inputs = fused_inputs(dtype=torch.float32)  # that of frequencies
     shape = inputs[name].shape
     inputs[name] = inputs["state"].flatten()[: shape.numel()].view(shape)
     if name == "log_decay":

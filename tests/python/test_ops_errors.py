@@ -152,6 +152,10 @@ STEP = {
         {"log_decay": zeros(4, dtype=f64)},
         "log_decay must be float32 (the state's dtype), got float64",
     ),
+    "log_decay_device": (
+        {"log_decay": zeros(4, device="meta")},
+        "log_decay must be on q's device cpu, got meta",
+    ),
     "log_decay_positive": (
         {"log_decay": torch.tensor([0.0, 0.25, -1.0, 0.0])},
         "log_decay must lie in [-inf, 0], got 0.25 in head 1",
@@ -223,12 +227,28 @@ FUSED = {
     "style": ROTARY["style"],
     "positions": ({"positions": ints(1)}, "positions must have shape [B] = [3], got [1]"),
     "positions_dtype": ({"positions": zeros(3)}, "positions must be int32 or int64, got float32"),
+    "positions_device": (
+        {"positions": zeros(3, dtype=int64, device="meta")},
+        "positions must be on q's device cpu, got meta",
+    ),
     "weight_rank": (
         {"weight": zeros(1, 4, 12)},
         "weight must have shape [Dv] or [H, Dv], got [1, 4, 12]",
     ),
     "weight_V": ({"weight": zeros(4)}, "weight must have shape [Dv] = [12], got [4]"),
+    "weight_dtype": (
+        {"weight": zeros(4, 12, dtype=bf16)},
+        "weight must be float32 (like v) or float32 (the dtype of accumulation), got bfloat16",
+    ),
+    "weight_device": (
+        {"weight": zeros(12, device="meta")},
+        "weight must be on v's device cpu, got meta",
+    ),
     "bias_HV": ({"bias": zeros(3, 12)}, "bias must have shape [H, Dv] = [4, 12], got [3, 12]"),
+    "bias_device": (
+        {"bias": zeros(4, 12, device="meta")},
+        "bias must be on v's device cpu, got meta",
+    ),
     "bias_dtype": (
         {"bias": zeros(12, dtype=f64)},
         "bias must be float32 (like v) or float32 (the dtype of accumulation), got float64",

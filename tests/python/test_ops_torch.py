@@ -93,13 +93,13 @@ def all_grads(outputs: tuple[Tensor, ...], inputs: Inputs) -> Inputs:
 
 
 @every_op
-def test_opcheck(op):
-    check_op(op, op.make(dtype=torch.float32))
+def test_opcheck(op, device):
+    check_op(op, op.make(dtype=torch.float32, device=device))
 
 
 @every_differentiable_op
-def test_opcheck_with_gradients(op):
-    check_op(op, ask(op.make(dtype=torch.float32)))
+def test_opcheck_with_gradients(op, device):
+    check_op(op, ask(op.make(dtype=torch.float32, device=device)))
 
 
 def check_op(op, inputs):
@@ -153,9 +153,9 @@ def test_strides_and_offsets(dtype, op, device):
 
 
 @every_differentiable_op
-def test_expanded_inputs(op):
+def test_expanded_inputs(op, device):
     """Stride 0 over the batch, gradients included: they sum over it."""
-    inputs = ask(op.make(1))
+    inputs = ask(op.make(1, device=device))
     batched = [name for name in op.tokens if name in inputs]
     expanded = {**inputs, **{n: inputs[n].expand(3, *inputs[n].shape[1:]) for n in batched}}
     if op.name == "rotary" and inputs["positions"].shape[0] == 1:
@@ -170,9 +170,9 @@ def test_expanded_inputs(op):
 
 
 @parametrize("op", [OPS["step"], OPS["fused"]], ids=["step", "fused"])
-def test_expanded_tokens_of_a_step(op):
+def test_expanded_tokens_of_a_step(op, device):
     """Stride 0 over batch and heads in all but the state."""
-    inputs = op.make()
+    inputs = op.make(device=device)
     one = {n: x[:1, :1] for n, x in inputs.items() if n in op.tokens}
     expanded = {n: x.expand(*inputs[n].shape) for n, x in one.items()}
     copies = {n: x.contiguous() for n, x in expanded.items()}
@@ -201,31 +201,32 @@ def test_the_inputs_are_left_alone(op, device):
 
 @every_op
 @parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype, op):
+def test_autocast(dtype, op, device):
     """Tokens are cast, everything else keeps its float32."""
-    inputs = op.make(dtype=torch.float32)
+    inputs = op.make(dtype=torch.float32, device=device)
     cast = {n: x.to(dtype) if n in op.tokens else x.clone() for n, x in inputs.items()}
-    with torch.autocast("cpu", dtype):
+    with torch.autocast(device.type, dtype):
         outputs = op(**inputs)
     assert outputs[0].dtype == dtype
     assert equal(outputs, op(**cast))
-    double = op.make()
-    with torch.autocast("cpu", dtype):
+    double = op.make(device=device)
+    with torch.autocast(device.type, dtype):
         assert op(**double)[0].dtype == torch.float64  # as everywhere in autocast
 
 
 @every_differentiable_op
-def test_autocast_gradients_reach_float32_leaves(op):
-    inputs = ask(op.make(dtype=torch.float32))
-    with torch.autocast("cpu", torch.bfloat16):
+def test_autocast_gradients_reach_float32_leaves(op, device):
+    inputs = ask(op.make(dtype=torch.float32, device=device))
+    with torch.autocast(device.type, torch.bfloat16):
         outputs = op(**inputs)
     assert all(x.dtype == torch.float32 for x in all_grads(outputs, inputs).values())
 
 
 @every_op
 @parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_without_gradients(mode, op):
-    inputs, again = op.make(), op.make() if op.is_step else ask(op.make())
+def test_without_gradients(mode, op, device):
+    inputs, again = (op.make(device=device) for _ in range(2))
+    again = again if op.is_step else ask(again)
     expected = op(**inputs)
     with mode():
         outputs = op(**again)
@@ -234,8 +235,8 @@ def test_without_gradients(mode, op):
 
 
 @every_differentiable_op
-def test_activation_checkpointing(op):
-    inputs = ask(op.make())
+def test_activation_checkpointing(op, device):
+    inputs = ask(op.make(device=device))
     expected = all_grads(op(**inputs), inputs)
     again = checkpoint(lambda: op(**inputs), use_reentrant=False)
     assert equal(all_grads(again, inputs).values(), expected.values())
@@ -250,24 +251,24 @@ def test_function_transforms_of_gradients_raise(op):
 
 
 @every_op
-def test_compile_with_dynamic_sizes(op):
-    check_compiled(op, "aot_eager")
+def test_compile_with_dynamic_sizes(op, device):
+    check_compiled(op, "aot_eager", device)
 
 
 @parametrize("name", ["norm_layer", "fused"])
 def test_compile_with_inductor(name):
     """It is slow to start: an operator with gradients and one with a state stand for the others."""
-    check_compiled(OPS[name], "inductor")
+    check_compiled(OPS[name], "inductor", "cpu")
 
 
-def check_compiled(op, backend):
+def check_compiled(op, backend, device):
     """One graph for every batch and length, forward, backward and the update of the state,
     without a break or a recompilation."""
     torch._dynamo.reset()
     compiled = torch.compile(lambda **x: op(**x), fullgraph=True, dynamic=True, backend=backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for B, T in ((5, 11), (6, 13), (7, 17)):  # none equal to another size, nor 1
-            made = [op.make(B, T, dtype=torch.float32) for _ in range(2)]
+            made = [op.make(B, T, dtype=torch.float32, device=device) for _ in range(2)]
             inputs, plain = made if op.is_step else map(ask, made)
             outputs, expected = compiled(**inputs), op(**plain)
             for a, b in zip(outputs, expected, strict=True):
@@ -307,8 +308,11 @@ def test_meta(op):
 
 
 @every_op
-def test_threads(op):
-    make = op.make if op.is_step else lambda: ask(op.make())
+def test_threads(op, device):
+
+    def make() -> Inputs:
+        inputs = op.make(device=device)
+        return inputs if op.is_step else ask(inputs)
 
     def run() -> list[Tensor]:
         inputs = make()

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from cases_retention import make_inputs
+from cases_retention import NAMES, make_inputs
 from retnet import ops
 from retnet.ops import retention
 
@@ -29,6 +29,10 @@ BAD = {
         {"k": torch.zeros(2, 7, 4, 6)},
         "k must have shape [B, T, H, Dk] = [2, 7, 4, 8], got [2, 7, 4, 6]",
     ),
+    "k_rank": (
+        {"k": torch.zeros(2, 7, 32)},
+        "k must have shape [B, T, H, Dk] = [2, 7, 4, 8], got [2, 7, 32]",
+    ),
     "k_heads": (
         {"k": torch.zeros(2, 7, 2, 8)},
         "k must have shape [B, T, H, Dk] = [2, 7, 4, 8], got [2, 7, 2, 8]",
@@ -45,6 +49,10 @@ BAD = {
     "v_dtype": (
         {"v": torch.zeros(2, 7, 4, 12, dtype=torch.float64)},
         "v must be float32 (like q), got float64",
+    ),
+    "k_device": (
+        {"k": torch.zeros(2, 7, 4, 8, device="meta")},
+        "k must be on q's device cpu, got meta",
     ),
     "v_device": (
         {"v": torch.zeros(2, 7, 4, 12, device="meta")},
@@ -69,6 +77,10 @@ BAD = {
     "log_decay_nan": (
         {"log_decay": torch.tensor([0.0, math.nan, 0.0, 0.0])},
         "log_decay must lie in [-inf, 0], got nan in head 1",
+    ),
+    "state_rank": (
+        {"initial_state": torch.zeros(4, 8, 12)},
+        "initial_state must have shape [N, H, Dk, Dv] = [2, 4, 8, 12], got [4, 8, 12]",
     ),
     "state_shape": (
         {"initial_state": torch.zeros(2, 4, 12, 8)},
@@ -117,13 +129,35 @@ def test_bad_argument(change, message, op):
     assert f"{op}: {message}" in str(error.value)
 
 
-@pytest.mark.parametrize(("cu_seqlens", "message"), BAD_PACKED.values(), ids=BAD_PACKED.keys())
-def test_bad_cu_seqlens(cu_seqlens, message):
+bad_packed = pytest.mark.parametrize(
+    ("cu_seqlens", "message"), BAD_PACKED.values(), ids=BAD_PACKED.keys()
+)
+
+
+@pytest.mark.parametrize("op", ["retention", "retention_plan"])
+@bad_packed
+def test_bad_cu_seqlens(cu_seqlens, message, op):
     inputs = make_inputs(B=1, T=7, dtype=torch.float32)
     del inputs["initial_state"]
     with pytest.raises(RuntimeError) as error:
-        retention(**inputs, cu_seqlens=cu_seqlens)
-    assert f"retention: cu_seqlens {message}" in str(error.value)
+        getattr(ops, op)(**inputs, cu_seqlens=cu_seqlens)
+    assert f"{op}: cu_seqlens {message}" in str(error.value)
+
+
+@bad_packed
+def test_bad_cu_seqlens_of_the_backward(cu_seqlens, message):
+    inputs = make_inputs(B=1, T=7, dtype=torch.float32)
+    options = {"scale": None, "form": "chunkwise", "chunk_size": None, "cu_seqlens": cu_seqlens}
+    with pytest.raises(RuntimeError) as error:
+        torch.ops.retnet.retention_backward(
+            inputs["v"],
+            None,
+            *[inputs[n] for n in NAMES[:4]],
+            None,
+            **options,
+            output_mask=[True] * 5,
+        )
+    assert f"retention_backward: cu_seqlens {message}" in str(error.value)
 
 
 # grad_out, grad_state, what is changed in good inputs, the message
@@ -157,6 +191,12 @@ BAD_GRADIENTS = {
         torch.zeros(2, 4, 8, 12).double(),
         {},
         "grad_state must be float32 (the state's dtype), got float64",
+    ),
+    "out_rank": (
+        torch.zeros(2, 7, 48),
+        None,
+        {},
+        "grad_out must have shape [B, T, H, Dv] = [2, 7, 4, 12], got [2, 7, 48]",
     ),
     "state_device": (
         None,

@@ -32,9 +32,11 @@ def test_gradcheck(packed, form):
 
 
 @parametrize("form", FORMS)
-def test_opcheck(form):
-    inputs = require_grad(make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=2))
-    cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32)
+def test_opcheck(form, device):
+    inputs = require_grad(
+        make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=2, device=device)
+    )
+    cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32, device=device)
     options = {"scale": 0.5, "form": form, "chunk_size": 4, "cu_seqlens": cu_seqlens}
     torch.library.opcheck(torch.ops.retnet.retention, tuple(inputs.values()), options)
     # The outputs are aliased by no input when nothing asks for gradients either.
@@ -42,26 +44,42 @@ def test_opcheck(form):
     torch.library.opcheck(torch.ops.retnet.retention, detached, options)
 
 
+def backward_call(packed, form, undefined=()):
+    """Positional arguments and options but for the mask."""
+    N = 3 if packed else 1
+    inputs = make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=N)
+    incoming = {"out": torch.randn(1, 9, 2, 2), "state": torch.randn(N, 2, 3, 2)}
+    args = *(None if n in undefined else x for n, x in incoming.items()), *inputs.values()
+    cu_seqlens = torch.tensor([0, 4, 4, 9], dtype=torch.int32) if packed else None
+    return args, {"scale": None, "form": form, "chunk_size": 4, "cu_seqlens": cu_seqlens}
+
+
 @parametrize("form", FORMS)
 @parametrize("packed", [False, True], ids=["batch", "packed"])
 @parametrize("mask", [[True] * 5, [False, True, False, True, False]], ids=["all", "some"])
 def test_opcheck_backward(mask, packed, form):
-    N = 3 if packed else 1
-    inputs = make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=N)
-    args = (torch.randn(1, 9, 2, 2), torch.randn(N, 2, 3, 2), *inputs.values())
-    cu_seqlens = torch.tensor([0, 4, 4, 9], dtype=torch.int32) if packed else None
-    options = {"scale": None, "form": form, "chunk_size": 4, "cu_seqlens": cu_seqlens}
+    args, options = backward_call(packed, form)
     torch.library.opcheck(
         torch.ops.retnet.retention_backward, args, {**options, "output_mask": mask}
     )
 
 
 @parametrize("form", FORMS)
+@parametrize("undefined", [["state"], ["out"], ["out", "state"]], ids="-".join)
+def test_opcheck_backward_without_a_gradient(undefined, form):
+    args, options = backward_call(True, form, undefined)
+    options["output_mask"] = [True] * 5
+    torch.library.opcheck(torch.ops.retnet.retention_backward, args, options)
+    results = torch.ops.retnet.retention_backward(*args, **options)
+    assert any(x.any() for x in results) == (len(undefined) < 2)
+
+
+@parametrize("form", FORMS)
 @parametrize("asked", NAMES)
-def test_subset_of_gradients(asked, form):
-    every = require_grad(make_inputs(T=20))
+def test_subset_of_gradients(asked, form, device):
+    every = require_grad(make_inputs(T=20, device=device))
     expected = grads(retention(**every, form=form), every)[asked]
-    inputs = make_inputs(T=20)
+    inputs = make_inputs(T=20, device=device)
     inputs[asked].requires_grad_()
     outputs = retention(**inputs, form=form)
     actual = grads(outputs, {asked: inputs[asked]})[asked]
@@ -69,11 +87,11 @@ def test_subset_of_gradients(asked, form):
 
 
 @parametrize("form", FORMS)
-def test_one_tensor_as_query_and_key(form):
-    apart = require_grad(make_inputs(T=20))
+def test_one_tensor_as_query_and_key(form, device):
+    apart = require_grad(make_inputs(T=20, device=device))
     apart["k"] = apart["q"].detach().clone().requires_grad_()
     expected = grads(retention(**apart, form=form), apart)
-    shared = require_grad(make_inputs(T=20))
+    shared = require_grad(make_inputs(T=20, device=device))
     shared["k"] = shared["q"]
     outputs = retention(**shared, form=form)
     actual = grads(outputs, {"q": shared["q"]})["q"]
@@ -93,9 +111,9 @@ def test_strides_and_offsets(dtype, form, device):
 
 
 @parametrize("form", FORMS)
-def test_expanded_inputs(form):
+def test_expanded_inputs(form, device):
     """Stride 0 over the batch and over heads, gradients included."""
-    inputs = make_inputs(B=1, T=20)
+    inputs = make_inputs(B=1, T=20, device=device)
     inputs["k"] = inputs["k"][:, :, :1]
     leaves = require_grad(inputs)
     expanded = {name: x for name, x in leaves.items()}
@@ -129,8 +147,9 @@ def test_expanded_and_strided_incoming_gradients(form, device):
         assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
-def test_outputs_share_no_memory_with_inputs():
-    inputs = make_inputs()
+@parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_outputs_share_no_memory_with_inputs(dtype, device):
+    inputs = make_inputs(dtype=dtype, device=device)
     pointers = {x.untyped_storage().data_ptr() for x in inputs.values()}
     for T in (0, 20):
         outputs = retention(**{n: x[:, :T] if n in "qkv" else x for n, x in inputs.items()})
@@ -139,8 +158,8 @@ def test_outputs_share_no_memory_with_inputs():
 
 @parametrize("form", FORMS)
 @parametrize("name", NAMES)
-def test_saved_tensor_changed_in_place_raises(name, form):
-    inputs = require_grad(make_inputs(T=20))
+def test_saved_tensor_changed_in_place_raises(name, form, device):
+    inputs = require_grad(make_inputs(T=20, device=device))
     hidden = {name: x * 1 for name, x in inputs.items()}
     out, _ = retention(**hidden, form=form)
     with torch.no_grad():
@@ -149,8 +168,8 @@ def test_saved_tensor_changed_in_place_raises(name, form):
         out.sum().backward()
 
 
-def test_double_backward_raises():
-    inputs = require_grad(make_inputs(T=9))
+def test_double_backward_raises(device):
+    inputs = require_grad(make_inputs(T=9, device=device))
     out, _ = retention(**inputs)
     (grad,) = torch.autograd.grad(out.square().sum(), inputs["q"], create_graph=True)
     with pytest.raises(RuntimeError, match="retention_backward: double backward is not supported"):
@@ -175,9 +194,9 @@ def test_vmap_is_a_loop():
 
 
 @parametrize("form", FORMS)
-def test_memory_between_forward_and_backward(form):
+def test_memory_between_forward_and_backward(form, device):
     """What is saved are the inputs themselves: nothing per pair of tokens, no state per chunk."""
-    inputs = require_grad(make_inputs(T=300, dtype=torch.bfloat16))
+    inputs = require_grad(make_inputs(T=300, dtype=torch.bfloat16, device=device))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
         out, _ = retention(**inputs, form=form)
@@ -187,28 +206,28 @@ def test_memory_between_forward_and_backward(form):
 
 
 @parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_autocast(dtype):
-    inputs = make_inputs(T=20, dtype=torch.float32)
-    with torch.autocast("cpu", dtype):
+def test_autocast(dtype, device):
+    inputs = make_inputs(T=20, dtype=torch.float32, device=device)
+    with torch.autocast(device.type, dtype):
         out, state = retention(**require_grad(inputs))
     assert out.dtype == dtype and state.dtype == torch.float32
     cast = {name: x.to(dtype) if name in "qkv" else x for name, x in inputs.items()}
     assert torch.equal(out, retention(**cast)[0])
-    double = make_inputs(T=20)
-    with torch.autocast("cpu", dtype):
+    double = make_inputs(T=20, device=device)
+    with torch.autocast(device.type, dtype):
         assert retention(**double)[0].dtype == torch.float64  # as everywhere in autocast
 
 
-def test_autocast_gradients_reach_float32_leaves():
-    inputs = require_grad(make_inputs(T=20, dtype=torch.float32))
-    with torch.autocast("cpu", torch.bfloat16):
+def test_autocast_gradients_reach_float32_leaves(device):
+    inputs = require_grad(make_inputs(T=20, dtype=torch.float32, device=device))
+    with torch.autocast(device.type, torch.bfloat16):
         outputs = retention(**inputs)
     assert all(x.dtype == torch.float32 for x in grads(outputs, inputs).values())
 
 
 @parametrize("mode", [torch.inference_mode, torch.no_grad])
-def test_without_gradients(mode):
-    inputs = require_grad(make_inputs(T=20))
+def test_without_gradients(mode, device):
+    inputs = require_grad(make_inputs(T=20, device=device))
     expected = retention(**inputs)
     with mode():
         outputs = retention(**inputs)
@@ -217,8 +236,8 @@ def test_without_gradients(mode):
 
 
 @parametrize("form", FORMS)
-def test_activation_checkpointing(form):
-    inputs = require_grad(make_inputs(T=20))
+def test_activation_checkpointing(form, device):
+    inputs = require_grad(make_inputs(T=20, device=device))
     expected = grads(retention(**inputs, form=form), inputs)
     again = checkpoint(lambda *x: retention(*x, form=form), *inputs.values(), use_reentrant=False)
     actual = grads(again, inputs)
@@ -226,7 +245,7 @@ def test_activation_checkpointing(form):
 
 
 @parametrize("form", FORMS)
-def test_compile_with_dynamic_length(form):
+def test_compile_with_dynamic_length(form, device):
     """One graph for every length: forward and backward, without a break or a recompilation."""
     torch._dynamo.reset()
 
@@ -238,7 +257,7 @@ def test_compile_with_dynamic_length(form):
     torch._dynamo.config.error_on_recompile = True
     try:
         for T in (20, 33, 47):
-            inputs = require_grad(make_inputs(T=T, dtype=torch.float32))
+            inputs = require_grad(make_inputs(T=T, dtype=torch.float32, device=device))
             expected = torch.autograd.grad(step(**inputs), list(inputs.values()))
             actual = torch.autograd.grad(compiled(**inputs), list(inputs.values()))
             for a, b in zip(actual, expected, strict=True):
@@ -269,8 +288,8 @@ def test_meta(form):
     assert state.shape == (2, 4, 8, 12) and state.dtype == state_dtype(torch.bfloat16)
 
 
-def test_threads():
-    inputs = require_grad(make_inputs(T=70))
+def test_threads(device):
+    inputs = require_grad(make_inputs(T=70, device=device))
     expected = grads(retention(**inputs), inputs)["q"]
     results = {}
 
@@ -299,19 +318,27 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_fork_after_import():
-    code = """
+def test_fork_after_import(device):
+    """Parent and child both compute: the import has initialised nothing that a fork breaks."""
+    code = f"""
 import os, torch, retnet
-x = torch.ones(1, 5, 1, 2)
 pid = os.fork()
-out, _ = retnet.ops.retention(x, x, x, torch.zeros(1))
-assert out.shape == x.shape
+x = torch.ones(1, 5, 1, 2, device="{device}")
+out, _ = retnet.ops.retention(x, x, x, torch.zeros(1, device="{device}"))
+assert out.cpu().shape == x.shape
 if pid:
     print(os.waitpid(pid, 0)[1])
 """
     assert run_python(code, OMP_NUM_THREADS="1").split() == ["0"]
 
 
-def test_import_leaves_cuda_alone():
-    code = "import torch, retnet; print(torch.cuda.is_initialized())"
+def test_import_leaves_cuda_alone(device):
+    """Whether there is a GPU or not: nothing asks for CUDA, nothing has initialised it."""
+    code = """
+import torch
+def asked(*_): raise AssertionError("the import asks for CUDA")
+torch.cuda._lazy_init = asked
+import retnet, retnet.nn, retnet.cpp, retnet.cli
+print(torch.cuda.is_initialized())
+"""
     assert run_python(code).split() == ["False"]

@@ -42,6 +42,19 @@ at::Tensor sum_per_head(const at::Tensor& x) {
   return x.transpose(0, 1).flatten(1).sum(-1, /*keepdim=*/false, at::kDouble);
 }
 
+at::Tensor packed_bounds(const char* op, const at::Tensor& q, const at::Tensor& cu_seqlens) {
+  const auto bounds = cu_seqlens.cpu().contiguous();
+  const int32_t* bound = bounds.const_data_ptr<int32_t>();
+  const int64_t T = q.size(1), N = bounds.numel() - 1;
+  TORCH_CHECK(bound[0] == 0, op, ": cu_seqlens must start at 0, got ", bound[0]);
+  TORCH_CHECK(bound[N] == T, op, ": cu_seqlens must end at T = ", T, ", got ", bound[N]);
+  for (int64_t n = 0; n < N; ++n) {
+    TORCH_CHECK(bound[n] <= bound[n + 1], op, ": cu_seqlens must never fall, got ", bound[n],
+                " before ", bound[n + 1], " at index ", n + 1);
+  }
+  return bounds;
+}
+
 }  // namespace composite
 
 namespace {
@@ -63,7 +76,8 @@ struct Span {
 
 /// The whole batch as one span or, where rows are computed apart, one for each; one for each packed
 /// sequence. Reads cu_seqlens on the host.
-std::vector<Span> spans_of(const at::Tensor& q, const std::optional<at::Tensor>& cu_seqlens) {
+std::vector<Span> spans_of(const char* op, const at::Tensor& q,
+                           const std::optional<at::Tensor>& cu_seqlens) {
   const int64_t T = q.size(1);
   if (!cu_seqlens) {
     const int64_t rows = composite::rows_apart() ? 1 : q.size(0);
@@ -71,15 +85,10 @@ std::vector<Span> spans_of(const at::Tensor& q, const std::optional<at::Tensor>&
     for (int64_t row = 0; row < q.size(0); row += rows) spans.push_back({row, row, rows, 0, T});
     return spans;
   }
-  const auto bounds = cu_seqlens->cpu().contiguous();
+  const auto bounds = composite::packed_bounds(op, q, *cu_seqlens);
   const int32_t* bound = bounds.const_data_ptr<int32_t>();
-  const int64_t N = bounds.numel() - 1;
-  TORCH_CHECK(bound[0] == 0, "retention: cu_seqlens must start at 0, got ", bound[0]);
-  TORCH_CHECK(bound[N] == T, "retention: cu_seqlens must end at T = ", T, ", got ", bound[N]);
   std::vector<Span> spans;
-  for (int64_t n = 0; n < N; ++n) {
-    TORCH_CHECK(bound[n] <= bound[n + 1], "retention: cu_seqlens must never fall, got ", bound[n],
-                " before ", bound[n + 1], " at index ", n + 1);
+  for (int64_t n = 0; n + 1 < bounds.numel(); ++n) {
     spans.push_back({n, 0, 1, bound[n], bound[n + 1] - bound[n]});
   }
   return spans;
@@ -119,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor> composite::retention(
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens) {
   check_retention("retention", q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
-  const auto spans = spans_of(q, cu_seqlens);
+  const auto spans = spans_of("retention", q, cu_seqlens);
   const int64_t N = cu_seqlens ? cu_seqlens->size(0) - 1 : q.size(0);
   auto out = at::empty(v.sizes(), q.options());
   auto final_state = at::empty({N, q.size(2), q.size(3), v.size(3)}, log_decay.options());
@@ -150,7 +159,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
   check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
-  const auto spans = spans_of(q, cu_seqlens);
+  const auto spans = spans_of("retention_backward", q, cu_seqlens);
   const auto like = [](bool asked, const at::Tensor& x) {
     return asked ? at::empty(x.sizes(), x.options()) : at::Tensor();
   };

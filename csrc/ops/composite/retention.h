@@ -74,4 +74,8 @@ at::Tensor state_or_zeros(const at::Tensor& state, const Inputs& in);
 /// The sum of x [B, H, ...] over all but its heads, in float64: [H].
 at::Tensor sum_per_head(const at::Tensor& x);
 
+/// cu_seqlens on the host, which waits for the device, checked in the name of `op`: it starts at 0,
+/// ends at T and never falls.
+at::Tensor packed_bounds(const char* op, const at::Tensor& q, const at::Tensor& cu_seqlens);
+
 }  // namespace retnet::ops::composite

@@ -33,19 +33,16 @@ kernels::RetentionOperand operand_of(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-/// A call of the kernel. The tensors own what the parameters point to.
+/// A call of the kernel: its parameters but for the pointers to device memory, and its plan.
 struct Call {
   kernels::ChunkwiseParams params;
   kernels::ChunkwisePlan plan;
-  at::Tensor q, k, v, log_decay, initial_state, cu_seqlens;
-  int64_t copies = 0;
 };
 
-/// Plans a checked call. Of what the kernel refuses nothing is copied.
-Call make_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-               const at::Tensor& log_decay, const std::optional<at::Tensor>& initial_state,
-               std::optional<double> scale, std::string_view form,
-               std::optional<int64_t> chunk_size, const std::optional<at::Tensor>& cu_seqlens) {
+/// Plans a checked call; copies nothing.
+Call plan_call(const at::Tensor& q, const at::Tensor& v, std::optional<double> scale,
+               std::string_view form, std::optional<int64_t> chunk_size,
+               const std::optional<at::Tensor>& cu_seqlens) {
   Call call;
   auto& p = call.params;
   p.batch = q.size(0);
@@ -55,10 +52,7 @@ Call make_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
   p.outer = v.size(3);
   p.sequences = cu_seqlens ? cu_seqlens->size(0) - 1 : p.batch;
   p.scale = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(p.inner))));
-  if (cu_seqlens) {
-    call.cu_seqlens = cu_seqlens->contiguous();
-    p.cu_seqlens_ptr = call.cu_seqlens.const_data_ptr<int32_t>();
-  }
+  if (cu_seqlens) p.cu_seqlens_ptr = cu_seqlens->const_data_ptr<int32_t>();
   if (form != "chunkwise") {
     call.plan.refusal = "the kernel is of the chunkwise form";
   } else if (q.scalar_type() != at::kBFloat16 && q.scalar_type() != at::kHalf) {
@@ -68,26 +62,12 @@ Call make_call(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
     call.plan = kernels::chunkwise_plan(p, device_limits(q.device().index()),
                                         chunk_size.value_or(0), composite::rows_apart());
   }
-  if (call.plan.refusal != nullptr) return call;
-
-  const auto usable = [&](const at::Tensor& x) {
-    if (x.stride(3) == 1 && kernels::chunkwise_aligned(operand_of(x), p)) return x;
-    ++call.copies;
-    return x.clone(at::MemoryFormat::Contiguous);
-  };
-  call.q = usable(q);
-  call.k = usable(k);
-  call.v = usable(v);
-  p.readout = operand_of(call.q);
-  p.key = operand_of(call.k);
-  p.value = operand_of(call.v);
-  call.log_decay = log_decay.contiguous();
-  p.log_decay_ptr = call.log_decay.const_data_ptr<float>();
-  if (initial_state) {
-    call.initial_state = initial_state->contiguous();
-    p.initial_state_ptr = call.initial_state.const_data_ptr<float>();
-  }
   return call;
+}
+
+/// Whether the kernel reads x [B, T, H, D] where it lies; else it reads a contiguous copy.
+bool readable(const at::Tensor& x, const kernels::ChunkwiseParams& p) {
+  return x.stride(3) == 1 && kernels::chunkwise_aligned(operand_of(x), p);
 }
 
 std::tuple<at::Tensor, at::Tensor> retention_cuda(const at::Tensor& q, const at::Tensor& k,
@@ -99,20 +79,33 @@ std::tuple<at::Tensor, at::Tensor> retention_cuda(const at::Tensor& q, const at:
                                                   const std::optional<at::Tensor>& cu_seqlens) {
   check_retention("retention", q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
   const c10::cuda::CUDAGuard guard(q.device());
-  auto call = make_call(q, k, v, log_decay, initial_state, scale, form, chunk_size, cu_seqlens);
-  if (call.plan.refusal != nullptr) {
+  auto [p, plan] = plan_call(q, v, scale, form, chunk_size, cu_seqlens);
+  if (plan.refusal != nullptr) {
     return composite::retention(q, k, v, log_decay, initial_state, scale, form, chunk_size,
                                 cu_seqlens);
   }
-  auto& p = call.params;
+  // These own what the parameters point to until the launch.
+  const auto readable_or_copy = [&p = p](const at::Tensor& x) {
+    return readable(x, p) ? x : x.clone(at::MemoryFormat::Contiguous);
+  };
+  const auto readout = readable_or_copy(q), key = readable_or_copy(k), value = readable_or_copy(v);
+  const auto decay = log_decay.contiguous();
+  const auto bounds = cu_seqlens ? cu_seqlens->contiguous() : at::Tensor();
+  const auto start = initial_state ? initial_state->contiguous() : at::Tensor();
   auto out = at::empty(v.sizes(), q.options());
   auto final_state = at::empty({p.sequences, p.heads, p.inner, p.outer}, log_decay.options());
-  const auto workspace = at::empty(
-      {static_cast<int64_t>(call.plan.workspace_bytes / sizeof(float))}, log_decay.options());
+  const auto workspace =
+      at::empty({static_cast<int64_t>(plan.workspace_bytes / sizeof(float))}, log_decay.options());
+  p.readout = operand_of(readout);
+  p.key = operand_of(key);
+  p.value = operand_of(value);
+  p.log_decay_ptr = decay.const_data_ptr<float>();
+  if (cu_seqlens) p.cu_seqlens_ptr = bounds.const_data_ptr<int32_t>();
+  if (initial_state) p.initial_state_ptr = start.const_data_ptr<float>();
   p.out_ptr = out.mutable_data_ptr();
   p.final_state_ptr = final_state.mutable_data_ptr<float>();
   p.workspace_ptr = workspace.mutable_data_ptr<float>();
-  C10_CUDA_CHECK(kernels::launch_chunkwise(p, call.plan, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(kernels::launch_chunkwise(p, plan, c10::cuda::getCurrentCUDAStream()));
   return {out, final_state};
 }
 
@@ -125,12 +118,11 @@ RetentionPlanTuple retention_plan_cuda(const at::Tensor& q, const at::Tensor& k,
   check_retention("retention_plan", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
   const c10::cuda::CUDAGuard guard(q.device());
-  const auto call =
-      make_call(q, k, v, log_decay, initial_state, scale, form, chunk_size, cu_seqlens);
-  if (call.plan.refusal != nullptr) return {"composite", call.plan.refusal, 0, 0, 0, 0, 0, 0};
-  const auto& tile = kernels::kChunkwiseTiles[call.plan.tile];
-  return {"kernel",       "",         tile.inner, tile.slice, tile.chunk, call.plan.segment_length,
-          call.plan.rows, call.copies};
+  const auto [p, plan] = plan_call(q, v, scale, form, chunk_size, cu_seqlens);
+  if (plan.refusal != nullptr) return {"composite", plan.refusal, 0, 0, 0, 0, 0, 0};
+  const auto& tile = kernels::kChunkwiseTiles[plan.tile];
+  const int64_t copies = !readable(q, p) + !readable(k, p) + !readable(v, p);
+  return {"kernel", "", tile.inner, tile.slice, tile.chunk, plan.segment_length, plan.rows, copies};
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import _register_namedtuple
 
 from retnet.config import RetNetConfig
 from retnet.nn.retnet import RetNet
@@ -32,6 +33,9 @@ class CausalLMOutput(NamedTuple):
     logits: Tensor
     loss: Tensor | None
     state: RetNetState
+
+
+_register_namedtuple(CausalLMOutput, serialized_type_name="retnet.CausalLMOutput")
 
 
 class RetNetForCausalLM(RetNet):

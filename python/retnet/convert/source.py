@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files of another project hold: tensors by name, settings, and what they leave open."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from retnet._files import open_tensors
+from retnet.config import RetNetConfig
+
+__all__ = ["Source", "Translation", "read", "shorten"]
+
+_SHOWN = 3
+_WHOLE = ("model.safetensors", "pytorch_model.bin")
+
+
+class Translation(NamedTuple):
+    """A checkpoint in our terms.
+
+    Attributes:
+        config: of the model.
+        tensors: under our names, a tied lm_head.weight left out.
+        origin: whose checkpoint it was.
+    """
+
+    config: RetNetConfig
+    tensors: dict[str, Tensor]
+    origin: str
+
+
+@dataclass
+class Source:
+    """A checkpoint of another project.
+
+    Attributes:
+        path: the file or folder.
+        tensors: under the project's own names.
+        settings: its configuration; empty where it has none.
+        options: what the caller says of it, by field of RetNetConfig; None: nothing.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    settings: Mapping[str, Any]
+    options: Mapping[str, Any]
+    _open: list[str] = field(default_factory=list)
+
+    def error(self, text: str) -> ValueError:
+        """Returns an error that names the source."""
+        return ValueError(f"{self.path}: {text}")
+
+    def size(self, name: str, axis: int) -> int:
+        """Returns the length of a tensor's axis; raises where the tensor or the axis is missing."""
+        if name not in self.tensors:
+            raise self.error(f"must hold the tensor {name}, which is missing")
+        shape = self.tensors[name].shape
+        if len(shape) <= axis:
+            raise self.error(f"{name} must have {axis + 1} dimensions, got shape {list(shape)}")
+        return shape[axis]
+
+    def agree(self, facts: Mapping[str, object]) -> None:
+        """Raises where a setting, by its name, is not what the tensors show. None says nothing."""
+        for name, shown in facts.items():
+            said = self.settings.get(name)
+            if said is not None and said != shown:
+                raise self.error(
+                    f"its configuration has {name} = {said!r}, but its tensors {shown!r}"
+                )
+
+    def refuse(self, variants: Mapping[str, bool]) -> None:
+        """Raises with the name of the first variant that is there."""
+        for name, there in variants.items():
+            if there:
+                raise self.error(f"{name} is not supported")
+
+    def settle(self, name: str, known: Any, values: str = "") -> Any:
+        """Returns a field of RetNetConfig from the settings (`known`) or from the option.
+
+        Where neither tells it, the name is noted for `settled`, with `values` it may have.
+        """
+        option = self.options.get(name)
+        if option is None and known is None:
+            self._open.append(f"{name} ({values})")
+        if option is not None and known is not None and option != known:
+            raise self.error(f"{name} is {known!r} there, got {option!r}")
+        return known if option is None else option
+
+    def settled(self) -> None:
+        """Raises with everything that is still open."""
+        if self._open:
+            raise self.error(
+                "neither its tensors nor its configuration tell these, give them as options: "
+                + ", ".join(self._open)
+            )
+
+    def is_tied(self, head: str, embedding: str, setting: str) -> bool:
+        """True where the output matrix is the embedding: by the setting, else if they are equal.
+
+        Raises where the setting says so and the tensors do not, or where one is missing.
+        """
+        said = self.settings.get(setting)
+        self.size(embedding, 1)
+        if not (said and head not in self.tensors):
+            self.size(head, 1)
+            equal = torch.equal(self.tensors[head], self.tensors[embedding])
+            if said and not equal:
+                raise self.error(f"its configuration has {setting}, but {head} is not {embedding}")
+            said = equal if said is None else said
+        return bool(said)
+
+    def renamed(self, top: Mapping[str, str], layer: Mapping[str, str]) -> dict[str, Tensor]:
+        """Returns the tensors under our names.
+
+        Args:
+            top: their modules outside the layers to ours.
+            layer: the same inside `layers.N`.
+
+        Raises:
+            ValueError: a name in neither table, two for one of ours, or a tensor of integers.
+        """
+        result: dict[str, Tensor] = {}
+        unknown = []
+        for name, tensor in self.tensors.items():
+            module, _, leaf = name.rpartition(".")
+            place = re.fullmatch(r"(layers\.\d+)\.(.+)", module)
+            ours = layer.get(place[2]) if place else top.get(module)
+            new = f"{place[1]}.{ours}.{leaf}" if place else f"{ours}.{leaf}"
+            if ours is None or leaf not in ("weight", "bias") or new in result:
+                unknown.append(name)
+                continue
+            if not tensor.is_floating_point():
+                raise self.error(f"{name} must be floating point, got {tensor.dtype}")
+            result[new] = tensor
+        if unknown:
+            raise self.error(f"must hold the tensors of a RetNet only, got {shorten(unknown)}")
+        return result
+
+    def config(self, **fields: Any) -> RetNetConfig:
+        """Returns a configuration; an error names the source."""
+        self.settled()
+        try:
+            return RetNetConfig(**fields)
+        except ValueError as error:
+            raise self.error(str(error)) from error
+
+
+def read(path: Path, options: Mapping[str, Any]) -> Source:
+    """Reads a file, or a folder with config.json as save_pretrained writes it.
+
+    Raises:
+        FileNotFoundError: it or a file of it is missing.
+        ValueError: a file is not whole, of another kind, or a pickle of more than plain values.
+    """
+    if path.is_dir():
+        said = _read_json(path / "config.json")
+        return Source(path, _read_folder(path), said, options)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file or folder")
+    tensors, settings = _read_file(path)
+    return Source(path, tensors, settings, options)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: must be JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: must be a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    """The tensors of one file or of the files that an index names."""
+    for name in _WHOLE:
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            return _read_file(folder / name)[0]
+        if index.is_file():
+            return _read_shards(folder, index)
+    raise FileNotFoundError(f"{folder}: must hold {' or '.join(_WHOLE)}, or several with an index")
+
+
+def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        # A plain name: an index leads to no file outside the folder.
+        isinstance(file, str) and Path(file).name == file
+        for file in places.values()
+    ):
+        raise ValueError(f"{index}: must hold weight_map, from tensors to files beside it")
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(set(places.values())):
+        tensors |= _read_file(folder / file)[0]
+    if missing := places.keys() - tensors.keys():
+        raise ValueError(f"{index}: its files lack {shorten(sorted(missing))}")
+    return tensors
+
+
+def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """The tensors of a safetensors or torch.save file, and the settings beside them."""
+    if path.suffix == ".safetensors":
+        with open_tensors(path) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, {}  # noqa: SIM118
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    content = _unpickle(path)
+    tensors, settings = content, None
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        tensors, settings = content["model"], content.get("args")
+        if settings is None and isinstance(content.get("cfg"), dict):
+            settings = content["cfg"].get("model")
+    if isinstance(settings, argparse.Namespace):
+        settings = vars(settings)
+    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
+        raise ValueError(f"{path}: must hold a state dict, or one under `model`")
+    if not (settings is None or isinstance(settings, dict)):
+        kind = type(settings).__name__
+        raise ValueError(f"{path}: `args` or `cfg` must be a Namespace or a dict, got {kind}")
+    return dict(tensors), settings or {}
+
+
+def _unpickle(path: Path) -> Any:
+    # Tensors stay on the disk until they are written, and an optimizer's are never read.
+    mapped = zipfile.is_zipfile(path)
+    path.open("rb").close()  # may raise OSError, which names the file
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception as error:  # a damaged file raises nearly anything
+        if name := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path}: must hold tensors, plain values and argparse.Namespace only, got "
+                f"{name[1]}, which is not loaded"
+            ) from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"{path}: must be a whole file of torch.save: {reason}") from error
+
+
+def shorten(names: Iterable[str]) -> str:
+    """Returns the first few names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more

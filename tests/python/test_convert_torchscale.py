@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Converted models beside torchscale 0.3.0, which builds, trains and runs them."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cases_convert import check, converted, run_reference
+from reference_torchscale import CASES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BARE = {"activation": "gelu", "embed_scale": 1.0, "residual_scale": 1.0}
+# What the files do not tell.
+OPTIONS = {
+    "deepnorm": {"norm_eps": 1e-6},
+    "deepnorm, pre norm": {"norm_eps": 1e-6},
+    "tied": {**BARE, "norm_eps": 1e-6},
+    "trained": {"norm_eps": 1e-6},
+    "trained, eps 1e-5": {**BARE, "norm_eps": 1e-5},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("torchscale")
+    run_reference("torchscale", path)
+    return path
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_converted_model_computes_the_same(name, folder, tmp_path):
+    model = converted(folder / f"{name}.pt", tmp_path / "new", **OPTIONS.get(name, {}))
+    want = load_file(folder / f"{name}.safetensors")
+    own = (want["logits parallel"] - want["logits recurrent"]).abs().max().item()
+    trained = "trained" in name
+    tolerances = {"recurrent": 5e-5, "parallel": max(5e-5, 1.5 * own)}
+    check(model, folder / f"{name}.safetensors", tolerances, 1e-3 if trained else 5e-6)
+    assert model.config.decay_norm and model.config.rotary_style == "interleaved"
+    if trained:  # 1e-2 and more before
+        chunkwise = (want["logits parallel"] - want["logits chunkwise"]).abs().max().item()
+        assert 0 < own < 2e-2 and chunkwise < 2e-2
+
+
+def test_a_half_precision_file_keeps_the_rounded_decay(folder, tmp_path):
+    """fp16 files hold the decay and the angles which the model was trained with."""
+    state = torch.load(folder / "tied.pt", weights_only=True)
+    half = {name: tensor.half() for name, tensor in state.items()}
+    torch.save(half, tmp_path / "half.pt")
+    config = converted(tmp_path / "half.pt", tmp_path / "new", **OPTIONS["tied"]).config
+    assert config.decay == tuple(half["retnet_rel_pos.decay"].tolist())
+    assert config.frequencies == tuple(half["retnet_rel_pos.angle"][::2].tolist())
+    whole = converted(folder / "tied.pt", tmp_path / "whole", **OPTIONS["tied"]).config
+    assert whole.log_decay().tolist() == state["retnet_rel_pos.decay"].tolist()
+    assert whole.rotary_frequencies().tolist() == state["retnet_rel_pos.angle"][::2].tolist()

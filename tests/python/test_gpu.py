@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What only a GPU shows: the host waits for nothing, calls stay on their stream, CUDA graphs hold
+them, and offsets are 64 bits wide. Skipped where there is none."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases_ops import Inputs, ask, asking, fused_inputs, norm_inputs, rotary_inputs, step_inputs
+from cases_retention import FORMS, make_inputs
+from retnet import ops
+from tolerances import assert_close_to_reference
+
+parametrize = pytest.mark.parametrize
+HALF = torch.bfloat16
+
+
+@dataclass
+class Call:
+    """A call of an operator: its inputs, for a device and a seed, and its options."""
+
+    op: str
+    make: Callable[..., Inputs]
+    options: dict = field(default_factory=dict)
+
+    def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Outputs and, of a step, the state that it has updated in place."""
+        out = getattr(ops, self.op)(**inputs, **self.options)
+        state = (inputs["state"],) if "state" in inputs else ()
+        return (*(out if isinstance(out, tuple) else (out,)), *state)
+
+
+def packed(device, seed=0) -> Inputs:
+    bounds = ([0, 70, 70, 71, 500], [0, 1, 100, 300, 500])[seed % 2]
+    inputs = make_inputs(1, 500, 2, 64, 128, dtype=HALF, device=device, num_states=4, seed=seed)
+    return {**inputs, "cu_seqlens": torch.tensor(bounds, dtype=torch.int32, device=device)}
+
+
+def retention_call(*shape: int, dtype=HALF, **options) -> Call:
+    return Call("retention", lambda **kw: make_inputs(*shape, dtype=dtype, **kw), options)
+
+
+EPS = {"eps": 1e-5}
+KERNELS = {
+    "retention": retention_call(2, 200, 4, 64, 128),
+    "retention_strided": Call(
+        "retention",
+        lambda **kw: {
+            n: x.mT.contiguous().mT if n in "qkv" else x
+            for n, x in make_inputs(2, 100, 4, 64, 64, dtype=HALF, **kw).items()
+        },
+    ),
+    "retention_segments": retention_call(1, 4000, 1, 64, 64),
+    "retention_packed": Call("retention", packed),
+}
+CALLS = {
+    **KERNELS,
+    **{f: retention_call(2, 100, 4, 8, 12, dtype=torch.float32, form=f) for f in FORMS},
+    "rotary": Call("rotary", lambda **kw: rotary_inputs(dtype=HALF, **kw)),
+    "norm": Call("gated_group_norm", lambda **kw: norm_inputs(dtype=HALF, **kw), EPS),
+    "norm_rms": Call(
+        "gated_group_norm", lambda **kw: norm_inputs(dtype=HALF, **kw), {**EPS, "norm": "rms"}
+    ),
+    "step": Call("retention_step", lambda **kw: step_inputs(dtype=HALF, **kw)),
+    "step_slots": Call("retention_step", lambda **kw: step_inputs(S=7, dtype=HALF, **kw)),
+    "fused": Call("multi_scale_retention_step", lambda **kw: fused_inputs(dtype=HALF, **kw), EPS),
+    "fused_slots": Call(
+        "multi_scale_retention_step", lambda **kw: fused_inputs(S=7, dtype=HALF, **kw), EPS
+    ),
+}
+every_call = parametrize("call", CALLS.values(), ids=CALLS.keys())
+
+
+def clones(inputs: Inputs) -> Inputs:
+    return {name: x.clone() for name, x in inputs.items()}
+
+
+def equal(actual, expected) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@contextmanager
+def waiting_raises() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@parametrize("call", KERNELS.values(), ids=KERNELS.keys())
+def test_the_kernel_runs(call, gpu):
+    plan = ops.retention_plan(**call.make(device=gpu))
+    assert plan.implementation == "kernel"
+    assert (plan.segment_length > 0) == (call is KERNELS["retention_segments"])
+
+
+@pytest.mark.not_poisoned
+@every_call
+def test_the_host_waits_for_nothing(call, gpu):
+    inputs = call.make(device=gpu)
+    leaves = inputs if "state" in inputs else ask(inputs)
+
+    def run() -> None:
+        outputs = call(leaves)
+        if "state" not in inputs:
+            torch.autograd.grad(
+                outputs, list(asking(leaves).values()), [torch.ones_like(x) for x in outputs]
+            )
+
+    if call.op == "retention" and "cu_seqlens" in inputs:  # its backward reads them on the host
+        leaves = inputs
+        run = lambda: call(inputs)  # noqa: E731
+    run()  # once for handles and workspaces
+    with waiting_raises():
+        run()
+
+
+def test_without_a_kernel_packed_sequences_are_waited_for(gpu):
+    """As documented; and so the check above sees what it is to see."""
+    inputs = packed(gpu)
+    with pytest.raises(RuntimeError, match="synchroniz"), waiting_raises():
+        ops.retention(**inputs, form="recurrent")
+
+
+@every_call
+def test_runs_on_the_current_stream(call, gpu):
+    """Its inputs arrive late there: a kernel on another stream would find zeros."""
+    inputs = call.make(device=gpu)
+    expected = call(clones(inputs))
+    late = {name: torch.zeros_like(x) for name, x in inputs.items()}
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(50_000_000)  # cycles, tens of milliseconds
+        for name, x in late.items():
+            x.copy_(inputs[name])
+        outputs = call(late)
+    torch.cuda.synchronize()
+    assert equal(outputs, expected)
+
+
+@every_call
+def test_cuda_graph(call, gpu):
+    """A captured call gives the same bits as a plain one for new values in the same memory: other
+    bounds, slots and positions too."""
+    sources = [call.make(device=gpu, seed=seed) for seed in (1, 0)]
+    for name, x in sources[1].items():
+        if name in ("positions", "slots"):
+            x.copy_(x.flip(0))
+    expected = [[x.clone() for x in call(clones(source))] for source in sources]
+    inputs = clones(sources[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call(inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call(inputs)
+    for source, results in zip(sources, expected, strict=True):
+        for name, x in inputs.items():
+            x.copy_(source[name])
+        graph.replay()
+        assert equal(outputs, results)
+
+
+def test_a_graph_of_a_step_decodes(gpu):
+    """Replayed, it goes on from the state that the last replay left."""
+    call = CALLS["fused"]
+    tokens = [call.make(device=gpu, seed=seed) for seed in range(4)]
+    inputs, state = clones(tokens[0]), tokens[0]["state"].clone()
+    call(clones(inputs))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call(inputs)
+    for position, token in enumerate(tokens):
+        for name in ("q", "k", "v", "gate"):
+            inputs[name].copy_(token[name])
+        inputs["positions"].fill_(position)
+        graph.replay()
+        eager = {**inputs, "state": state}
+        assert equal(outputs, call(eager))
+
+
+@pytest.fixture
+def large(gpu: torch.device) -> Tensor:
+    """[1, T, 4, 64] of more than 2^31 elements."""
+    if torch.cuda.mem_get_info(gpu)[0] < 40 << 30:
+        pytest.skip("a GPU with less than 40 GB free")
+    return torch.randn(1, 2**31 // (4 * 64) + 1024, 4, 64, dtype=HALF, device=gpu)
+
+
+@pytest.mark.not_poisoned
+def test_retention_of_more_than_2_31_elements(large, gpu):
+    """At its end as a call on the last tokens, of which 256 are forgotten; and at its start."""
+    assert large.numel() > 2**31
+    log_decay = torch.tensor([-0.5, -1.0, -2.0, -0.7], device=gpu)
+    assert ops.retention_plan(large, large, large, log_decay).implementation == "kernel"
+    out, state = ops.retention(large, large, large, log_decay)
+    end = large[:, -512:].clone()
+    expected, expected_state = ops.retention(end, end, end, log_decay)
+    both = {"dtype": HALF, "factor": 2}  # two results, each within the table
+    assert_close_to_reference(out[:, -256:], expected[:, -256:].double(), **both)
+    assert_close_to_reference(state, expected_state.double(), **both)
+    start = large[:, :512].clone()
+    expected, _ = ops.retention(start, start, start, log_decay)
+    assert_close_to_reference(out[:, :512], expected.double(), **both)
+
+
+@pytest.mark.not_poisoned
+def test_norm_of_more_than_2_31_elements(large):
+    out = ops.gated_group_norm(large, large, eps=1e-5)
+    for rows in (slice(0, 100), slice(-100, None)):
+        part = large[:, rows].clone()
+        assert torch.equal(out[:, rows], ops.gated_group_norm(part, part, eps=1e-5))
