@@ -34,6 +34,11 @@ RULES = [
         "operators stand below modules",
     ),
     (
+        r"csrc/(?!io/)",
+        INCLUDE + r"(io/|retnet/io/|nlohmann/)",
+        "the library works without JSON and files",
+    ),
+    (
         r"csrc/(?!bindings/)",
         INCLUDE + r"(pybind11|Python\.h|torch/extension\.h)",
         "C++ works without Python",

@@ -38,6 +38,7 @@ missing=()
 command -v g++ >/dev/null || missing+=(g++)
 command -v clang-format >/dev/null || missing+=(clang-format)
 [ -d /usr/include/catch2 ] || [ -d /usr/local/include/catch2 ] || missing+=(catch2)
+[ -d /usr/include/nlohmann ] || [ -d /usr/local/include/nlohmann ] || missing+=(nlohmann-json3-dev)
 command -v doxygen >/dev/null || missing+=(doxygen)
 if [ ${#missing[@]} -gt 0 ]; then
   install="apt-get install -y ${missing[*]}"

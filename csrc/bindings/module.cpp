@@ -8,7 +8,7 @@
 #include <retnet/nn/generate.h>
 #include <retnet/nn/layer_norm.h>
 #include <retnet/nn/multi_scale_retention.h>
-#include <retnet/nn/options.h>
+#include <retnet/nn/option_fields.h>
 #include <retnet/nn/retnet.h>
 #include <retnet/version.h>
 #include <torch/csrc/Exceptions.h>
@@ -28,36 +28,10 @@ namespace {
 nn::RetNetOptions options_of(const py::dict& config) {
   nn::RetNetOptions options;
   size_t taken = 0;
-  const auto take = [&]<class T>(const char* name, T& field) {
+  nn::for_each_field(options, [&]<class T>(const char* name, T& field) {
     field = config[name].cast<T>();
     ++taken;
-  };
-  take("vocab_size", options.vocab_size());
-  take("embed_dim", options.embed_dim());
-  take("num_layers", options.num_layers());
-  take("num_heads", options.num_heads());
-  take("key_dim", options.key_dim());
-  take("value_dim", options.value_dim());
-  take("ffn_dim", options.ffn_dim());
-  take("decay", options.decay());
-  take("learnable_decay", options.learnable_decay());
-  take("rotary_style", options.rotary_style());
-  take("frequencies", options.frequencies());
-  take("decay_norm", options.decay_norm());
-  take("group_norm", options.group_norm());
-  take("group_norm_eps", options.group_norm_eps());
-  take("group_norm_affine", options.group_norm_affine());
-  take("norm", options.norm());
-  take("norm_eps", options.norm_eps());
-  take("pre_norm", options.pre_norm());
-  take("ffn_gated", options.ffn_gated());
-  take("ffn_inner_norm", options.ffn_inner_norm());
-  take("activation", options.activation());
-  take("bias", options.bias());
-  take("residual_scale", options.residual_scale());
-  take("embed_scale", options.embed_scale());
-  take("embed_norm", options.embed_norm());
-  take("tie_embeddings", options.tie_embeddings());
+  });
   TORCH_CHECK(taken == config.size(), "retnet._C: the configuration must have ", taken,
               " fields, got ", config.size());
   return options;

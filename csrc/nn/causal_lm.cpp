@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "nn/skip_init.h"
+
 namespace retnet::nn {
 
 namespace {
@@ -41,6 +43,7 @@ void RetNetForCausalLMImpl::reset() {
 }
 
 void RetNetForCausalLMImpl::reset_head() {
+  if (SkipInit::active()) return;
   torch::nn::init::normal_(lm_head->weight, 0, std::pow(options.embed_dim(), -0.5));
 }
 

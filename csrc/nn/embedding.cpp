@@ -3,6 +3,8 @@
 
 #include <torch/nn/init.h>
 
+#include "nn/skip_init.h"
+
 namespace retnet::nn {
 
 EmbeddingImpl::EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim,
@@ -19,7 +21,10 @@ void EmbeddingImpl::reset() {
   reset_parameters();
 }
 
-void EmbeddingImpl::reset_parameters() { torch::nn::init::normal_(weight); }
+void EmbeddingImpl::reset_parameters() {
+  if (SkipInit::active()) return;
+  torch::nn::init::normal_(weight);
+}
 
 void EmbeddingImpl::pretty_print(std::ostream& stream) const {
   stream << "retnet::nn::Embedding(num_embeddings=" << num_embeddings_

@@ -3,6 +3,7 @@
 
 #include <torch/nn/init.h>
 
+#include "nn/skip_init.h"
 #include "ops/gated_group_norm.h"
 
 namespace retnet::nn {
@@ -23,6 +24,7 @@ void GatedGroupNormImpl::reset() {
 }
 
 void GatedGroupNormImpl::reset_parameters() {
+  if (SkipInit::active()) return;
   if (weight) torch::nn::init::ones_(*weight);
   if (bias) torch::nn::init::zeros_(*bias);
 }

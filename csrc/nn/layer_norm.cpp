@@ -3,6 +3,8 @@
 
 #include <torch/nn/init.h>
 
+#include "nn/skip_init.h"
+
 namespace retnet::nn {
 
 LayerNormImpl::LayerNormImpl(const RetNetOptions& options,
@@ -23,6 +25,7 @@ void LayerNormImpl::reset() {
 }
 
 void LayerNormImpl::reset_parameters() {
+  if (SkipInit::active()) return;
   torch::nn::init::ones_(weight);
   if (bias.defined()) torch::nn::init::zeros_(bias);
 }

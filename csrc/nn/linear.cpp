@@ -5,6 +5,8 @@
 
 #include <cmath>
 
+#include "nn/skip_init.h"
+
 namespace retnet::nn {
 
 LinearImpl::LinearImpl(int64_t in_features, int64_t out_features, bool bias,
@@ -26,6 +28,7 @@ void LinearImpl::reset() {
 }
 
 void LinearImpl::reset_parameters() {
+  if (SkipInit::active()) return;
   torch::nn::init::kaiming_uniform_(weight, std::sqrt(5.0));
   if (bias.defined()) {
     const auto bound = 1 / std::sqrt(static_cast<double>(in_features_));

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "nn/retention_constants.h"
+#include "nn/skip_init.h"
 #include "ops/multi_scale_retention_step.h"
 #include "ops/retention.h"
 #include "ops/rotary.h"
@@ -58,6 +59,7 @@ void MultiScaleRetentionImpl::reset() {
 }
 
 void MultiScaleRetentionImpl::reset_parameters() {
+  if (SkipInit::active()) return;
   for (auto& proj : {q_proj, k_proj, v_proj, g_proj}) {
     torch::nn::init::xavier_uniform_(proj->weight, std::exp2(-2.5));
     if (proj->bias.defined()) {

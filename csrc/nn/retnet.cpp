@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "nn/checkpointed.h"
+#include "nn/skip_init.h"
 
 namespace retnet::nn {
 
@@ -73,10 +74,12 @@ void RetNetImpl::reset() {
 }
 
 void RetNetImpl::reset_embedding() {
+  if (SkipInit::active()) return;
   torch::nn::init::normal_(embed_tokens->weight, 0, std::pow(options.embed_dim(), -0.5));
 }
 
 void RetNetImpl::scale_layers() {
+  if (SkipInit::active()) return;
   double factor = 1;
   if (options.residual_scale() != 1) factor /= std::sqrt(2.0) * options.residual_scale();
   if (options.ffn_inner_norm()) factor *= std::sqrt(std::log(2.0 * options.num_layers()));

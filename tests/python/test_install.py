@@ -2,6 +2,7 @@
 """The CMake package: an application finds, links and runs it, with or without a CUDA toolkit."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,15 +12,18 @@ import pytest
 import torch
 
 import retnet
+from cases_train import TEXT, make_byte_model
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = Path(os.environ.get("RETNET_BUILD_DIR", ROOT / "build"))
 CMAKE = str(Path(sys.executable).with_name("cmake"))
 TORCH = Path(torch.__file__).parent
+NINJA = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={Path(sys.executable).with_name('ninja')}"]
+JSON = Path("/usr/include/nlohmann/json.hpp").exists()
 
 
 def run(*command: str, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -32,35 +36,112 @@ def without_cuda_toolkit() -> dict[str, str]:
     return {**kept, "PATH": ":".join(folders)}
 
 
-def build_and_run_app(prefix: Path, folder: Path, env: dict[str, str]) -> None:
-    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={Path(sys.executable).with_name('ninja')}"]
-    run(CMAKE, "-S", str(ROOT / "tests/install"), "-B", str(folder), *generator,
-        f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}", "-DCMAKE_BUILD_TYPE=Debug", env=env)  # fmt: skip
+def build(source: str, prefix: Path, folder: Path, env: dict[str, str]) -> None:
+    """Builds a project of its own against the installed package."""
+    run(CMAKE, "-S", str(ROOT / source), "-B", str(folder), *NINJA,
+        f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}", "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_CXX_FLAGS_DEBUG=-O0", env=env)  # fmt: skip
     run(CMAKE, "--build", str(folder), env=env)
+
+
+def build_and_run_apps(prefix: Path, folder: Path, env: dict[str, str]) -> None:
+    build("tests/install", prefix, folder / "app", env)
     # The sum over tokens of (1 + 2 + 3) * 2 in each of two columns; a text of 128 + 16 tokens;
     # 8 + 4 tokens read.
-    assert run(str(folder / "app"), env=env).split() == [retnet.__version__, "24", "144", "12"]
+    printed = run(str(folder / "app/app"), env=env).split()
+    assert printed == [retnet.__version__, "24", "144", "12"]
+    if not list((prefix / "lib").glob("libretnet_io.so")):
+        assert not JSON, "RetNet::io was not built"
+        return
+    for name in ("cpp_generate", "cpp_train"):
+        build(f"examples/{name}", prefix, folder / name, env)
+    check_examples(
+        folder / "cpp_generate/cpp_generate", folder / "cpp_train/cpp_train", folder, env
+    )
+
+
+def check_examples(generate: Path, train: Path, folder: Path, env: dict[str, str]) -> None:
+    """A model goes from C++ to Python and back, and writes the same text in both."""
+    model, text = folder / "model", folder / "text"
+    text.write_bytes(TEXT)
+
+    def write_in_both() -> None:
+        asked = ["--max_new_tokens", "40"]
+        command = [str(generate), str(model), "The cät"]
+        in_cpp = run(*command, *asked, env=env)
+        command = [sys.executable, "-m", "retnet", "generate", str(model), "--prompt", "The cät"]
+        in_python = run(*command, "--temperature", "0", *asked, env=env)
+        # Python leaves out a character that is not complete at the end.
+        assert in_cpp.rstrip("\n\ufffd") == in_python.rstrip("\n\ufffd")
+        assert len(in_cpp.encode()) > 40
+
+    def learn() -> list[float]:
+        lines = run(str(train), str(model), str(text), env=env)
+        return [float(bits) for bits in re.findall(r"step \d+: ([\d.]+) bits/byte", lines)]
+
+    first, last = learn()  # a new model
+    assert first > 7 and last < first - 1
+    write_in_both()
+    assert learn()[0] < first - 1  # goes on with it
+    make_byte_model().save(folder / "other")  # written by Python
+    model = folder / "other"
+    write_in_both()
+    first, last = learn()
+    assert last < first - 0.5
+    write_in_both()
+
+    for command, message in (
+        ([generate, folder / "none", "x"], "none/config.json: cannot be opened: No such file"),
+        ([generate, model, ""], "prompts must have shape [T], T >= 1, got [0]"),
+        ([generate, model, "x", "--max_new_tokens", "y"], "max_new_tokens must be a number, got y"),
+        ([train, model, folder / "none"], "none: cannot be read"),
+        ([train, folder / "narrow", text], "must hold a model of bytes, vocab_size = 256, got 13"),
+        (
+            [generate, folder / "narrow", "x"],
+            "must hold a model of bytes, vocab_size = 256, got 13",
+        ),
+    ):
+        make_byte_model(vocab_size=13).save(folder / "narrow")
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=env)
+        assert done.returncode == 1 and message in done.stderr, done.stderr
+        assert done.stderr.startswith(command[0].name) and done.stderr.count("\n") == 1
 
 
 def test_installed_from_the_build_tree(tmp_path):
     """The very library that Python imports, CUDA kernels included where they were built."""
+    run(CMAKE, "--build", str(BUILD), "--target", "csrc/all")
     run(CMAKE, "--install", str(BUILD), "--prefix", str(tmp_path / "prefix"))
-    build_and_run_app(tmp_path / "prefix", tmp_path / "app", dict(os.environ))
+    build_and_run_apps(tmp_path / "prefix", tmp_path, dict(os.environ))
 
 
 def test_configured_built_and_run_without_a_cuda_toolkit(tmp_path):
     env = without_cuda_toolkit()
     assert shutil.which("nvcc", path=env["PATH"]) is None
-    build, prefix = str(tmp_path / "build"), tmp_path / "prefix"
-    out = run(CMAKE, "-S", str(ROOT), "-B", build, "-G", "Ninja",
-              f"-DCMAKE_MAKE_PROGRAM={Path(sys.executable).with_name('ninja')}",
+    tree, prefix = str(tmp_path / "build"), tmp_path / "prefix"
+    out = run(CMAKE, "-S", str(ROOT), "-B", tree, *NINJA,
               f"-DRETNET_TORCH_DIR={TORCH}", "-DCMAKE_BUILD_TYPE=Debug",
               "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DCMAKE_IGNORE_PATH=/usr/local/cuda/bin",
               env=env)  # fmt: skip
     assert "RetNet: CUDA kernels OFF (no nvcc)" in out
-    run(CMAKE, "--build", build, env=env)
-    run(CMAKE, "--install", build, "--prefix", str(prefix), env=env)
-    build_and_run_app(prefix, tmp_path / "app", env)
+    run(CMAKE, "--build", tree, env=env)
+    run(CMAKE, "--install", tree, "--prefix", str(prefix), env=env)
+    build_and_run_apps(prefix, tmp_path, env)
+
+
+def test_without_json_the_component_io_is_named_as_missing(tmp_path):
+    tree, prefix = tmp_path / "build", tmp_path / "prefix"
+    out = run(CMAKE, "-S", str(ROOT), "-B", str(tree), *NINJA, f"-DRETNET_TORCH_DIR={TORCH}",
+              "-DRETNET_CUDA=OFF", "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON",
+              "-DCMAKE_SKIP_INSTALL_RPATH=ON")  # fmt: skip
+    assert "RetNet: RetNet::io is left out (no nlohmann_json;" in out
+    (tree / "csrc/libretnet.so").touch()  # what it holds does not matter here
+    run(CMAKE, "--install", str(tree), "--prefix", str(prefix))
+    source = str(ROOT / "examples/cpp_generate")
+    command = [CMAKE, "-S", source, "-B", str(tmp_path / "app"), *NINJA,
+               f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "built without nlohmann_json, so without RetNet::io" in " ".join(done.stderr.split())
 
 
 def test_wheel(tmp_path):

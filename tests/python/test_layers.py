@@ -34,6 +34,8 @@ BREACHES = [
     ("csrc/ops/x.h", "#include <torch/torch.h>"),
     ("csrc/nn/x.h", "#include <torch/extension.h>"),
     ("csrc/version.cpp", "#include <Python.h>"),
+    ("csrc/nn/x.cpp", "#include <nlohmann/json.hpp>"),
+    ("csrc/bindings/x.cpp", "#include <retnet/io/checkpoint.h>"),
 ]
 ALLOWED = [
     ("kernels/norm/x.cuh", KERNEL),
@@ -45,6 +47,7 @@ ALLOWED = [
     ("kernels/norm/x.cuh", "// asm, #if and torch are for others"),
     ("csrc/ops/cuda/x.cpp", "#include <torch/library.h>"),
     ("csrc/bindings/module.cpp", "#include <torch/extension.h>"),
+    ("csrc/io/x.cpp", '#include "io/files.h"'),
 ]
 
 

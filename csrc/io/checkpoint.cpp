@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "io/checkpoint.h"
+
+#include <algorithm>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "io/config.h"
+#include "io/files.h"
+#include "io/hint.h"
+#include "io/safetensors.h"
+#include "nn/option_fields.h"
+#include "nn/skip_init.h"
+
+namespace retnet::nn {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kConfig = "config.json";
+constexpr const char* kWeights = "model.safetensors";
+
+RetNetOptions read_options(const fs::path& folder) {
+  const auto path = folder / kConfig;
+  const auto text = io::read_file(path);
+  try {
+    return io::options_from_json(text);
+  } catch (const c10::ValueError& error) {
+    C10_THROW_ERROR(ValueError, path.string() + ": " + error.what_without_backtrace());
+  }
+}
+
+/// The first of the names, and how many more there are.
+std::string listed(std::vector<std::string> names) {
+  constexpr size_t kShown = 3;
+  std::sort(names.begin(), names.end());
+  std::string text;
+  for (size_t i = 0; i < std::min(kShown, names.size()); ++i) text += (i ? ", " : "") + names[i];
+  if (names.size() > kShown) text += " and " + std::to_string(names.size() - kShown) + " more";
+  return text;
+}
+
+/// Raises c10::ValueError where the file does not hold the weights of a model of `options`.
+void check(const io::SafetensorsFile& file, const RetNetOptions& options) {
+  const auto expected =
+      RetNetForCausalLM(options, torch::TensorOptions(torch::kMeta))->named_parameters();
+  const auto keys = expected.keys();
+  std::vector<std::string> missing, unexpected, misshapen, integers;
+  for (const auto& key : keys) {
+    if (!file.find(key)) missing.push_back(key);
+  }
+  for (const auto& entry : file.entries()) {
+    const auto* parameter = expected.find(entry.name);
+    if (!parameter) {
+      unexpected.push_back(entry.name + io::hint(entry.name, missing.empty() ? keys : missing));
+    } else if (parameter->sizes() != entry.shape) {
+      misshapen.push_back(c10::str(entry.name, " must have shape ", parameter->sizes(), ", got ",
+                                   c10::IntArrayRef(entry.shape)));
+    } else if (!c10::isFloatingType(entry.dtype)) {
+      integers.push_back(c10::str(entry.name, " must be floating point, got ",
+                                  c10::getDtypeNames(entry.dtype).first));
+    }
+  }
+  std::string wrong;
+  const auto add = [&](const char* what, const std::vector<std::string>& names) {
+    if (!names.empty()) wrong += (wrong.empty() ? "" : "; ") + (what + listed(names));
+  };
+  add("missing: ", missing);
+  add("unexpected: ", unexpected);
+  add("", misshapen);
+  add("", integers);
+  TORCH_CHECK_VALUE(wrong.empty(), file.path().string(),
+                    ": must hold the weights of its configuration; ", wrong);
+}
+
+/// The first field in which two options differ; empty where none does.
+std::string difference(const RetNetOptions& a, const RetNetOptions& b) {
+  std::string first;
+  for_each_field(a, [&]<class T>(const char* name, const T& field) {
+    for_each_field(b, [&]<class U>(const char* other_name, const U& other) {
+      if constexpr (std::is_same_v<T, U>) {
+        if (first.empty() && std::string_view(name) == other_name && field != other) first = name;
+      }
+    });
+  });
+  return first;
+}
+
+/// True where config.json is to be written; raises where the folder holds something else.
+bool is_fresh(const fs::path& folder, const RetNetOptions& options) {
+  const bool has_weights = fs::exists(folder / kWeights);
+  if (!fs::exists(folder / kConfig)) {
+    TORCH_CHECK_VALUE(!has_weights, folder.string(), ": holds a ", kWeights, " without ", kConfig,
+                      "; not replaced");
+    return true;
+  }
+  std::string field;
+  try {
+    field = difference(read_options(folder), options);
+  } catch (const c10::ValueError& error) {
+    TORCH_CHECK_VALUE(false, error.what_without_backtrace(), "; not replaced");
+  }
+  TORCH_CHECK_VALUE(field.empty() || !has_weights, folder.string(),
+                    ": holds a checkpoint of another configuration (", field,
+                    " differs); save elsewhere or remove it first");
+  return !field.empty();  // a first save that was cut short
+}
+
+}  // namespace
+
+void save(const fs::path& folder, const RetNetForCausalLM& model) {
+  const bool fresh = is_fresh(folder, model->options);
+  fs::create_directories(folder);
+  if (fresh) {
+    const auto text = io::to_json(model->options);
+    io::replace_file(folder / kConfig,
+                     [&](const io::Write& write) { write(text.data(), text.size()); });
+  }
+  io::write_safetensors(folder / kWeights, model->named_parameters().pairs());
+}
+
+RetNetForCausalLM load(const fs::path& folder, const torch::Device& device,
+                       std::optional<torch::Dtype> dtype) {
+  const auto options = read_options(folder);
+  const io::SafetensorsFile file(folder / kWeights);
+  check(file, options);
+  const auto kept = file.find("embed_tokens.weight")->dtype;
+  const SkipInit skip_init;
+  RetNetForCausalLM model(options, torch::TensorOptions(device).dtype(dtype.value_or(kept)));
+  const auto parameters = model->named_parameters();
+  for (const auto& entry : file.entries()) file.read_into(entry, parameters[entry.name]);
+  return model;
+}
+
+}  // namespace retnet::nn

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints and states that Python writes C++ reads, and the other way round.
+
+The executable retnet_exchange (tests/cpp/exchange.cpp) runs on folders that Python wrote, and
+writes its own beside them.
+"""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import retnet
+from cases_nn import VARIANTS, make_config, make_model, random_ids
+from retnet import RetNetState, checkpoint
+from retnet.generation import generate
+from retnet.nn import RetNetForCausalLM
+
+BUILD = Path(os.environ.get("RETNET_BUILD_DIR", Path(__file__).resolve().parents[2] / "build"))
+EXECUTABLE = BUILD / "tests/cpp/retnet_exchange"
+# Numbers that have no short decimal form.
+SWITCHES = {
+    **VARIANTS,
+    "numbers": {"decay": (-1 / 3, -5e-324, -0.1), "norm_eps": 0.1 / 3, "embed_scale": 12**0.5},
+}
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+# Every switch in one dtype, and every dtype.
+CASES = [(name, "float32") for name in SWITCHES] + [("learnable", "float64"), ("rms", "bfloat16")]
+each_case = pytest.mark.parametrize("name, dtype", CASES, ids=lambda value: value)
+
+
+def model_of(name, dtype):
+    return make_model(DTYPES[dtype], **SWITCHES[name])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of each case, which C++ has read and written to, in one process."""
+    if not EXECUTABLE.exists():
+        pytest.skip(f"{EXECUTABLE} was not built (RETNET_TESTS=ON, nlohmann_json)")
+    made = {}
+    for name, dtype in CASES:
+        folder = made[name, dtype] = tmp_path_factory.mktemp("exchange")
+        model, ids = model_of(name, dtype), random_ids(2, 9)
+        model.save(folder)
+        model(ids).state.detach().save(folder / "state")
+        save_file({"ids": ids}, folder / "ids")
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [EXECUTABLE, *made.values()]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+@each_case
+@torch.no_grad()
+def test_cpp_reads_what_python_wrote(folders, name, dtype):
+    """The same logits bit by bit, after the state too, and the same text."""
+    model, ids = model_of(name, dtype), random_ids(2, 9)
+    results = load_file(folders[name, dtype] / "cpp/results")
+    output = model(ids, state=model(ids).state)
+    assert torch.equal(results["logits"], output.logits)
+    text = torch.stack(generate(model, ids, max_new_tokens=12, temperature=0))
+    assert torch.equal(results["text"], text)
+
+
+@each_case
+@torch.no_grad()
+def test_python_reads_what_cpp_wrote(folders, name, dtype):
+    folder, model, ids = folders[name, dtype], model_of(name, dtype), random_ids(2, 9)
+    again = retnet.load(folder / "cpp")
+    assert again.config == model.config
+    assert (folder / "cpp/config.json").read_text() == (folder / "config.json").read_text()
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[key], tensor), key
+        assert again.state_dict()[key].dtype == tensor.dtype, key
+    metadata = checkpoint.read_metadata(folder / "cpp")
+    assert metadata == checkpoint.read_metadata(folder) == {"format": "pt"}
+    state, expected = RetNetState.load(folder / "cpp/state"), model(ids, state=model(ids).state)
+    assert torch.equal(state.retention, expected.state.retention)
+    assert torch.equal(state.positions, expected.state.positions)
+
+
+def peak_memory(folder, **changes):
+    """Bytes that C++ had in use at most while it read, ran and wrote a model; those of its file."""
+    model = RetNetForCausalLM(make_config(**changes))
+    model.save(folder)
+    model.config.make_state(1).save(folder / "state")
+    save_file({"ids": random_ids(1, 1)}, folder / "ids")
+    process = subprocess.Popen([EXECUTABLE, folder])
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = status
+    assert status == 0
+    return usage.ru_maxrss * 1024, (folder / "model.safetensors").stat().st_size
+
+
+@pytest.mark.skipif(not EXECUTABLE.exists(), reason=f"{EXECUTABLE} was not built")
+def test_a_model_is_in_memory_once(tmp_path):
+    least, _ = peak_memory(tmp_path / "small")
+    most, size = peak_memory(tmp_path / "large", ffn_dim=1_000_000)
+    assert size > 190e6
+    assert size * 0.9 < most - least < size * 1.3
