@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "io/hint.h"
+#include "io/json.h"
 #include "nn/option_fields.h"
 
 namespace retnet::io {
@@ -64,7 +65,7 @@ void require(bool ok, const std::string& field, const std::string& requirement, 
 
 Json parse(const std::string& text) {
   try {
-    return Json::parse(text);
+    return parse_json(text);
   } catch (const Json::exception& error) {
     C10_THROW_ERROR(ValueError,
                     std::string("RetNetOptions: text must be JSON, got ") + error.what());

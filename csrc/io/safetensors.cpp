@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "io/files.h"
+#include "io/json.h"
 
 namespace retnet::io {
 
@@ -105,7 +106,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
 SafetensorsFile::~SafetensorsFile() = default;
 
 void SafetensorsFile::parse(const std::string& header, uint64_t data) {
-  const auto json = Json::parse(header);
+  const auto json = parse_json(header);
   TORCH_CHECK_VALUE(json.is_object(), "its header must be an object, got ", json.type_name());
   for (const auto& [name, value] : json.items()) {
     if (name == "__metadata__") {

@@ -4,6 +4,8 @@
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 #include <torch/custom_class.h>
 
 #include <string>
@@ -45,6 +47,29 @@ class AutocastAs {
   bool cache_;
 };
 
+/// Keeps the hooks of leaves away for as long as this lives: torch runs them where it hands a
+/// gradient out, which for the inner pass would be once too often.
+class WithoutHooks {
+ public:
+  explicit WithoutHooks(const variable_list& tensors) {
+    for (const auto& tensor : tensors) {
+      if (!tensor.defined() || !tensor.is_leaf() || !tensor.requires_grad()) continue;
+      auto& hooks = torch::autograd::impl::hooks(tensor);
+      if (!hooks.empty()) kept_.emplace_back(tensor, std::exchange(hooks, {}));
+    }
+  }
+  WithoutHooks(const WithoutHooks&) = delete;
+  WithoutHooks& operator=(const WithoutHooks&) = delete;
+  ~WithoutHooks() {
+    for (auto& [tensor, hooks] : kept_) torch::autograd::impl::hooks(tensor) = std::move(hooks);
+  }
+
+ private:
+  std::vector<
+      std::pair<torch::Tensor, std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>>>
+      kept_;
+};
+
 /// What the backward pass needs beside tensors.
 struct Call : torch::CustomClassHolder {
   std::shared_ptr<DecoderLayerImpl> layer;
@@ -55,7 +80,10 @@ struct Call : torch::CustomClassHolder {
   variable_list run(const torch::Tensor& x, const std::optional<torch::Tensor>& state,
                     const torch::Tensor& positions,
                     const std::optional<torch::Tensor>& cu_seqlens) const {
-    const AutocastAs as_before(x.device().type(), autocast, autocast_dtype);
+    std::optional<AutocastAs> as_before;
+    if (at::autocast::is_autocast_available(x.device().type())) {
+      as_before.emplace(x.device().type(), autocast, autocast_dtype);
+    }
     const auto [out, after] = layer->forward(x, state, positions, cu_seqlens, form);
     return {out, after};
   }
@@ -102,6 +130,7 @@ struct Checkpointed : torch::autograd::Function<Checkpointed> {
     }
     variable_list grads(1 + saved.size());  // `call` comes first
     if (outputs.empty()) return grads;
+    const WithoutHooks without_hooks(with_grad);
     const auto found = torch::autograd::grad(outputs, with_grad, given, std::nullopt,
                                              /*create_graph=*/false, /*allow_unused=*/true);
     for (size_t i = 0, next = 0; i < saved.size(); ++i) {
@@ -120,8 +149,10 @@ std::tuple<torch::Tensor, torch::Tensor> checkpointed(
   auto call = c10::make_intrusive<Call>();
   call->layer = layer;
   call->form = form;
-  call->autocast = at::autocast::is_autocast_enabled(x.device().type());
-  call->autocast_dtype = at::autocast::get_autocast_dtype(x.device().type());
+  if (at::autocast::is_autocast_available(x.device().type())) {
+    call->autocast = at::autocast::is_autocast_enabled(x.device().type());
+    call->autocast_dtype = at::autocast::get_autocast_dtype(x.device().type());
+  }
   auto results = Checkpointed::apply(call, x, state, positions, cu_seqlens,
                                      at::TensorList(layer->parameters()));
   return {std::move(results[0]), std::move(results[1])};

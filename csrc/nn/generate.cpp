@@ -4,6 +4,7 @@
 #include <ATen/Context.h>
 
 #include <limits>
+#include <tuple>
 
 namespace retnet::nn {
 
@@ -14,6 +15,9 @@ void check(const std::vector<torch::Tensor>& prompts, const GenerateOptions& opt
   for (const auto& prompt : prompts) {
     TORCH_CHECK_VALUE(prompt.dim() == 1 && prompt.size(0) > 0,
                       "generate: prompts must have shape [T], T >= 1, got ", prompt.sizes());
+    TORCH_CHECK_VALUE(
+        prompt.scalar_type() == torch::kInt64 || prompt.scalar_type() == torch::kInt32,
+        "generate: prompts must be int64 or int32, got ", prompt.scalar_type());
   }
   TORCH_CHECK_VALUE(options.max_new_tokens() >= 0, "generate: max_new_tokens must be >= 0, got ",
                     options.max_new_tokens());
@@ -50,7 +54,9 @@ torch::Tensor draw(torch::Tensor logits, const GenerateOptions& options,
                    const std::optional<torch::Generator>& generator) {
   constexpr auto kNever = -std::numeric_limits<double>::infinity();
   if (options.temperature() == 0) return logits.argmax(-1, /*keepdim=*/true);
-  logits = logits.to(torch::kFloat32) / options.temperature();
+  logits = logits.to(torch::kFloat32);
+  // Differences first: a temperature near 0 must not make two infinities of them.
+  logits = (logits - std::get<0>(logits.max(-1, /*keepdim=*/true))) / options.temperature();
   if (options.top_k() && *options.top_k() < logits.size(-1)) {
     const auto least = std::get<0>(logits.topk(*options.top_k())).slice(-1, -1);
     logits = logits.masked_fill(logits < least, kNever);

@@ -6,9 +6,10 @@ C++'s own tensors, so that `state_dict`, `load_state_dict`, optimizers, `.to()`,
 copies, pickles and DistributedDataParallel are torch's own code on them.
 
 C++ calls the children of a module itself. Hooks therefore fire on the module that Python calls, and
-registering one on a child raises. A parameter that is replaced by another object (assignment,
-`load_state_dict(assign=True)`, `torch.func.functional_call`, `to_empty`, a move to the meta device)
-would leave C++ with the old one: the next call raises.
+registering one on a child raises. A parameter or a child that is replaced by another object or
+removed (assignment, `load_state_dict(assign=True)`, `torch.func.functional_call`, a move to the
+meta device) would leave C++ with the old one: the next call raises. Modules and parameters may be
+added.
 """
 
 from __future__ import annotations
@@ -39,7 +40,22 @@ __all__ = [
 ]
 
 
-class _Child(nn.Module):
+class _Module(nn.Module):
+    """Keeps a learnable ln gamma, and its gradient, in float32 whatever `to(dtype)` does."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        decay = self._parameters.get("log_decay")
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if decay is not None and (tensor is decay or tensor is decay.grad):
+                return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_dtype, recurse)
+
+
+class _Child(_Module):
     """Holds the parameters of a C++ child under its name."""
 
     def _refuse_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -50,30 +66,18 @@ class _Child(nn.Module):
 
     register_forward_hook = _refuse_hook
     register_forward_pre_hook = _refuse_hook
+    register_backward_hook = _refuse_hook
     register_full_backward_hook = _refuse_hook
     register_full_backward_pre_hook = _refuse_hook
 
 
-class CppModule(nn.Module):
+class CppModule(_Module):
     """A C++ module with its parameters in a tree of torch modules.
 
     Args:
         config: sizes and switches.
         device: where the parameters are made.
         dtype: of the parameters, by default torch's default.
-
-    Example:
-        >>> import torch
-        >>> import retnet.cpp
-        >>> import retnet.nn
-        >>> config = retnet.RetNetConfig.preset("tiny")
-        >>> model = retnet.cpp.RetNetForCausalLM(config)
-        >>> twin = retnet.nn.RetNetForCausalLM(config)
-        >>> twin.load_state_dict(model.state_dict())
-        <All keys matched successfully>
-        >>> tokens = torch.randint(256, (2, 50))
-        >>> torch.allclose(model(tokens).logits, twin(tokens).logits, atol=1e-4)
-        True
     """
 
     _native_class: Any
@@ -92,18 +96,23 @@ class CppModule(nn.Module):
             torch.device(device) if device is not None else torch.get_default_device(),
             dtype if dtype is not None else torch.get_default_dtype(),
         )
-        # Where each parameter hangs, its name there, and C++'s tensor.
-        self._adopted: list[tuple[nn.Module, str, Tensor]] = []
+        # The tree that C++ knows: (the full name, the module it hangs on or None for this one, the
+        # name there, what hangs there). This one by None, as a shallow copy must be told apart.
+        self._children: list[tuple[str, nn.Module | None, str, nn.Module]] = []
+        self._adopted: list[tuple[str, nn.Module | None, str, Tensor]] = []
         for name, parameter in self._native.named_parameters():
             parameter.__class__ = nn.Parameter  # the same tensor: C++ holds it too
             *path, leaf = name.split(".")
             module: nn.Module = self
-            for part in path:
+            for depth, part in enumerate(path, start=1):
+                parent = None if module is self else module
                 if part not in module._modules:
                     module.add_module(part, _Child())
+                    child = module.get_submodule(part)
+                    self._children.append((".".join(path[:depth]), parent, part, child))
                 module = module.get_submodule(part)
             module.register_parameter(leaf, parameter)
-            self._adopted.append((module, leaf, parameter))
+            self._adopted.append((name, None if module is self else module, leaf, parameter))
 
     def reset_parameters(self) -> None:
         """Initialises every parameter anew."""
@@ -111,36 +120,52 @@ class CppModule(nn.Module):
 
     def _checked(self) -> Any:
         """The C++ module, once it is known to hold the parameters of this one."""
-        for module, leaf, parameter in self._adopted:
-            if module._parameters.get(leaf) is not parameter:
-                name = next(n for n, m in self.named_modules() if m is module)
-                raise RuntimeError(
-                    f"{type(self).__name__}: parameter {f'{name}.{leaf}'.lstrip('.')} was replaced "
-                    "by another object, which C++ does not see; copy values into the parameter "
-                    "instead (load_state_dict, copy_), or use retnet.nn"
-                )
+        for name, parent, part, child in self._children:
+            if (parent or self)._modules.get(part) is not child:
+                self._refuse("module", name)
+        for name, parent, leaf, parameter in self._adopted:
+            if (parent or self)._parameters.get(leaf) is not parameter:
+                self._refuse("parameter", name)
         self._native.train(self.training)
         return self._native
 
-    def _apply(self, fn: Any, recurse: bool = True) -> CppModule:
-        # A learnable ln gamma keeps its dtype, whatever `to(dtype)` does.
-        decays = [(p, p.data) for name, p in self.named_parameters() if name.endswith("log_decay")]
-        super()._apply(fn, recurse)
-        for parameter, values in decays:
-            parameter.data = values.to(parameter.device)
-        return self
+    def _refuse(self, kind: str, name: str) -> NoReturn:
+        raise RuntimeError(
+            f"{type(self).__name__}: {kind} {name} was replaced by another object or removed, "
+            "which C++ does not see; copy values into the parameters instead (load_state_dict, "
+            "copy_), or use retnet.nn"
+        )
+
+    def _own(self) -> tuple[dict[str, Any], dict[str, nn.Module], dict[str, Any]]:
+        """What is not C++'s: attributes, and modules and parameters that were added."""
+        own = {"_native", "_children", "_adopted", "_modules", "_parameters"}
+        rest = {name: value for name, value in self.__dict__.items() if name not in own}
+        children = {part for _, parent, part, _ in self._children if parent is None}
+        adopted = {leaf for _, parent, leaf, _ in self._adopted if parent is None}
+        modules = {name: m for name, m in self._modules.items() if name not in children}
+        parameters = {name: p for name, p in self._parameters.items() if name not in adopted}
+        return rest, modules, parameters  # type: ignore[return-value]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        own = {"_native", "_adopted", "_modules", "_parameters"}
-        rest = {name: value for name, value in self.__dict__.items() if name not in own}
-        tensors = [(p.detach(), p.requires_grad) for p in self.parameters()]
-        return _rebuild, (type(self), self.config, tensors, rest)
+        self._checked()
+        tensors = [(p.detach(), p.requires_grad) for *_, p in self._adopted]
+        return _rebuild, (type(self), self.config, tensors, self._own())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CppModule:
-        function, (cls, config, tensors, rest) = self.__reduce__()
-        tensors = [(tensor.clone(), requires_grad) for tensor, requires_grad in tensors]
-        made = function(cls, config, tensors, copy.deepcopy(rest, memo))
+        self._checked()
+        tensors = []
+        for name, _, _, parameter in self._adopted:
+            if id(parameter) in memo:
+                raise RuntimeError(
+                    f"{type(self).__name__}: must be copied before what refers to its parameters, "
+                    f"such as an optimizer; {name} was copied already"
+                )
+            tensors.append((parameter.detach().clone(), parameter.requires_grad))
+        made = _rebuild(type(self), self.config, tensors, ({}, {}, {}))
         memo[id(self)] = made
+        for (*_, old), (*_, new) in zip(self._adopted, made._adopted, strict=True):
+            memo[id(old)] = new
+        _restore(made, copy.deepcopy(self._own(), memo))
         return made
 
 
@@ -148,14 +173,25 @@ def _rebuild(
     cls: type[CppModule],
     config: RetNetConfig,
     tensors: list[tuple[Tensor, bool]],
-    rest: dict[str, Any],
+    own: tuple[dict[str, Any], dict[str, nn.Module], dict[str, Any]],
 ) -> CppModule:
     module = cls(config)
-    for parameter, (tensor, requires_grad) in zip(module.parameters(), tensors, strict=True):
+    for (*_, parameter), (tensor, requires_grad) in zip(module._adopted, tensors, strict=True):
         parameter.data = tensor  # with its dtype and device
         parameter.requires_grad_(requires_grad)
-    module.__dict__.update(rest)
+    _restore(module, own)
     return module
+
+
+def _restore(
+    module: CppModule, own: tuple[dict[str, Any], dict[str, nn.Module], dict[str, Any]]
+) -> None:
+    rest, modules, parameters = own
+    module.__dict__.update(rest)
+    for *_, child in module._children:
+        child.training = module.training
+    module._modules.update(modules)
+    module._parameters.update(parameters)
 
 
 class _Pointwise(CppModule):

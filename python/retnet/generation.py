@@ -110,6 +110,8 @@ def stream(
             raise ValueError(
                 f"generate: prompts must have shape [T], T >= 1, got {list(prompt.shape)}"
             )
+        if prompt.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"generate: prompts must be int64 or int32, got {prompt.dtype}")
     if max_new_tokens < 0:
         raise ValueError(f"generate: max_new_tokens must be >= 0, got {max_new_tokens}")
     if not temperature >= 0:
@@ -118,6 +120,8 @@ def stream(
         raise ValueError(f"generate: top_k must be >= 1 or None, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"generate: top_p must be in (0, 1] or None, got {top_p}")
+    if seed is not None and not 0 <= seed < 2**64:
+        raise ValueError(f"generate: seed must be in 0..2^64-1 or None, got {seed}")
     device = prompts[0].device
     generator = None
     if seed is not None:
@@ -166,7 +170,9 @@ def _draw(
     """One token a row: [N, vocab] -> [N, 1]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
-    logits = logits.float() / temperature
+    logits = logits.float()
+    # Differences first: a temperature near 0 must not make two infinities of them.
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

@@ -201,6 +201,32 @@ def saved_and_loaded(model):
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+def test_copies_of_an_extended_model(copied):
+    model = twin_of(make_model()).eval()
+    model.value_head = nn.Linear(13, 1).double()
+    model.scale = nn.Parameter(torch.ones(3))
+    model.checkpoint_layers = True
+    other = copied(model)
+    same(dict(other.state_dict()), dict(model.state_dict()))
+    assert other.checkpoint_layers and not any(module.training for module in other.modules())
+    assert other.scale is not model.scale and other.value_head is not model.value_head
+    assert other(random_ids(1, 4)).logits.shape == (1, 4, 13)
+
+
+def test_a_copied_optimizer_trains_the_copied_model():
+    model = twin_of(make_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    other, copied = copy.deepcopy((model, optimizer))
+    before = [p.detach().clone() for p in other.parameters()]
+    ids = random_ids(1, 4)
+    other(ids, labels=ids).loss.backward()
+    copied.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="must be copied before what refers to its parameters"):
+        copy.deepcopy((optimizer, model))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
 def test_copies(copied):
     ids = random_ids(2, 5)
     for model in odd_models():
@@ -236,6 +262,13 @@ def test_to_apply_and_modes():
     assert seen[-1] == "RetNetForCausalLM" and len(seen) > 10
     learnable = cpp.RetNetForCausalLM(make_config(learnable_decay=True)).to(torch.bfloat16)
     assert {p.dtype for n, p in learnable.named_parameters() if "log_decay" in n} == {torch.float32}
+    for module in (learnable, learnable.get_submodule("layers")):
+        learnable.zero_grad()
+        learnable(ids, labels=ids).loss.backward()
+        module.double()
+        decay = learnable.get_parameter("layers.0.retention.log_decay")
+        assert decay.dtype == decay.grad.dtype == torch.float32
+        learnable.bfloat16()
     with torch.no_grad():
         model.double()
         for parameter in model.parameters():
@@ -251,8 +284,28 @@ def test_parameter_and_forward_hooks():
     model.register_forward_hook(lambda module, args, out: calls.append("after"))
     model(ids, labels=ids).loss.backward()
     assert calls == ["before", "after", "parameter"]
-    with pytest.raises(RuntimeError, match=r"hook of a child would never fire"):
-        model.embed_tokens.register_forward_hook(lambda *args: None)
+    for kind in ("forward", "forward_pre", "backward", "full_backward", "full_backward_pre"):
+        with pytest.raises(RuntimeError, match=r"hook of a child would never fire"):
+            getattr(model.embed_tokens, f"register_{kind}_hook")(lambda *args: None)
+
+
+@pytest.mark.parametrize("kind", ["C++", "Python"])
+def test_parameter_hooks_with_checkpointed_layers(kind):
+    """Each runs once, and what it returns becomes the gradient."""
+    ids, found = random_ids(2, 6), []
+    for on in (False, True):
+        model = twin_of(make_model()) if kind == "C++" else make_model()
+        model.checkpoint_layers = on
+        weight, calls = model.get_parameter("layers.0.retention.q_proj.weight"), []
+        weight.register_hook(lambda grad, calls=calls: calls.append(grad) or grad * 2)
+        weight.register_post_accumulate_grad_hook(lambda p, calls=calls: calls.append(p.grad))
+        for _ in range(2):  # the hooks are still there the second time
+            model.zero_grad()
+            model(ids, labels=ids).loss.backward()
+        same(calls[1], calls[0] * 2)
+        assert len(calls) == 4
+        found.append(weight.grad)
+    same(found[1], found[0])
 
 
 @pytest.mark.parametrize("replace", ["assignment", "assign", "functional", "to_empty", "meta"])
@@ -272,6 +325,25 @@ def test_a_replaced_parameter_raises(replace):
         else:
             model.to("meta")
         model(ids)
+
+
+@pytest.mark.parametrize("replace", ["child", "tied", "removed", "replica", "inner"])
+def test_a_replaced_child_raises(replace):
+    model = twin_of(make_model())
+    if replace == "child":
+        model.lm_head = nn.Linear(12, 13, bias=False)
+    elif replace == "tied":
+        model.lm_head = model.embed_tokens
+    elif replace == "removed":
+        del model.lm_head
+    elif replace == "replica":
+        model = model._replicate_for_data_parallel()
+    else:
+        model.layers.get_submodule("1").ffn = nn.Identity()
+    with pytest.raises(
+        RuntimeError, match=r"(module|parameter) \S+ was replaced by another object"
+    ):
+        model(random_ids(1, 4))
 
 
 def test_checkpointing_by_torch():

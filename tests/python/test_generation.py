@@ -53,7 +53,8 @@ def test_seed_repeats_and_matters():
 def test_top_k_top_p_and_temperature():
     model, prompt = make_model(), random_ids(2, 4)
     greedy = generate(model, prompt, max_new_tokens=10, **GREEDY)
-    for sure in ({"top_k": 1}, {"top_p": 1e-9}, {"temperature": 1e-4}):
+    colds = [{"temperature": t} for t in (1e-4, 1e-42, 1e-300)]
+    for sure in ({"top_k": 1}, {"top_p": 1e-9}, *colds):
         assert same(generate(model, prompt, max_new_tokens=10, seed=0, **sure), greedy)
     for text in generate(model, prompt, max_new_tokens=40, top_k=3, temperature=3.0, seed=0):
         assert ranks(model, text, 4).max() == 2
@@ -96,6 +97,8 @@ def test_a_text_ends_with_its_first_stop_token():
         ([], {}, "prompts must hold one at least, got none"),
         (random_ids(2, 0), {}, r"prompts must have shape \[T\], T >= 1, got \[0\]"),
         ([random_ids(2, 3)], {}, r"prompts must have shape \[T\], T >= 1, got \[2, 3\]"),
+        (random_ids(2, 3).float(), {}, "prompts must be int64 or int32, got torch.float32"),
+        (random_ids(2, 3), {"seed": -1}, r"seed must be in 0..2\^64-1 or None, got -1"),
         (random_ids(2, 3), {"max_new_tokens": -1}, "max_new_tokens must be >= 0, got -1"),
         (random_ids(2, 3), {"temperature": -0.5}, "temperature must be >= 0, got -0.5"),
         (random_ids(2, 3), {"temperature": math.nan}, "temperature must be >= 0, got nan"),
