@@ -3,6 +3,7 @@
 
 #include <ATen/Context.h>
 
+#include <algorithm>
 #include <limits>
 #include <tuple>
 
@@ -55,11 +56,12 @@ torch::Tensor draw(torch::Tensor logits, const GenerateOptions& options,
   constexpr auto kNever = -std::numeric_limits<double>::infinity();
   if (options.temperature() == 0) return logits.argmax(-1, /*keepdim=*/true);
   logits = logits.to(torch::kFloat32);
-  // Differences first: a temperature near 0 must not make two infinities of them.
-  logits = (logits - std::get<0>(logits.max(-1, /*keepdim=*/true))) / options.temperature();
+  // Differences first: a temperature near 0 must not make two infinities of them, nor be 0 itself.
+  const double least = std::numeric_limits<float>::min();
+  logits = (logits - logits.amax(-1, /*keepdim=*/true)) / std::max(options.temperature(), least);
   if (options.top_k() && *options.top_k() < logits.size(-1)) {
-    const auto least = std::get<0>(logits.topk(*options.top_k())).slice(-1, -1);
-    logits = logits.masked_fill(logits < least, kNever);
+    const auto kth = std::get<0>(logits.topk(*options.top_k())).slice(-1, -1);
+    logits = logits.masked_fill(logits < kth, kNever);
   }
   auto probabilities = logits.softmax(-1);
   if (options.top_p()) {

@@ -171,8 +171,9 @@ def _draw(
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float()
-    # Differences first: a temperature near 0 must not make two infinities of them.
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
+    # Differences first: a temperature near 0 must not make two infinities of them, nor be 0 itself.
+    least_temperature = torch.finfo(torch.float32).tiny
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, least_temperature)
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

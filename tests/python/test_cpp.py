@@ -202,11 +202,11 @@ def saved_and_loaded(model):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
 def test_copies_of_an_extended_model(copied):
-    model = twin_of(make_model()).eval()
+    model = twin_of(make_model())
     model.value_head = nn.Linear(13, 1).double()
     model.scale = nn.Parameter(torch.ones(3))
     model.checkpoint_layers = True
-    other = copied(model)
+    other = copied(model.eval())
     same(dict(other.state_dict()), dict(model.state_dict()))
     assert other.checkpoint_layers and not any(module.training for module in other.modules())
     assert other.scale is not model.scale and other.value_head is not model.value_head
@@ -338,6 +338,7 @@ def test_a_replaced_child_raises(replace):
         del model.lm_head
     elif replace == "replica":
         model = model._replicate_for_data_parallel()
+        model.lm_head = model.lm_head._replicate_for_data_parallel()
     else:
         model.layers.get_submodule("1").ffn = nn.Identity()
     with pytest.raises(
