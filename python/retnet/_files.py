@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,23 +27,46 @@ def hint(name: str, names: Iterable[str]) -> str:
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Writes a file so that a full disk or a kill at any moment leaves the one before it whole.
 
-    `write` gets the path of a file beside it, which is flushed to the disk and then renamed.
+    `write` gets the path of a file beside it, which is flushed to the disk and then renamed. Its
+    name holds the process id, so that two processes do not write into one file.
 
     Raises:
         OSError: it could not be written; the message names `path`.
     """
-    part = path.with_name(path.name + ".part")
+    _remove_leftovers(path)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         write(part)
         _sync(part)
         os.replace(part, path)
-        _sync(path.parent)
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = error.__context__  # torch.save hides what the disk said
         reason = " ".join(str(cause if isinstance(cause, OSError) else error).split())
         raise OSError(f"{path}: could not be written, nothing was replaced: {reason}") from error
     finally:
         part.unlink(missing_ok=True)
+    try:
+        _sync(path.parent)
+    except OSError as error:
+        raise OSError(f"{path}: was replaced, but a power cut may undo it: {error}") from error
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes what processes left that were killed while they wrote this file."""
+    for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
+        number = part.name.split(".")[-2]
+        if number.isdecimal() and not _runs(int(number)):
+            part.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:

@@ -23,6 +23,7 @@ from retnet.nn import RetNetForCausalLM
 __all__ = [
     "CONFIG",
     "WEIGHTS",
+    "check_folder",
     "check_shapes",
     "load",
     "read_config",
@@ -74,7 +75,7 @@ def write(
                 f"{folder}: lm_head.weight must equal embed_tokens.weight with tie_embeddings"
             )
     check_shapes(folder / WEIGHTS, config, {name: tuple(t.shape) for name, t in tensors.items()})
-    fresh = _is_fresh(folder, config)
+    fresh = check_folder(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     if fresh:
         text = config.to_json()
@@ -142,8 +143,12 @@ def read_metadata(folder: str | Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def _is_fresh(folder: Path, config: RetNetConfig) -> bool:
-    """True where config.json is to be written; raises where the folder holds something else."""
+def check_folder(folder: Path, config: RetNetConfig) -> bool:
+    """Returns whether config.json is still to be written.
+
+    Raises:
+        FileExistsError: the folder cannot take a checkpoint of `config`; see `write`.
+    """
     if not (folder / CONFIG).exists():
         if (folder / WEIGHTS).exists():
             raise FileExistsError(f"{folder}: holds a {WEIGHTS} without {CONFIG}; not replaced")

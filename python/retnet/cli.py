@@ -6,11 +6,13 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from inspect import signature
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +33,8 @@ from retnet.train import Trainer, has_checkpoint, train
 __all__ = ["main"]
 
 _TOKENIZER = "tokenizer.json"
+# What torch says of the CPU, and of tensors beyond 2^63 bytes.
+_NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,8 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `retnet generate | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
-        reason = _one_line(error).removeprefix(f"{options.command}: ")
+    except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, RuntimeError):
+            reason = _one_line(error).removeprefix(f"{options.command}: ")
+        elif isinstance(error, torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
+            reason = f"not enough memory: {_one_line(error)}"
+        else:
+            raise
         print(f"retnet {options.command}: {reason}", file=sys.stderr)
         return 1
 
@@ -61,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Parser(argparse.ArgumentParser):
@@ -150,8 +159,6 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
             plain = "str" in kinds[name]
             many = isinstance(value, list)
             values = [x if plain else _toml_value(x) for x in (value if many else [value])]
-            if kinds[name] == "tuple[float, ...]":
-                values = [float(x) if isinstance(x, int) else x for x in values]
             changes[name] = values if many else values[0]
     return changes
 
@@ -159,7 +166,7 @@ def _changes(options: argparse.Namespace) -> dict[str, Any]:
 def _toml_value(text: str) -> Any:
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text
 
 
@@ -187,6 +194,15 @@ def _train(options: argparse.Namespace) -> int:
     trainer = Trainer(model, settings, documents, validation)
     if resume:
         trainer.load()
+        if trainer.progress >= 1:
+            end = f"steps = {settings.steps}" if settings.steps else f"minutes = {settings.minutes}"
+            print(
+                f"{out}: nothing to do, the run has reached its end ({end}): it holds "
+                f"{trainer.steps} steps, {trainer.seconds / 60:.1f} minutes"
+            )
+            return 0
+    else:
+        checkpoint.check_folder(out, model.config)
     out.mkdir(parents=True, exist_ok=True)
     settings.write(out / "run.toml")
     if settings.tokenizer:
@@ -218,8 +234,8 @@ def _generate(options: argparse.Namespace) -> int:
         raise ValueError(
             f"prompt: token ids must be < vocab_size = {model.config.vocab_size}, got {max(prompt)}"
         )
-    decode = tokenizer.decoder()
-    print("".join(map(decode, prompt)), end="")
+    if options.seed is not None and not -(2**63) <= options.seed < 2**64:
+        raise ValueError(f"seed must be in -2^63..2^64 - 1, got {options.seed}")
     tokens = stream(
         model,
         ids,
@@ -229,7 +245,10 @@ def _generate(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         seed=options.seed,
     )
-    for token in tokens:
+    first = list(islice(tokens, 1))  # before any output: it raises for bad arguments
+    decode = tokenizer.decoder()
+    print("".join(map(decode, prompt)), end="")
+    for token in chain(first, tokens):
         print(decode(int(token)), end="", flush=True)
     print()
     return 0
@@ -270,11 +289,18 @@ def _load(options: argparse.Namespace) -> tuple[RetNetForCausalLM, Tokenizer]:
     model.eval()
     inside = options.folder / _TOKENIZER
     tokenizer = _tokenizer(options.tokenizer or (str(inside) if inside.exists() else ""))
-    if isinstance(tokenizer, ByteTokenizer) and model.config.vocab_size != tokenizer.vocab_size:
+    if model.config.vocab_size == tokenizer.vocab_size:
+        return model, tokenizer
+    if isinstance(tokenizer, ByteTokenizer):
         raise ValueError(
             f"{options.folder}: holds no {_TOKENIZER}, and vocab_size = {model.config.vocab_size} "
             "is not that of bytes; name one by --tokenizer"
         )
+    print(
+        f"retnet {options.command}: warning: vocab_size = {model.config.vocab_size} of the model "
+        f"is not that of the tokenizer ({tokenizer.vocab_size})",
+        file=sys.stderr,
+    )
     return model, tokenizer
 
 
@@ -287,6 +313,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no data")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

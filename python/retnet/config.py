@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -20,6 +21,8 @@ __all__ = ["FORMAT_VERSION", "RetNetConfig"]
 FORMAT_VERSION = 1
 """Version of the JSON form. A reader refuses files of a newer version."""
 
+_LARGEST_SIZE = 2**31 - 1
+_MOST_LAYERS = 65536
 _CHOICES = {
     "rotary_style": ("interleaved", "half"),
     "group_norm": ("layer", "rms"),
@@ -38,9 +41,9 @@ class RetNetConfig:
             requirement and the value.
 
     Attributes:
-        vocab_size: number of token ids.
+        vocab_size: number of token ids; as every size <= 2^31 - 1.
         embed_dim: d, width of the residual stream.
-        num_layers: L.
+        num_layers: L, <= 65536.
         num_heads: H.
         key_dim: K, size of a head's queries and keys; even (rotary pairs).
         value_dim: V, size of a head's values.
@@ -112,6 +115,8 @@ class RetNetConfig:
             value = getattr(self, field.name)
             if field.type == "int":
                 _require(_is_int(value) and value > 0, field.name, "a positive integer", value)
+                limit = _MOST_LAYERS if field.name == "num_layers" else _LARGEST_SIZE
+                _require(value <= limit, field.name, f"<= {limit}", value)
             elif field.type == "bool":
                 _require(isinstance(value, bool), field.name, "true or false", value)
             elif field.type == "float":
@@ -152,7 +157,7 @@ class RetNetConfig:
             name: one of the names above.
             overrides: fields to replace.
         """
-        if name not in _PRESETS:
+        if not isinstance(name, str) or name not in _PRESETS:
             raise ValueError(
                 f"RetNetConfig.preset: name must be one of {_quoted(_PRESETS)}, got {name!r}"
             )
@@ -172,7 +177,7 @@ class RetNetConfig:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"RetNetConfig: text must be JSON, got {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"RetNetConfig: JSON must be an object, got {type(data).__name__}")
@@ -275,7 +280,8 @@ def _is_int(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return ok and math.isfinite(value)  # type: ignore[arg-type]
+    # Not math.isfinite, which raises on an integer beyond float64.
+    return ok and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -110,6 +110,9 @@ class Settings:
             for number in value if isinstance(value, tuple) else [value]:
                 if isinstance(number, (int, float)) and not low <= number <= high:
                     raise ValueError(f"settings: {key.name} must be in {low}..{high}, got {number}")
+        for name in ("data", "validation"):
+            if "" in getattr(self, name):
+                raise ValueError(f"settings: {name} must name files or folders, got an empty path")
         if not self.out:
             raise ValueError("settings: out must name the folder of the run, got nothing")
         if (self.steps > 0) == (self.minutes > 0):
@@ -139,9 +142,9 @@ class Settings:
         if path is not None:
             try:
                 values = tomllib.loads(path.read_text("utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: must be TOML: {error}") from error
-        table = values.get("model", {})
+        table = _convert("model", "dict", values.get("model", {}))
         for name, value in (changes or {}).items():
             if name.startswith("model."):
                 table = {**table, name.removeprefix("model."): value}
@@ -201,12 +204,11 @@ class Settings:
 
 def _convert(name: str, kind: str, value: Any) -> Any:
     """Checks the type of a value as TOML gives it; lists become tuples."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     many = isinstance(value, (list, tuple))
     if kind == "int":
-        ok, what = number and isinstance(value, int), "an integer"
+        ok, what = isinstance(value, int) and not isinstance(value, bool), "an integer"
     elif kind == "float":
-        ok, what = number and math.isfinite(value), "a finite number"
+        ok, what = _is_number(value), "a finite number"
         value = float(value) if ok else value
     elif kind == "bool":
         ok, what = isinstance(value, bool), "true or false"
@@ -215,9 +217,16 @@ def _convert(name: str, kind: str, value: Any) -> Any:
     elif kind.startswith("dict"):
         ok, what = isinstance(value, dict), "a table"
     elif kind == "tuple[float, ...]":
-        ok, what = many and all(isinstance(x, float) for x in value), "a list of numbers"
+        ok, what = many and all(map(_is_number, value)), "a list of finite numbers"
+        value = [float(x) for x in value] if ok else value
     else:
         ok, what = many and all(isinstance(x, str) for x in value), "a list of texts"
     if not ok:
         raise ValueError(f"settings: {name} must be {what}, got {value!r}")
     return tuple(value) if many else value
+
+
+def _is_number(value: object) -> bool:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Not math.isfinite, which raises on an integer beyond float64.
+    return ok and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

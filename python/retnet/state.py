@@ -71,7 +71,9 @@ class RetNetState(NamedTuple):
 
         Raises:
             OSError: it could not be written.
+            ValueError: shapes or dtypes are not those of a state.
         """
+        _check(Path(path), self.retention, self.positions)
         version = {"format_version": str(_FORMAT_VERSION)}
         write_tensors(Path(path), self._asdict(), version)
 
@@ -100,12 +102,7 @@ class RetNetState(NamedTuple):
                     f"{path}: must hold the tensors retention and positions, got {sorted(tensors)}"
                 )
             retention, positions = tensors["retention"], tensors["positions"]
-            ok = retention.dim() == 5 and retention.dtype in (torch.float32, torch.float64)
-            if not ok or positions.shape != retention.shape[1:2] or positions.dtype != torch.int64:
-                raise ValueError(
-                    f"{path}: must hold retention [L, B, H, K, V] float32 or float64 and positions "
-                    f"[B] int64, got {_kind(retention)} and {_kind(positions)}"
-                )
+            _check(path, retention, positions)
             # Copies: the file may go, and decoding writes into the state.
             return cls(*(t.clone().to(device or "cpu") for t in (retention, positions)))
 
@@ -113,6 +110,15 @@ class RetNetState(NamedTuple):
 # So that torch.export can save and load programs with a state among their inputs or outputs.
 _register_namedtuple(RetNetState, serialized_type_name="retnet.RetNetState")
 torch.serialization.add_safe_globals([RetNetState])
+
+
+def _check(path: Path, retention: Tensor, positions: Tensor) -> None:
+    ok = retention.dim() == 5 and retention.dtype in (torch.float32, torch.float64)
+    if not ok or positions.shape != retention.shape[1:2] or positions.dtype != torch.int64:
+        raise ValueError(
+            f"{path}: must hold retention [L, B, H, K, V] float32 or float64 and positions "
+            f"[B] int64, got {_kind(retention)} and {_kind(positions)}"
+        )
 
 
 def _kind(tensor: Tensor) -> str:

@@ -95,7 +95,8 @@ class FileTokenizer:
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"{path}: must be a tokenizer.json: {error}") from error
         self._new_decoder = tokenizers.decoders.DecodeStream
-        self.vocab_size: int = self._tokenizer.get_vocab_size()
+        # The ids may have gaps.
+        self.vocab_size: int = max(self._tokenizer.get_vocab().values(), default=-1) + 1
 
     def read(self, path: Path) -> Document:
         """Returns the tokens of a UTF-8 file."""

@@ -39,6 +39,18 @@ from retnet.state import RetNetState
 __all__ = ["Log", "Trainer", "has_checkpoint", "train"]
 
 _FORMAT_VERSION = 1
+_KINDS: dict[str, Any] = {
+    "fingerprint": str,
+    "steps": int,
+    "tokens": int,
+    "seconds": (int, float),
+    "loss": float,
+    "log_bytes": int,
+    "optimizer": dict,
+    "batches": dict,
+    "state": (tuple, type(None)),
+    "random": torch.ByteTensor,
+}
 _CHECKED_TOKENS = 1 << 17
 LOG = "log.jsonl"
 
@@ -189,6 +201,7 @@ class Trainer:
         data = {
             "format_version": _FORMAT_VERSION,
             "fingerprint": self.fingerprint,
+            "seed": self.settings.seed,
             "steps": self.steps,
             "tokens": self.tokens,
             "seconds": self.seconds,
@@ -214,11 +227,12 @@ class Trainer:
                 old.unlink()
 
     def load(self) -> None:
-        """Goes on from the checkpoint in `settings.out`.
+        """Goes on from the checkpoint in `settings.out`, with what else the settings say.
 
         Raises:
             FileNotFoundError: there is none to go on from.
-            ValueError: a corrupt or foreign file, other data, another model or kind of batches.
+            ValueError: a corrupt or foreign file, other data, another seed, model or kind of
+                batches.
         """
         folder = Path(self.settings.out)
         step = checkpoint.read_metadata(folder).get("step", "")
@@ -232,9 +246,17 @@ class Trainer:
         data = _read_state(path)
         if data["fingerprint"] != self.fingerprint:
             raise ValueError(f"{path}: data must be what the run began with, got other text")
+        seed = data.get("seed", self.settings.seed)
+        if seed != self.settings.seed:
+            raise ValueError(
+                f"{path}: seed must be that of the run ({seed}), got {self.settings.seed}"
+            )
+        set_now = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
         try:
             self.batches.load_state_dict(data["batches"])
             self.optimizer.load_state_dict(data["optimizer"])
+            for group, (betas, decay) in zip(self.optimizer.param_groups, set_now, strict=True):
+                group["betas"], group["weight_decay"] = betas, decay
             if (data["state"] is None) != (self.state is None):
                 raise ValueError("another stream")
             if self.state is not None:
@@ -242,11 +264,11 @@ class Trainer:
                 if retention.shape != self.state.retention.shape:
                     raise ValueError("another batch")
                 self.state = RetNetState(retention.to(self.device), positions.to(self.device))
-        except (KeyError, ValueError, RuntimeError) as error:
+            torch.set_rng_state(data["random"])
+        except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path}: stream, batch and model must be those of the run ({error})"
             ) from error
-        torch.set_rng_state(data["random"])
         self.steps, self.tokens = data["steps"], data["tokens"]
         self.seconds, self.loss = data["seconds"], data["loss"]
         self._log_bytes = data["log_bytes"]
@@ -420,4 +442,8 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: format_version must be <= {_FORMAT_VERSION}, got {data['format_version']}"
         )
+    for name, kind in _KINDS.items():
+        if name not in data or not isinstance(data[name], kind):
+            got = type(data[name]).__name__ if name in data else "none"
+            raise ValueError(f"{path}: must be a training state of retnet, its {name} is {got}")
     return data

@@ -191,6 +191,32 @@ def test_a_full_disk_leaves_the_old_checkpoint(tmp_path):
     assert torch.equal(retnet.load(tmp_path).norm.weight, new.norm.weight)
 
 
+def test_a_flush_that_fails_after_the_rename_says_so(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def fail_on_folders(handle):
+        if os.path.isdir(f"/proc/self/fd/{handle}"):
+            raise OSError(5, "Input/output error")
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", fail_on_folders)
+    state = make_config().make_state(3)
+    with pytest.raises(OSError, match="state: was replaced, but a power cut may undo it: .*Input"):
+        state.save(tmp_path / "state")
+    assert RetNetState.load(tmp_path / "state").positions.tolist() == [0, 0, 0]
+
+
+def test_parts_of_killed_processes_go_and_those_of_others_stay(tmp_path):
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    for number in (child, os.getppid(), 10**30):
+        (tmp_path / f"state.{number}.part").touch()
+    make_config().make_state(3).save(tmp_path / "state")
+    assert names(tmp_path) == ["state", f"state.{os.getppid()}.part"]
+
+
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
     """A child process is stopped (os._exit) before its n-th fsync or rename."""
     model = make_model()
@@ -256,6 +282,20 @@ def test_bad_state(tensors, metadata, message, tmp_path):
     save_file(tensors, tmp_path / "state", metadata)
     with pytest.raises(ValueError, match=message):
         RetNetState.load(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    "state, message",
+    [
+        (RetNetState(torch.ones(1, 2, 3, 4, 6), torch.ones(3).long()), r"and \[3\] int64"),
+        (RetNetState(torch.ones(1, 2, 3, 4, 6).half(), torch.ones(2).long()), "float16"),
+    ],
+    ids=["batch", "dtype"],
+)
+def test_a_state_that_cannot_be_read_is_not_written(state, message, tmp_path):
+    with pytest.raises(ValueError, match=f"state: must hold retention .*{message}"):
+        state.save(tmp_path / "state")
+    assert names(tmp_path) == []
 
 
 def test_truncated_state(tmp_path):

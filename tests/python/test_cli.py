@@ -207,6 +207,14 @@ def test_words(word_run, capsys):
     (word_run / "one").write_text("the cat sat")
     assert run("eval", word_run / "run", word_run / "one") == 0
     assert "1 files, 2 tokens and 8 bytes predicted" in capsys.readouterr().out
+    # A larger or smaller vocabulary than that of the model is told, and is no error.
+    for size in (8, 5):
+        make_byte_model(vocab_size=size).save(word_run / f"model{size}")
+        named = (word_run / f"model{size}", "--tokenizer", word_run / "words.json")
+        assert run("generate", *named, "--prompt", "the", "--max_new_tokens", 3) == 0
+        assert run("eval", *named, word_run / "one") == 0
+        for line in capsys.readouterr().err.splitlines():
+            assert f"warning: vocab_size = {size} of the model is not that of the tok" in line
     # A vocabulary that is too small for the tokens.
     assert (
         run("train", word_run / "run.toml", "--out", word_run / "b", "--model.vocab_size", 5) == 1
@@ -286,6 +294,25 @@ BAD_RUNS = {
     "bad preset": (("run.toml", "--model.preset", "huge"), 1, "name must be one of .* got 'huge'"),
     "type": (("run.toml", "--lr", "fast"), 1, "lr must be a finite number, got 'fast'"),
     "range": (("run.toml", "--batch", "0"), 1, r"batch must be in 1\.\.inf, got 0"),
+    "long": (("run.toml", "--lr", "1" * 400), 1, "lr must be a finite number, got 1{400}$"),
+    "long beta": (("run.toml", "--betas", "0", "1" * 400), 1, "betas must be a list of finite n"),
+    "nested": (("nested.toml",), 1, "nested.toml: must be TOML: maximum recursion"),
+    "nested value": (("run.toml", "--lr", "[" * 9999), 1, "lr must be a finite number, got '\\["),
+    "no table": (("small.toml", "--model.num_layers", "2"), 1, "model must be a table, got 'small"),
+    "preset list": (("run.toml", "--model.preset", '["tiny"]'), 1, r"name must .* got \['tiny'\]"),
+    "empty path": (("run.toml", "--data", ""), 1, "data must name files or .* got an empty path"),
+    "empty check": (("run.toml", "--validation", ""), 1, "validation must name .* an empty path"),
+    "meta": (("run.toml", "--device", "meta"), 1, "device: must be one that is here, got 'meta'"),
+    "memory": (
+        ("run.toml", "--model.vocab_size", "2147483647", "--model.embed_dim", "65536"),
+        1,
+        "train: not enough memory: .*can't allocate memory",
+    ),
+    "sizes": (
+        ("run.toml", "--model.vocab_size", "2147483647", "--model.embed_dim", "2147483647"),
+        1,
+        "train: not enough memory: Storage size calculation overflowed",
+    ),
     "no steps": (("run.toml", "--steps", "0"), 1, "either steps or minutes must be > 0"),
     "no data": (("run.toml", "--data", "none"), 1, "none: no such file or folder"),
     "empty folder": (("run.toml", "--data", "empty"), 1, "must hold files to read, got an empty"),
@@ -306,6 +333,8 @@ def test_bad_run(arguments, status, message, folder, capsys, monkeypatch):
     (folder / "empty").mkdir()
     (folder / "empty.txt").touch()
     (folder / "bad.toml").write_text("lr = = 1")
+    (folder / "nested.toml").write_text("x = " + "[" * 200_000)
+    (folder / "small.toml").write_text('model = "small"')
     (folder / "key.toml").write_text("lenght = 1")
     text = (folder / "run.toml").read_text()
     (folder / "model.toml").write_text(text + "embed_dims = 3\n")
@@ -328,10 +357,33 @@ def test_a_run_is_not_overwritten(folder, capsys):
         (("--resume", "--model.norm", "rms"), "must hold the model of the settings"),
         (("--resume", "--stream"), "stream, batch and model must be those of the run"),
         (("--resume", "--data", folder / "text/deep"), "data must be what the run began with"),
+        (("--resume", "--seed", 1), "seed must be that of the run (0), got 1"),
     ):
         assert run("train", folder / "run.toml", *more) == 1
         assert message in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in (folder / "run").iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("end", [(), ("--steps", 2), ("--steps", 0, "--minutes", 1e-9)])
+def test_a_run_past_its_end_is_left_alone(end, folder, capsys):
+    assert run("train", folder / "run.toml") == 0
+    before = {path: path.read_bytes() for path in (folder / "run").iterdir() if path.is_file()}
+    capsys.readouterr()
+    assert run("train", folder / "run.toml", "--resume", *end) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"run: nothing to do, the run has reached its end .* holds 6 steps", printed)
+    assert printed.count("\n") == 1
+    assert before == {p: p.read_bytes() for p in (folder / "run").iterdir() if p.is_file()}
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "gpt2"}', "[" * 200_000])
+def test_a_foreign_folder_is_refused_before_training(text, folder, capsys):
+    (folder / "run").mkdir()
+    (folder / "run" / "config.json").write_text(text)
+    assert run("train", folder / "run.toml") == 1
+    printed = capsys.readouterr()
+    assert "config.json: " in printed.err and "not replaced" in printed.err and not printed.out
+    assert [path.name for path in (folder / "run").iterdir()] == ["config.json"]
 
 
 def test_full_disk(folder, capsys):
@@ -368,14 +420,22 @@ def test_bad_models(folder, capsys):
 
 def test_bad_calls(folder, capsys):
     make_byte_model().save(folder / "model")
+    generate = ("generate", folder / "model", "--prompt", "a")
     for command, message in (
         (("generate", folder / "model", "--prompt", ""), "prompt must hold a token"),
+        (
+            (*generate, "--seed", 2**64),
+            r"seed must be in -2^63..2^64 - 1, got 18446744073709551616",
+        ),
+        ((*generate, "--seed", -(2**63) - 1), r"seed must be in -2^63..2^64 - 1, got -92233"),
+        ((*generate, "--device", "meta"), "device: must be one that is here, got 'meta'"),
         (("generate", folder / "model", "--prompt", "a", "--top_k", 0), "top_k must be >= 1"),
         (("eval", folder / "model", folder / "none"), "none: no such file or folder"),
         (("eval", folder / "model", folder / "text", "--window", 1), "window must be >= 2, got 1"),
     ):
         assert run(*command) == 1
-        assert message in capsys.readouterr().err
+        printed = capsys.readouterr()
+        assert message in printed.err and printed.err.count("\n") == 1 and printed.out == ""
     with pytest.raises(SystemExit) as error:
         main(["trian"])
     assert error.value.code == 2

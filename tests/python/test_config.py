@@ -30,9 +30,14 @@ BAD = {
     "float": ({"num_layers": 2.0}, "num_layers must be a positive integer, got 2.0"),
     "bool": ({"num_heads": True}, "num_heads must be a positive integer, got True"),
     "text": ({"ffn_dim": "8"}, "ffn_dim must be a positive integer, got '8'"),
+    "vocabulary": ({"vocab_size": 10**18}, "vocab_size must be <= 2147483647, got 10{18}$"),
+    "wide": ({"embed_dim": 10**23}, "embed_dim must be <= 2147483647, got 10{23}$"),
+    "wide ffn": ({"ffn_dim": 2**31}, "ffn_dim must be <= 2147483647, got 2147483648"),
+    "deep": ({"num_layers": 10**21}, "num_layers must be <= 65536, got 10{21}$"),
     "odd": ({"key_dim": 5}, "key_dim must be even, got 5"),
     "eps": ({"norm_eps": 0.0}, "norm_eps must be a finite number > 0, got 0.0"),
     "nan": ({"embed_scale": math.nan}, "embed_scale must be a finite number > 0, got nan"),
+    "long": ({"norm_eps": 10**400}, "norm_eps must be a finite number > 0, got 10{400}$"),
     "switch": ({"pre_norm": 1}, "pre_norm must be true or false, got 1"),
     "style": ({"rotary_style": "x"}, 'rotary_style must be one of "interleaved", "half", got'),
     "norm": ({"norm": "batch"}, 'norm must be one of "layer", "rms", got \'batch\''),
@@ -153,8 +158,9 @@ def edited(**changes):
         (edited(key_dim="gone"), "JSON must hold every size, got .*key_dim"),
         (edited(key_dim=3), "key_dim must be even, got 3"),
         ("[]", "JSON must be an object, got list"),
+        ("[" * 200_000, "text must be JSON, got maximum recursion depth exceeded"),
     ],
-    ids=["newer", "text", "absent", "unknown", "missing", "value", "list"],
+    ids=["newer", "text", "absent", "unknown", "missing", "value", "list", "nested"],
 )
 def test_json_error(text, message):
     with pytest.raises(ValueError, match=f"RetNetConfig: {message}"):
@@ -183,6 +189,8 @@ def test_preset_sizes(name):
 def test_unknown_preset():
     with pytest.raises(ValueError, match=r"preset: name must be one of .*, got '3b'"):
         RetNetConfig.preset("3b")
+    with pytest.raises(ValueError, match=r"preset: name must be one of .*, got \['tiny'\]"):
+        RetNetConfig.preset(["tiny"])
 
 
 def test_make_state():

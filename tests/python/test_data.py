@@ -84,6 +84,13 @@ def test_tokenizer_file(tokenizer_file, tmp_path):
     assert with_start.ids.tolist() == [1, 3, 4, 5, 6] and with_start.predicted_bytes == 19
 
 
+def test_vocabulary_with_gaps(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    model = tokenizers.models.WordLevel({"?": 0, "der": 2, "Bär": 9}, unk_token="?")
+    tokenizers.Tokenizer(model).save(str(tmp_path / "gaps.json"))
+    assert FileTokenizer(tmp_path / "gaps.json").vocab_size == 10
+
+
 def test_tokenizer_error(tokenizer_file, tmp_path):
     (tmp_path / "text").write_bytes(b"\xff")
     with pytest.raises(ValueError, match="text: must be UTF-8"):

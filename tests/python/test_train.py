@@ -260,8 +260,25 @@ BAD = {
     "no optimizer": (
         lambda p: damage(p, lambda data: data.pop("optimizer")),
         {},
-        "stream, batch and model must be those of the run",
+        "training-0.pt: must be a training state of retnet, its optimizer is none",
     ),
+    "no steps": (lambda p: damage(p, lambda data: data.pop("steps")), {}, "its steps is none"),
+    "random": (
+        lambda p: damage(p, lambda data: data.update(random=torch.ones(3))),
+        {},
+        "its random is Tensor, not ByteTensor",
+    ),
+    "random size": (
+        lambda p: damage(p, lambda data: data.update(random=torch.ones(3).byte())),
+        {},
+        "training-0.pt: .*RNG state is wrong size",
+    ),
+    "generator": (
+        lambda p: damage(p, lambda data: data.update(batches={"generator": "x"})),
+        {},
+        "training-0.pt: stream, batch and model must be those of the run",
+    ),
+    "seed": (None, {"seed": 5}, r"seed must be that of the run \(0\), got 5"),
     "data": (None, {"documents": DOCUMENTS[:3]}, "data must be what the run began with"),
     "stream": (None, {"stream": True}, "stream, batch and model must be those of the run"),
 }
@@ -276,6 +293,24 @@ def test_bad_training_state(edit, changes, message, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, **changes).load()
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_state_without_a_seed_resumes(tmp_path):
+    make_trainer(tmp_path).save()
+    damage(tmp_path / "training-0.pt", lambda data: data.pop("seed"))
+    make_trainer(tmp_path, seed=5).load()
+
+
+def test_resumed_optimizer_takes_the_settings(tmp_path):
+    first = make_trainer(tmp_path)
+    first.step()
+    first.save()
+    second = make_trainer(tmp_path, betas=(0.5, 0.6), weight_decay=0.25)
+    second.load()
+    matrices, vectors = second.optimizer.param_groups
+    assert matrices["betas"] == vectors["betas"] == (0.5, 0.6)
+    assert matrices["weight_decay"] == 0.25 and vectors["weight_decay"] == 0
+    assert second.optimizer.state[matrices["params"][0]]["step"] == 1
 
 
 def test_a_stream_resumes_with_its_batch_only(tmp_path):
