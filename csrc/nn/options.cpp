@@ -50,8 +50,8 @@ void require(bool ok, const char* field, const std::string& requirement, const s
 
 void require_size(const char* field, int64_t value) {
   const int64_t most = std::string_view(field) == "num_layers" ? 65536 : 2147483647;
-  require(0 < value && value <= most, field, "an integer in 1.." + std::to_string(most),
-          repr(value));
+  require(value > 0, field, "a positive integer", repr(value));
+  require(value <= most, field, "<= " + std::to_string(most), repr(value));
 }
 
 void require_positive(const char* field, double value) {

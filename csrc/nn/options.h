@@ -61,11 +61,11 @@ class RETNET_API RetNetOptions {
   ///   tensor_options  device, and dtype: float32 (the default), or float64 for a float64 model
   RetNetState make_state(int64_t batch, const torch::TensorOptions& tensor_options = {}) const;
 
-  /// Number of token ids.
+  /// Number of token ids; as every size <= 2^31 - 1.
   TORCH_ARG(int64_t, vocab_size) = 0;
   /// d, width of the residual stream.
   TORCH_ARG(int64_t, embed_dim) = 0;
-  /// L.
+  /// L, <= 65536.
   TORCH_ARG(int64_t, num_layers) = 0;
   /// H.
   TORCH_ARG(int64_t, num_heads) = 0;

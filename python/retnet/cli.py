@@ -234,8 +234,6 @@ def _generate(options: argparse.Namespace) -> int:
         raise ValueError(
             f"prompt: token ids must be < vocab_size = {model.config.vocab_size}, got {max(prompt)}"
         )
-    if options.seed is not None and not -(2**63) <= options.seed < 2**64:
-        raise ValueError(f"seed must be in -2^63..2^64 - 1, got {options.seed}")
     tokens = stream(
         model,
         ids,

@@ -444,6 +444,6 @@ def _read_state(path: Path) -> dict[str, Any]:
         )
     for name, kind in _KINDS.items():
         if name not in data or not isinstance(data[name], kind):
-            got = type(data[name]).__name__ if name in data else "none"
+            got = f"of another kind ({type(data[name]).__name__})" if name in data else "missing"
             raise ValueError(f"{path}: must be a training state of retnet, its {name} is {got}")
     return data

@@ -201,7 +201,7 @@ def test_a_flush_that_fails_after_the_rename_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", fail_on_folders)
     state = make_config().make_state(3)
-    with pytest.raises(OSError, match="state: was replaced, but a power cut may undo it: .*Input"):
+    with pytest.raises(OSError, match=r"state: was replaced, but a power cut may undo it: .*Input"):
         state.save(tmp_path / "state")
     assert RetNetState.load(tmp_path / "state").positions.tolist() == [0, 0, 0]
 

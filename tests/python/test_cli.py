@@ -213,8 +213,8 @@ def test_words(word_run, capsys):
         named = (word_run / f"model{size}", "--tokenizer", word_run / "words.json")
         assert run("generate", *named, "--prompt", "the", "--max_new_tokens", 3) == 0
         assert run("eval", *named, word_run / "one") == 0
-        for line in capsys.readouterr().err.splitlines():
-            assert f"warning: vocab_size = {size} of the model is not that of the tok" in line
+        warning = f"warning: vocab_size = {size} of the model is not that of the tokenizer (6)"
+        assert capsys.readouterr().err.count(warning) == 2
     # A vocabulary that is too small for the tokens.
     assert (
         run("train", word_run / "run.toml", "--out", word_run / "b", "--model.vocab_size", 5) == 1
@@ -423,11 +423,8 @@ def test_bad_calls(folder, capsys):
     generate = ("generate", folder / "model", "--prompt", "a")
     for command, message in (
         (("generate", folder / "model", "--prompt", ""), "prompt must hold a token"),
-        (
-            (*generate, "--seed", 2**64),
-            r"seed must be in -2^63..2^64 - 1, got 18446744073709551616",
-        ),
-        ((*generate, "--seed", -(2**63) - 1), r"seed must be in -2^63..2^64 - 1, got -92233"),
+        ((*generate, "--seed", 2**64), "seed must be in 0..2^64-1 or None, got 184467440"),
+        ((*generate, "--seed", -1), "seed must be in 0..2^64-1 or None, got -1"),
         ((*generate, "--device", "meta"), "device: must be one that is here, got 'meta'"),
         (("generate", folder / "model", "--prompt", "a", "--top_k", 0), "top_k must be >= 1"),
         (("eval", folder / "model", folder / "none"), "none: no such file or folder"),
