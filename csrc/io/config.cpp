@@ -65,7 +65,7 @@ void require(bool ok, const std::string& field, const std::string& requirement, 
 
 Json parse(const std::string& text) {
   try {
-    return parse_json(text);
+    return parse_json(text, "RetNetOptions: JSON");
   } catch (const Json::exception& error) {
     C10_THROW_ERROR(ValueError,
                     std::string("RetNetOptions: text must be JSON, got ") + error.what());

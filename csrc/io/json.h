@@ -8,12 +8,12 @@
 
 namespace retnet::io {
 
-/// Text as JSON. Raises nlohmann's exceptions, and c10::ValueError where it is nested deeper than any
-/// file of ours: printing such a value in a message would overrun the stack.
-inline nlohmann::ordered_json parse_json(const std::string& text) {
+/// Text as JSON. Raises nlohmann's exceptions, and c10::ValueError ("`subject` must ...") where it is
+/// nested deeper than any file of ours: printing such a value would overrun the stack.
+inline nlohmann::ordered_json parse_json(const std::string& text, const char* subject) {
   static constexpr int kDeepest = 16;
-  const auto keep = [](int depth, nlohmann::ordered_json::parse_event_t, nlohmann::ordered_json&) {
-    TORCH_CHECK_VALUE(depth <= kDeepest, "JSON must be nested at most ", kDeepest, " deep");
+  const auto keep = [&](int depth, nlohmann::ordered_json::parse_event_t, nlohmann::ordered_json&) {
+    TORCH_CHECK_VALUE(depth <= kDeepest, subject, " must be nested at most ", kDeepest, " deep");
     return true;
   };
   return nlohmann::ordered_json::parse(text, keep);

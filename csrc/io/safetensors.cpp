@@ -106,7 +106,7 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
 SafetensorsFile::~SafetensorsFile() = default;
 
 void SafetensorsFile::parse(const std::string& header, uint64_t data) {
-  const auto json = parse_json(header);
+  const auto json = parse_json(header, "its header");
   TORCH_CHECK_VALUE(json.is_object(), "its header must be an object, got ", json.type_name());
   for (const auto& [name, value] : json.items()) {
     if (name == "__metadata__") {

@@ -78,6 +78,18 @@ class CppModule(_Module):
         config: sizes and switches.
         device: where the parameters are made.
         dtype: of the parameters, by default torch's default.
+
+    Example:
+        >>> import torch, retnet.cpp
+        >>> config = retnet.RetNetConfig(
+        ...     vocab_size=256, embed_dim=64, num_layers=2, num_heads=4, key_dim=16, value_dim=32,
+        ...     ffn_dim=128,
+        ... )
+        >>> model = retnet.cpp.RetNetForCausalLM(config)
+        >>> model.state_dict().keys() == retnet.nn.RetNetForCausalLM(config).state_dict().keys()
+        True
+        >>> model(torch.zeros(1, 8, dtype=torch.long)).logits.shape
+        torch.Size([1, 8, 256])
     """
 
     _native_class: Any

@@ -182,6 +182,8 @@ TEST_CASE("safetensors: a bad file is refused, and named") {
       {whole + "x", "it must have 8 bytes of data, got 9"},
       {std::string(64, '\xff'), "got a length of 18446744073709551615"},
       {file_of("nonsense", 0), "its header must be JSON"},
+      {file_of("{\"a\":" + std::string(200'000, '[') + std::string(200'000, ']') + "}", 0),
+       "its header must be nested at most 16 deep"},
       {file_of("{\"\xff\":1}", 0), "its header must be JSON"},
       {file_of("[1]", 0), "its header must be an object, got array"},
       {file_of("", 0), "its header must be JSON"},
@@ -271,6 +273,7 @@ TEST_CASE("config: bad JSON is refused") {
   };
   const std::vector<std::pair<std::string, std::string>> bad = {
       {"", "text must be JSON, got "},
+      {std::string(200'000, '['), "JSON must be nested at most 16 deep"},
       {good.substr(0, 40), "text must be JSON, got "},
       {"{\"\xff\": 1}", "text must be JSON, got "},
       {with("1e-06", "1e999"), "text must be JSON, got "},
