@@ -38,7 +38,7 @@
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and
 //     the decay uses the true length.
 // 10. Writes. Each element of out and of the final state once, by one thread.
-// 11. Parameters. bf16 and fp16; the tile table.
+// 11. Parameters. bf16 and fp16; the tile table; direction of time and layout of states at run time.
 //
 // Why this way: the state is kept transposed, S^T [16 columns of O, I] in the layout of the mma's
 // accumulator. That layout is also that of its B operand, so the readout takes the state from
@@ -89,8 +89,6 @@ class ChunkwiseBlock {
     column_ = static_cast<int>(blockIdx.x - row_and_head * slices) * kSlice;
     row_ = static_cast<int>(row);
     segment_ = find_segment(p_, row_, segment_length);
-    origin_ = segment_.start + (p_.reverse ? segment_.length - 1 : 0);
-    direction_ = p_.reverse ? -1 : 1;
     warp_ = threadIdx.x / 32;
     lane_ = threadIdx.x % 32;
     head_ = row_and_head - row * heads;
@@ -147,16 +145,18 @@ class ChunkwiseBlock {
   }
 
  private:
+  RETNET_DEVICE int token_of(int position) const {
+    return segment_.start + (p_.reverse ? segment_.length - 1 - position : position);
+  }
+
   // Copies positions start .. start + kChunk - 1 of the segment, kColumns columns from `column`.
   template <int kColumns>
   RETNET_DEVICE void load(uint32_t dst, const RetentionOperand& operand, int start, int column,
                           int64_t columns) const {
-    const int64_t token = origin_ + int64_t{direction_} * start;
     const char* src = static_cast<const char*>(operand.ptr) +
-                      2 * (segment_.batch * operand.stride_b + head_ * operand.stride_h +
-                           token * operand.stride_t + column);
+                      2 * (segment_.batch * operand.stride_b + head_ * operand.stride_h + column);
     const int inside = operand.ptr != nullptr ? static_cast<int>(columns) - column : 0;
-    load_tile<kColumns, kChunk, kThreads>(dst, src, direction_ * operand.stride_t,
+    load_tile<kColumns, kChunk, kThreads>(dst, src, operand.stride_t, token_of(start), p_.reverse,
                                           segment_.length - start, inside, 32 * warp_ + lane_,
                                           wide_);
   }
@@ -204,16 +204,16 @@ class ChunkwiseBlock {
   // Calls f(state_[n][e], its offset in a state) for what lies inside.
   template <class F>
   RETNET_DEVICE void for_each_state(const F& f) {
-    const int64_t stride_i = p_.transposed ? 1 : p_.outer;
-    const int64_t stride_o = p_.transposed ? p_.inner : 1;
-    int i = half() * kOwnInner + lane_pair();  // row of I of e = 0 and 2
-    const int o = warp_column() + lane_row();
-    int64_t offset = i * stride_i + o * stride_o;
+    const auto inner = static_cast<uint32_t>(p_.inner), outer = static_cast<uint32_t>(p_.outer);
+    const uint32_t stride_i = p_.transposed ? 1 : outer, stride_o = p_.transposed ? inner : 1;
+    uint32_t i = half() * kOwnInner + lane_pair();  // row of I of e = 0 and 2
+    const uint32_t o = warp_column() + lane_row();
+    uint32_t offset = i * stride_i + o * stride_o;
     RETNET_UNROLL
     for (int n = 0; n < kOwnInner / 8; ++n, i += 8, offset += 8 * stride_i) {
       RETNET_UNROLL
       for (int e = 0; e < 4; ++e) {
-        const bool inside = i + e % 2 < p_.inner && o + e / 2 * 8 < p_.outer;
+        const bool inside = i + e % 2 < inner && o + e / 2 * 8 < outer;
         if (inside) f(state_[n][e], offset + e % 2 * stride_i + e / 2 * 8 * stride_o);
       }
     }
@@ -234,7 +234,7 @@ class ChunkwiseBlock {
     }
     clear_state();
     if (src == nullptr || drops_start(p_, decay, segment_.sequence)) return;
-    for_each_state([&](float& value, int64_t offset) { value = src[offset]; });
+    for_each_state([&](float& value, uint32_t offset) { value = src[offset]; });
   }
 
   RETNET_DEVICE void clear_state() {
@@ -247,7 +247,7 @@ class ChunkwiseBlock {
 
   RETNET_DEVICE void store_state(float* dst, bool dropped) {
     for_each_state(
-        [&](const float& value, int64_t offset) { dst[offset] = dropped ? 0.0f : value; });
+        [&](const float& value, uint32_t offset) { dst[offset] = dropped ? 0.0f : value; });
   }
 
   RETNET_DEVICE void clear_out() {
@@ -263,8 +263,7 @@ class ChunkwiseBlock {
   RETNET_DEVICE int first_row_tile() const {
     return kHalves > 1 ? half() * kOwnScoreRows : column_warp() / kKeyTiles * kScoreRows;
   }
-  // Of the outputs that the warp finishes, the first row tile.
-  RETNET_DEVICE int first_own_row() const { return half() * kOwnRows; }
+  RETNET_DEVICE int first_own_row() const { return half() * kOwnRows; }  // row tile of out_[0]
 
   // out = a S and the scores a b^T, in one pass over the warp's part of I.
   RETNET_DEVICE void read_out(int stage) {
@@ -461,9 +460,9 @@ class ChunkwiseBlock {
     const bool odd = lane_ % 2 != 0;
     const int o = warp_column() + (odd ? 8 : 0) + lane_pair() / 4 * 4;
     const int first = start + 16 * first_own_row() + lane_row();
-    const int64_t token = segment_.batch * p_.tokens + origin_ + direction_ * first;
+    const int64_t token = segment_.batch * p_.tokens + token_of(first);
     char* dst = static_cast<char*>(p_.out_ptr) + 2 * ((token * p_.heads + head_) * p_.outer + o);
-    const int64_t step = 2 * 8 * p_.heads * p_.outer * direction_;
+    const int64_t step = 2 * 8 * p_.heads * p_.outer * (p_.reverse ? -1 : 1);
     const int rows = o < p_.outer ? start + length - first : 0;
     RETNET_UNROLL
     for (int r = 0; r < kOwnRows; ++r) {
@@ -489,7 +488,6 @@ class ChunkwiseBlock {
   unsigned char* const shared_;
   const uint32_t sReadout_;
   Segment segment_;
-  int origin_, direction_;  // token of position 0, and its step
   int row_;
   int column_;  // of O, where the slice starts
   uint32_t head_, warp_, lane_;
@@ -498,25 +496,5 @@ class ChunkwiseBlock {
   float out_[kRowTiles][2][4];     // accumulators of 16 tokens by 8 columns of O
   float score_[kScoreColumns][kScoreRows][4];
 };
-
-template <DType kDtype, int kTile>
-__global__ void __launch_bounds__(kChunkwiseTiles[kTile].threads(), 1)
-    chunkwise_kernel(const ChunkwiseParams p, ChunkwisePhase phase, int segment_length, bool wide) {
-  if constexpr (prim::kHasAsyncMma) {
-    RETNET_DYNAMIC_SHARED(shared);
-    ChunkwiseBlock<kDtype, kTile>(p, phase, segment_length, wide, shared).run();
-  }
-}
-
-template <DType kDtype, int kTile>
-cudaError_t chunkwise_launch(const ChunkwiseParams& params, ChunkwisePhase phase,
-                             int64_t segment_length, int64_t rows, cudaStream_t stream) {
-  constexpr ChunkwiseTile kShape = kChunkwiseTiles[kTile];
-  const int64_t slices = (params.outer + kShape.slice - 1) / kShape.slice;
-  const auto blocks = static_cast<unsigned>(rows * params.heads * slices);
-  return prim::launch(chunkwise_kernel<kDtype, kTile>, dim3(blocks), kShape.threads(),
-                      kShape.shared_bytes(), stream, params, phase,
-                      static_cast<int>(segment_length), chunkwise_wide(params));
-}
 
 }  // namespace retnet::kernels

@@ -25,6 +25,42 @@ bool chunkwise_wide(const ChunkwiseParams& params) {
          aligned(params.key, params, 16) && aligned(params.value, params, 16);
 }
 
+ChunkwiseParams chunkwise_gradient(ChunkwisePass pass, const ChunkwiseParams& forward,
+                                   const ChunkwiseGradients& gradients) {
+  ChunkwiseParams p = forward;
+  const RetentionOperand &q = forward.readout, &k = forward.key, &v = forward.value;
+  p.final_state_ptr = p.workspace_ptr = nullptr;
+  p.reverse = pass != ChunkwisePass::kQ;
+  p.transposed = pass != ChunkwisePass::kV;
+  if (p.reverse) p.initial_state_ptr = gradients.final_state_ptr;
+  if (p.transposed) {
+    p.inner = forward.outer;
+    p.outer = forward.inner;
+  }
+  switch (pass) {
+    case ChunkwisePass::kQ:
+      p.readout = gradients.out;
+      p.key = v;
+      p.value = k;
+      p.out_ptr = gradients.q_ptr;
+      break;
+    case ChunkwisePass::kK:
+      p.readout = v;
+      p.key = gradients.out;
+      p.value = q;
+      p.out_ptr = gradients.k_ptr;
+      break;
+    case ChunkwisePass::kV:
+      p.readout = k;
+      p.key = q;
+      p.value = gradients.out;
+      p.out_ptr = gradients.v_ptr;
+      p.final_state_ptr = gradients.initial_state_ptr;
+      break;
+  }
+  return p;
+}
+
 ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& device, int64_t chunk,
                              bool deterministic) {
   ChunkwisePlan plan;

@@ -56,6 +56,23 @@ struct ChunkwiseParams {
   float* workspace_ptr = nullptr;
 };
 
+// The gradients of Ret(q, k, v; initial_state) that come in and go out; null: zeros, or not wanted.
+struct ChunkwiseGradients {
+  RetentionOperand out;                    // [B, T, H, Dv]
+  const float* final_state_ptr = nullptr;  // [N, H, Dk, Dv] contiguous
+  void* q_ptr = nullptr;                   // [B, T, H, Dk] contiguous
+  void* k_ptr = nullptr;                   // [B, T, H, Dk] contiguous
+  void* v_ptr = nullptr;                   // [B, T, H, Dv] contiguous
+  float* initial_state_ptr = nullptr;      // [N, H, Dk, Dv] contiguous: with v's
+};
+
+enum class ChunkwisePass { kQ, kK, kV };
+
+// The call that computes the gradient of q, k or v, but for its workspace. `forward` holds q, k and v as
+// readout, key and value; what it says of outputs is not read.
+ChunkwiseParams chunkwise_gradient(ChunkwisePass pass, const ChunkwiseParams& forward,
+                                   const ChunkwiseGradients& gradients);
+
 // A block owns `slice` columns of the state of one sequence and head: 16 to a warp, all of I in
 // registers (inner / 2 of a thread), or, above 256, to two warps, each with a half of I. Chunks have
 // `chunk` tokens.
