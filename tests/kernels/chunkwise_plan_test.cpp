@@ -68,6 +68,30 @@ TEST_CASE("every head that the kernel promises has a tile on every device") {
   }
 }
 
+TEST_CASE("every gradient of a promised head has a tile where shared memory allows it") {
+  for (const DeviceLimits& device : {kA100, kRtx4090, kH100}) {
+    for (int64_t K = 4; K <= kChunkwiseMaxKey; K += 4) {
+      for (int64_t V = 4; V <= kChunkwiseMaxValue; V += 4) {
+        const ChunkwiseParams forward = call(4, 1000, 16, K, V);
+        for (const auto pass : {ChunkwisePass::kQ, ChunkwisePass::kK, ChunkwisePass::kV}) {
+          const ChunkwiseParams p = chunkwise_gradient(pass, forward, {});
+          const ChunkwisePlan its = plan(p, device);
+          if (pass != ChunkwisePass::kV && V > 256 && device.shared_bytes == kShared86) {
+            REQUIRE(refusal(its).find("shared") != std::string::npos);
+            continue;
+          }
+          REQUIRE(its.refusal == nullptr);
+          const ChunkwiseTile& tile = kChunkwiseTiles[its.tile];
+          REQUIRE(tile.inner >= p.inner);
+          REQUIRE(its.slices * tile.slice >= p.outer);
+          REQUIRE((tile.halves() == 2) == (pass != ChunkwisePass::kV && V > 256));
+          REQUIRE(tile.shared_bytes() <= device.shared_bytes);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("what the kernel does not take is told") {
   CHECK(refusal(plan(call(1, 8, 1, 64, 64, DType::kFloat32))).find("bfloat16") !=
         std::string::npos);
