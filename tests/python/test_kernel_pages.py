@@ -130,7 +130,9 @@ def test_code_computes_retention(case, version, results):
             assert error <= 1e-12 * np.abs(other[part]).max()
 
 
-@pytest.mark.parametrize(("page", "languages"), [(RETENTION, {"cpp", "cuda"}), (BACKWARD, {"cuda"})])
+@pytest.mark.parametrize(
+    ("page", "languages"), [(RETENTION, {"cpp", "cuda"}), (BACKWARD, {"cuda"})]
+)
 def test_excerpts_are_verbatim(page, languages):
     sources = [
         " ".join((ROOT / "kernels/retention" / name).read_text().split())
