@@ -130,8 +130,8 @@ class ChunkwiseBlock {
         if (!last) load_readout(start + kChunk);
       }
       decay_state(length == kChunk ? full_chunk : decay.power_minus_one(length));
-      // With gamma = 0 no chunk hands on a state; the last one does not decay what it leaves, but in reverse.
-      add_values(stage, length, !decay.forget || (last && !p_.reverse));
+      // With gamma = 0 no chunk hands on a state: the last one leaves what it has.
+      add_values(stage, length, last || !decay.forget);
       if (!local) store_out(start, length);
       stage ^= 1;
     }
@@ -194,7 +194,9 @@ class ChunkwiseBlock {
   // 1 and 3).
   RETNET_DEVICE int lane_row() const { return static_cast<int>(lane_ / 4); }
   RETNET_DEVICE int lane_pair() const { return static_cast<int>(lane_ % 4 * 2); }
-  RETNET_DEVICE int column_warp() const { return static_cast<int>(warp_ % kColumnWarps); }
+  RETNET_DEVICE int column_warp() const {
+    return static_cast<int>(kHalves == 1 ? warp_ : warp_ % kColumnWarps);
+  }
   RETNET_DEVICE int half() const {
     return kHalves == 1 ? 0 : static_cast<int>(warp_ / kColumnWarps);
   }
