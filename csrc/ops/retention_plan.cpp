@@ -43,7 +43,8 @@ RetentionPlanTuple retention_plan_composite(const at::Tensor& q, const at::Tenso
     composite::packed_bounds("retention_plan", q, *cu_seqlens);
   }
   const std::string device = c10::DeviceTypeName(q.device().type(), /*lower_case=*/true);
-  return {"composite", "no kernel for " + device + " in this build", 0, 0, 0, 0, 0, 0};
+  const std::string reason = "no kernel for " + device + " in this build";
+  return {"composite", reason, 0, 0, 0, 0, 0, 0, reason};
 }
 
 }  // namespace
@@ -53,7 +54,7 @@ TORCH_LIBRARY_FRAGMENT(retnet, m) {
       "retention_plan(Tensor q, Tensor k, Tensor v, Tensor log_decay, Tensor? initial_state=None, "
       "*, float? scale=None, str form=\"chunkwise\", int? chunk_size=None, Tensor? "
       "cu_seqlens=None) -> (str implementation, str reason, int inner, int slice, int chunk, int "
-      "segment_length, int segments, int copies)");
+      "segment_length, int segments, int copies, str backward_reason)");
 }
 
 TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {

@@ -11,7 +11,7 @@
 
 namespace retnet::ops {
 
-/// What a call of `retention` runs.
+/// What a call of `retention` and of its gradients runs.
 struct RetentionPlan {
   std::string implementation;  ///< "kernel" or "composite"
   std::string reason;          ///< why not the kernel; empty where it runs
@@ -22,6 +22,9 @@ struct RetentionPlan {
   int64_t segment_length;  ///< tokens after which a sequence is cut into parts; 0: not cut
   int64_t segments;        ///< sequences, or room for their parts
   int64_t copies;          ///< of q, k, v, those made contiguous first: strides not multiples of 4
+  /// Why not all gradients are the kernel's; empty where they are. A log_decay that requires a
+  /// gradient counts as one whose gradient is asked for.
+  std::string backward_reason;
 };
 
 /// The plan of `retention` with the same arguments, which are checked as there. It depends on
@@ -35,7 +38,7 @@ RETNET_API RetentionPlan retention_plan(
     const std::optional<at::Tensor>& cu_seqlens = std::nullopt);
 
 /// The result of the operator, whose schema has no structures.
-using RetentionPlanTuple =
-    std::tuple<std::string, std::string, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+using RetentionPlanTuple = std::tuple<std::string, std::string, int64_t, int64_t, int64_t, int64_t,
+                                      int64_t, int64_t, std::string>;
 
 }  // namespace retnet::ops

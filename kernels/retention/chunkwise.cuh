@@ -5,33 +5,40 @@
 //  1. Equation. With i, j positions in a chunk of L tokens and S the state before it,
 //       out_i = scale (sum_{j<=i} gamma^(i-j) (a_i . b_j) c_j + gamma^(i+1) a_i S)
 //       S     = gamma^L S + sum_j b_j^T (gamma^(L-1-j) c_j)
+//     In reverse, positions count from the end of the sequence and S is the adjoint X of the state, which
+//     enters undecayed, decays once on its way out, and holds scale:
+//       out_i = scale sum_{j<=i} gamma^(i-j) (a_i . b_j) c_j + gamma^i a_i X
+//       X     = gamma^L X + sum_j b_j^T (scale gamma^(L-j) c_j)
 //  2. Shapes. a, b [B, T, H, I], c [B, T, H, O] with any strides of b, t, h that are multiples of 4;
-//     out [B, T, H, O] and states [N, H, I, O] contiguous. I and O are padded to the tile by zeros
-//     in shared memory.
+//     out [B, T, H, O] and states [N, H, I, O] ([N, H, O, I] where transposed) contiguous. I and O are
+//     padded to the tile by zeros in shared memory. An operand that is null is one of zeros.
 //  3. CTA -> problem. Block ((row * H) + h) * slices + s owns `slice` columns of O of one sequence, or
 //     of one segment of it, and walks its chunks in order. Slices of a head are neighbours and share
 //     a and b through L2.
 //  4. Warp roles. Each warp owns 16 columns of the slice with all of I. The scores are shared out: a
-//     warp computes one or two columns of 8 keys for all, or some, rows of 16 tokens.
-//  5. Tile and budget. State: inner / 2 fp32 registers a thread; outputs of the chunk: chunk / 2;
-//     scores: 4, 16 or 32. Shared memory: ChunkwiseTile::shared_bytes (136 KB for 256 x 128 x 64).
+//     warp computes one or two columns of 8 keys for all, or some, rows of 16 tokens. With I = 512 two
+//     warps share the columns, each with a half of I; they sum outputs and scores in shared memory, and
+//     each goes on with half of the rows.
+//  5. Tile and budget. State: inner / 2 fp32 registers a thread (I = 512: 128); outputs of the chunk:
+//     chunk / 2; scores: 4, 8, 16 or 32. Shared memory: ChunkwiseTile::shared_bytes (136 KB for 256 x 128 x 64).
 //     Bytes of L2 per token-head: 2 (2 I slices + 2 O) (6,144 for I = 256, O = 512); wavefronts and
 //     mma per chunk: chunkwise_model.h.
 //  6. Pipeline. Keys and values of the next chunk are copied while this chunk is computed, its
 //     readout tile once this chunk's is spent, after the scores.
-//  7. Sync contract. Two block barriers a chunk. The first: this chunk, and before the first one the
+//  7. Sync contract. Two block barriers a chunk, with I = 512 a third between them: the halves' sums
+//     are written, read before the second, and written again behind the next first. The first: this chunk, and before the first one the
 //     weights, have arrived for all threads, and all are done with the last chunk's keys, values and
 //     scores. The second: the scores are written, and all are done with the readout tile; without
 //     outputs (kLocal) there is none.
 //  8. Numerics. Products of 16-bit operands, sums and states in fp32. Rounded to 16 bits: the decayed
 //     scores, the decayed values, the state as an operand (saturated in fp16) and out. Powers are fp32
 //     (ex2 of n log2 gamma). Those of a negative n, above the diagonal of the scores, are computed as
-//     well, infinite perhaps, and dropped by a select. No sum crosses warps, so the order of additions
-//     depends on the tile alone.
+//     well, infinite perhaps, and dropped by a select. No sum but that of the two halves crosses warps, so the
+//     order of additions depends on the tile alone.
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and
 //     the decay uses the true length.
 // 10. Writes. Each element of out and of the final state once, by one thread.
-// 11. Parameters. bf16 and fp16; the tile table.
+// 11. Parameters. bf16 and fp16; the tile table; direction of time and layout of states at run time.
 //
 // Why this way: the state is kept transposed, S^T [16 columns of O, I] in the layout of the mma's
 // accumulator. That layout is also that of its B operand, so the readout takes the state from
@@ -41,44 +48,34 @@
 
 #include "kernels/retention/chunkwise_launch.h"
 #include "kernels/retention/segments.cuh"
+#include "kernels/retention/tile.cuh"
 
 namespace retnet::kernels {
-
-// Offset of 16-byte unit `unit` of row `row` in a tile of 16-bit elements with kColumns columns: the
-// units of a row change places with the row, so that the same unit of 8 rows lies in 8 different
-// groups of 4 banks.
-template <int kColumns>
-RETNET_DEVICE uint32_t swizzled(uint32_t row, uint32_t unit) {
-  constexpr uint32_t kUnits = kColumns / 8 < 8 ? kColumns / 8 : 8;
-  return row * kColumns * 2 + ((unit ^ (row * kUnits / 8 % kUnits)) << 4);
-}
-
-// From a swizzled address in the first 16 columns to the same row's k-th 16 columns (in the first 32:
-// with k even). The swizzle changes the address inside 128 bytes alone, which leaves most of the step
-// to the instruction's immediate offset.
-RETNET_DEVICE uint32_t step_columns(uint32_t address, int k) {
-  return (address ^ (k % 4 * 32)) + k / 4 * 128;
-}
 
 template <DType kDtype, int kTile>
 class ChunkwiseBlock {
   static constexpr ChunkwiseTile kShape = kChunkwiseTiles[kTile];
   static constexpr int kInner = kShape.inner, kSlice = kShape.slice, kChunk = kShape.chunk;
   static constexpr int kThreads = kShape.threads(), kWarps = kThreads / 32;
+  static constexpr int kHalves = kShape.halves();  // of I, each of warps of its own
+  static constexpr int kColumnWarps = kWarps / kHalves, kOwnInner = kInner / kHalves;
   static constexpr int kRowTiles = kChunk / 16;  // of 16 tokens
   static constexpr int kKeyTiles = kChunk / 8;   // of 8 keys
   // A warp's scores: columns of tiles, and the row tiles of each.
-  static constexpr int kScoreGroups = kWarps > kKeyTiles ? kWarps / kKeyTiles : 1;
-  static constexpr int kScoreColumns = kWarps < kKeyTiles ? kKeyTiles / kWarps : 1;
+  static constexpr int kScoreGroups = kColumnWarps > kKeyTiles ? kColumnWarps / kKeyTiles : 1;
+  static constexpr int kScoreColumns = kColumnWarps < kKeyTiles ? kKeyTiles / kColumnWarps : 1;
   static constexpr int kScoreRows = kRowTiles / kScoreGroups;
-  static_assert(kScoreColumns <= 2);
+  static_assert(kScoreColumns <= 2 && (kHalves == 1 || kScoreGroups == 1));
+  // Row tiles of outputs and scores that a warp goes on with once halves are summed.
+  static constexpr int kOwnRows = kRowTiles / kHalves, kOwnScoreRows = kScoreRows / kHalves;
   // Shared memory.
   static constexpr int kInnerRow = kInner * 2, kSliceRow = kSlice * 2, kChunkRow = kChunk * 2;
   static constexpr int kKeys = kChunk * kInnerRow;  // behind the readout tile
   static constexpr int kValues = kKeys + 2 * kChunk * kInnerRow;
   static constexpr int kScores = kValues + 2 * kChunk * kSliceRow;
   static constexpr int kWeights = kScores + kChunk * kChunkRow;
-  static_assert(kWeights + 2 * kChunk * 4 == kShape.shared_bytes());
+  static constexpr int kSums = kWeights + 2 * kChunk * 4;  // with halves: what one sends the other
+  static_assert(kSums + (kHalves - 1) * 4 * kChunk * (kSlice + kChunk) == kShape.shared_bytes());
 
  public:
   // `wide`: copies of 16 bytes (chunkwise_wide), else of 8.
@@ -127,62 +124,50 @@ class ChunkwiseBlock {
       if (!last) load_keys_and_values(start + kChunk, stage ^ 1);
       if (!local) {
         read_out(stage);
-        finish_scores(decay);
+        if constexpr (kHalves > 1) sum_halves();
+        finish_scores(decay, start > 0);
         prim::sync_block();
         if (!last) load_readout(start + kChunk);
       }
       decay_state(length == kChunk ? full_chunk : decay.power_minus_one(length));
-      // With gamma = 0 the state stays zero, whatever it would be multiplied by, up to the last chunk.
+      // With gamma = 0 no chunk hands on a state: the last one leaves what it has.
       add_values(stage, length, last || !decay.forget);
       if (!local) store_out(start, length);
       stage ^= 1;
     }
-    if (local || segment_.last) {
-      store_state(local ? state_of(p_.workspace_ptr, row_)
-                        : state_of(p_.final_state_ptr, segment_.sequence));
+    if (local) {
+      store_state(state_of(p_.workspace_ptr, row_), false);
+    } else if (segment_.last && p_.final_state_ptr != nullptr) {
+      // With gamma = 0 the last token drops it in reverse, NaN or not.
+      const bool dropped = decay.forget && p_.reverse && segment_.length > 0;
+      store_state(state_of(p_.final_state_ptr, segment_.sequence), dropped);
     }
   }
 
  private:
-  // Copies rows start .. start + kChunk - 1 of the segment, kColumns columns from `column`; those
-  // from `columns` on and those past the segment's end become zeros.
+  RETNET_DEVICE int token_of(int position) const {
+    return segment_.start + (p_.reverse ? segment_.length - 1 - position : position);
+  }
+
+  // Copies positions start .. start + kChunk - 1 of the segment, kColumns columns from `column`.
   template <int kColumns>
-  RETNET_DEVICE void load_tile(uint32_t dst, const RetentionOperand& operand, int start, int column,
-                               int64_t columns) const {
-    constexpr int kUnits = kColumns / 8, kStep = kThreads / kUnits;
-    const int unit = static_cast<int>((32 * warp_ + lane_) % kUnits);
-    const int first = static_cast<int>((32 * warp_ + lane_) / kUnits);
-    const char* src = static_cast<const char*>(operand.ptr) + 16 * unit +
-                      2 * (segment_.batch * operand.stride_b + head_ * operand.stride_h +
-                           int64_t{segment_.start + start + first} * operand.stride_t + column);
-    const int64_t step = 2 * kStep * operand.stride_t;
-    const uint32_t to = dst + swizzled<kColumns>(first, unit);
-    const int rows = segment_.length - start - first;
-    const int left =
-        static_cast<int>(columns) - column - 8 * unit;  // elements from the unit's first
-    if (wide_) {
-      RETNET_UNROLL
-      for (int i = 0; i < kChunk / kStep; ++i, src += step) {
-        const bool inside = left > 0 && i * kStep < rows;
-        prim::cp_async<16>(to + i * kStep * kColumns * 2, src, inside ? 16 : 0);
-      }
-    } else {
-      RETNET_UNROLL_BY(1)
-      for (int i = 0; i < kChunk / kStep; ++i, src += step) {
-        const bool inside = i * kStep < rows;
-        prim::cp_async<8>(to + i * kStep * kColumns * 2, src, inside && left > 0 ? 8 : 0);
-        prim::cp_async<8>(to + i * kStep * kColumns * 2 + 8, src + 8, inside && left > 4 ? 8 : 0);
-      }
-    }
+  RETNET_DEVICE void load(uint32_t dst, const RetentionOperand& operand, int start, int column,
+                          int64_t columns) const {
+    const char* src = static_cast<const char*>(operand.ptr) +
+                      2 * (segment_.batch * operand.stride_b + head_ * operand.stride_h + column);
+    const int inside = operand.ptr != nullptr ? static_cast<int>(columns) - column : 0;
+    load_tile<kColumns, kChunk, kThreads>(dst, src, operand.stride_t, token_of(start), p_.reverse,
+                                          segment_.length - start, inside, 32 * warp_ + lane_,
+                                          wide_);
   }
 
   RETNET_DEVICE void load_readout(int start) const {
-    load_tile<kInner>(sReadout_, p_.readout, start, 0, p_.inner);
+    load<kInner>(sReadout_, p_.readout, start, 0, p_.inner);
     prim::cp_async_commit();
   }
   RETNET_DEVICE void load_keys_and_values(int start, int stage) const {
-    load_tile<kInner>(keys(stage), p_.key, start, 0, p_.inner);
-    load_tile<kSlice>(values(stage), p_.value, start, column_, p_.outer);
+    load<kInner>(keys(stage), p_.key, start, 0, p_.inner);
+    load<kSlice>(values(stage), p_.value, start, column_, p_.outer);
     prim::cp_async_commit();
   }
   RETNET_DEVICE uint32_t keys(int stage) const {
@@ -192,13 +177,16 @@ class ChunkwiseBlock {
     return sReadout_ + kValues + stage * kChunk * kSliceRow;
   }
 
-  // gamma^(length - 1 - j) of each position j in a full chunk and in the last one; 0 past its end.
+  // gamma^(length - 1 - j) of each position j in a full chunk and in the last one (in reverse scale
+  // gamma^(length - j)); 0 past its end.
   RETNET_DEVICE void store_weights(const Decay& decay) const {
     auto* weights = reinterpret_cast<float*>(shared_ + kWeights);
     for (int i = static_cast<int>(threadIdx.x); i < 2 * kChunk; i += kThreads) {
       const int length = i < kChunk ? kChunk : segment_.length % kChunk;
       const int left = length - 1 - i % kChunk;
-      weights[i] = left >= 0 ? decay.power(static_cast<float>(left)) : 0.0f;
+      const float weight = p_.reverse ? decay.power(static_cast<float>(left + 1)) * p_.scale
+                                      : decay.power(static_cast<float>(left));
+      weights[i] = left >= 0 ? weight : 0.0f;
     }
   }
 
@@ -206,27 +194,34 @@ class ChunkwiseBlock {
   // 1 and 3).
   RETNET_DEVICE int lane_row() const { return static_cast<int>(lane_ / 4); }
   RETNET_DEVICE int lane_pair() const { return static_cast<int>(lane_ % 4 * 2); }
+  RETNET_DEVICE int column_warp() const {
+    return static_cast<int>(kHalves == 1 ? warp_ : warp_ % kColumnWarps);
+  }
+  RETNET_DEVICE int half() const {
+    return kHalves == 1 ? 0 : static_cast<int>(warp_ / kColumnWarps);
+  }
   // First of the warp's columns of O.
-  RETNET_DEVICE int warp_column() const { return column_ + 16 * static_cast<int>(warp_); }
+  RETNET_DEVICE int warp_column() const { return column_ + 16 * column_warp(); }
 
-  // Calls f(state_[n][e], its offset in a state [I, O]) for what lies inside.
+  // Calls f(state_[n][e], its offset in a state) for what lies inside.
   template <class F>
   RETNET_DEVICE void for_each_state(const F& f) {
-    const int64_t outer = p_.outer;
-    int i = lane_pair();  // row of I of e = 0 and 2
-    const int o = warp_column() + lane_row();
-    int64_t offset = i * outer + o;
+    const auto inner = static_cast<uint32_t>(p_.inner), outer = static_cast<uint32_t>(p_.outer);
+    const uint32_t stride_i = p_.transposed ? 1 : outer, stride_o = p_.transposed ? inner : 1;
+    uint32_t i = half() * kOwnInner + lane_pair();  // row of I of e = 0 and 2
+    const uint32_t o = warp_column() + lane_row();
+    uint32_t offset = i * stride_i + o * stride_o;
     RETNET_UNROLL
-    for (int n = 0; n < kInner / 8; ++n, i += 8, offset += 8 * outer) {
+    for (int n = 0; n < kOwnInner / 8; ++n, i += 8, offset += 8 * stride_i) {
       RETNET_UNROLL
       for (int e = 0; e < 4; ++e) {
-        const bool inside = i + e % 2 < p_.inner && o + e / 2 * 8 < outer;
-        if (inside) f(state_[n][e], offset + e % 2 * outer + e / 2 * 8);
+        const bool inside = i + e % 2 < inner && o + e / 2 * 8 < outer;
+        if (inside) f(state_[n][e], offset + e % 2 * stride_i + e / 2 * 8 * stride_o);
       }
     }
   }
 
-  // This head's state in row `row` of states [.., H, I, O].
+  // This head's state in row `row` of states [.., H, I, O] or [.., H, O, I].
   template <class T>
   RETNET_DEVICE T* state_of(T* states, int row) const {
     return states + (static_cast<int64_t>(row) * p_.heads + head_) * p_.inner * p_.outer;
@@ -239,34 +234,42 @@ class ChunkwiseBlock {
     } else if (phase_ == ChunkwisePhase::kWhole && p_.initial_state_ptr != nullptr) {
       src = state_of(p_.initial_state_ptr, segment_.sequence);
     }
+    clear_state();
+    if (src == nullptr || drops_start(p_, decay, segment_.sequence)) return;
+    for_each_state([&](float& value, uint32_t offset) { value = src[offset]; });
+  }
+
+  RETNET_DEVICE void clear_state() {
     RETNET_UNROLL
-    for (int n = 0; n < kInner / 8; ++n) {
+    for (int n = 0; n < kOwnInner / 8; ++n) {
       RETNET_UNROLL
       for (int e = 0; e < 4; ++e) state_[n][e] = 0;
     }
-    if (src == nullptr || decay.forget) return;
-    for_each_state([&](float& value, int64_t offset) { value = src[offset]; });
   }
 
-  RETNET_DEVICE void store_state(float* dst) {
-    for_each_state([&](const float& value, int64_t offset) { dst[offset] = value; });
+  RETNET_DEVICE void store_state(float* dst, bool dropped) {
+    for_each_state(
+        [&](const float& value, uint32_t offset) { dst[offset] = dropped ? 0.0f : value; });
   }
 
-  // This warp's scores: key tile of column x, first row tile.
-  RETNET_DEVICE int key_tile(int x) const {
-    return static_cast<int>(warp_ % kKeyTiles) + x * kWarps;
-  }
-  RETNET_DEVICE int first_row_tile() const {
-    return static_cast<int>(warp_ / kKeyTiles) * kScoreRows;
-  }
-
-  // out = a S and the scores a b^T, in one pass over I.
-  RETNET_DEVICE void read_out(int stage) {
+  RETNET_DEVICE void clear_out() {
     RETNET_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       RETNET_UNROLL
       for (int e = 0; e < 4; ++e) out_[r][0][e] = out_[r][1][e] = 0;
     }
+  }
+
+  // This warp's scores: key tile of column x, first row tile.
+  RETNET_DEVICE int key_tile(int x) const { return column_warp() % kKeyTiles + x * kColumnWarps; }
+  RETNET_DEVICE int first_row_tile() const {
+    return kHalves > 1 ? half() * kOwnScoreRows : column_warp() / kKeyTiles * kScoreRows;
+  }
+  RETNET_DEVICE int first_own_row() const { return half() * kOwnRows; }  // row tile of out_[0]
+
+  // out = a S and the scores a b^T, in one pass over the warp's part of I.
+  RETNET_DEVICE void read_out(int stage) {
+    clear_out();
     RETNET_UNROLL
     for (int x = 0; x < kScoreColumns; ++x) {
       RETNET_UNROLL
@@ -275,11 +278,12 @@ class ChunkwiseBlock {
         for (int e = 0; e < 4; ++e) score_[x][r][e] = 0;
       }
     }
-    const uint32_t sA = sReadout_ + swizzled<kInner>(lane_ % 16, lane_ / 16);
-    const uint32_t sB = keys(stage) + swizzled<kInner>(lane_ % 8, lane_ / 8);
+    const uint32_t part = half() * kOwnInner * 2;
+    const uint32_t sA = sReadout_ + part + swizzled<kInner>(lane_ % 16, lane_ / 16);
+    const uint32_t sB = keys(stage) + part + swizzled<kInner>(lane_ % 8, lane_ / 8);
     uint32_t b[kScoreColumns][4];  // of two steps
     RETNET_UNROLL
-    for (int k = 0; k < kInner / 16; ++k) {
+    for (int k = 0; k < kOwnInner / 16; ++k) {
       if (k % 2 == 0) {
         RETNET_UNROLL
         for (int x = 0; x < kScoreColumns; ++x) {
@@ -318,13 +322,50 @@ class ChunkwiseBlock {
     }
   }
 
+  // Sums outputs and scores over the halves of I. The second half's warps keep the last rows, which
+  // change places with the first in the arrays.
+  RETNET_DEVICE void sum_halves() {
+    const bool second = half() != 0;
+    const auto for_each_tile = [&](const auto& f) {
+      int n = 0;
+      RETNET_UNROLL
+      for (int r = 0; r < kOwnRows; ++r) {
+        RETNET_UNROLL
+        for (int x = 0; x < 2; ++x) f(out_[r][x], out_[r + kOwnRows][x], n++);
+        RETNET_UNROLL
+        for (int x = 0; x < kScoreColumns; ++x) f(score_[x][r], score_[x][r + kOwnRows], n++);
+      }
+    };
+    const uint32_t thread = 32 * warp_ + lane_;
+    unsigned char* to = shared_ + kSums + thread * 16;
+    for_each_tile([&](const float(&head)[4], const float(&tail)[4], int n) {
+      uint32_t sent[4];
+      RETNET_UNROLL
+      for (int e = 0; e < 4; ++e) sent[e] = prim::float_to_word(second ? head[e] : tail[e]);
+      prim::store(to + n * kThreads * 16, sent);
+    });
+    prim::sync_block();
+    const unsigned char* from = shared_ + kSums + (thread + kThreads / 2) % kThreads * 16;
+    for_each_tile([&](float(&head)[4], const float(&tail)[4], int n) {
+      uint32_t received[4];
+      prim::load(received, from + n * kThreads * 16);
+      RETNET_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        head[e] = (second ? tail[e] : head[e]) + prim::word_to_float(received[e]);
+      }
+    });
+  }
+
   // Decays the outputs of the state and the scores, and hands the scores to all warps.
-  RETNET_DEVICE void finish_scores(const Decay& decay) {
+  RETNET_DEVICE void finish_scores(const Decay& decay, bool later) {
     const int group = lane_row(), pair = lane_pair();
-    float weight = decay.power(static_cast<float>(group + 1)) * p_.scale;
+    const int age = 16 * first_own_row() + group + (p_.reverse ? 0 : 1);
+    float weight = decay.power(static_cast<float>(age)) * (p_.reverse ? 1.0f : p_.scale);
     const float eight_rows = decay.power(8);
+    // In reverse with gamma = 0 the first chunk alone sees the state, which may hold NaN.
+    if (later && decay.forget) clear_out();
     RETNET_UNROLL
-    for (int r = 0; r < kRowTiles; ++r) {
+    for (int r = 0; r < kOwnRows; ++r) {
       RETNET_UNROLL
       for (int half = 0; half < 2; ++half, weight *= eight_rows) {
         RETNET_UNROLL
@@ -340,7 +381,7 @@ class ChunkwiseBlock {
       // The swizzle is the same in every eighth row.
       unsigned char* to = shared_ + kScores + swizzled<kChunk>(query, key_tile(x)) + 2 * pair;
       RETNET_UNROLL
-      for (int r = 0; r < kScoreRows; ++r) {
+      for (int r = 0; r < kOwnScoreRows; ++r) {
         if (query - group + 16 * r + 15 < 8 * key_tile(x))
           continue;  // no later step reads the tile
         RETNET_UNROLL
@@ -361,18 +402,20 @@ class ChunkwiseBlock {
 
   RETNET_DEVICE void decay_state(float minus_one) {
     RETNET_UNROLL
-    for (int n = 0; n < kInner / 8; ++n) {
+    for (int n = 0; n < kOwnInner / 8; ++n) {
       RETNET_UNROLL
       for (int e = 0; e < 4; ++e) state_[n][e] += state_[n][e] * minus_one;
     }
   }
 
-  // out += scores c, and S += b^T (gamma^(length - 1 - j) c_j).
+  // out += scores c, and S += b^T (weight_j c_j).
   RETNET_DEVICE void add_values(int stage, int length, bool update) {
-    const uint32_t sP = sReadout_ + kScores + swizzled<kChunk>(lane_ % 16, lane_ / 16);
-    const uint32_t sB = keys(stage) + swizzled<kInner>(lane_ % 16, lane_ / 16);
-    const uint32_t sC =
-        values(stage) + swizzled<kSlice>(lane_ / 16 * 8 + lane_ % 8, 2 * warp_ + lane_ / 8 % 2);
+    const uint32_t sP = sReadout_ + kScores + first_own_row() * 16 * kChunkRow +
+                        swizzled<kChunk>(lane_ % 16, lane_ / 16);
+    const uint32_t sB =
+        keys(stage) + half() * kOwnInner * 2 + swizzled<kInner>(lane_ % 16, lane_ / 16);
+    const uint32_t sC = values(stage) + swizzled<kSlice>(lane_ / 16 * 8 + lane_ % 8,
+                                                         2 * column_warp() + lane_ / 8 % 2);
     const unsigned char* weights =
         shared_ + kWeights + (length == kChunk ? 0 : kChunk * 4) + lane_pair() * 4;
     RETNET_UNROLL
@@ -382,7 +425,8 @@ class ChunkwiseBlock {
       prim::ldmatrix_x4_t(c, sC + k * 16 * kSliceRow);
       if (phase_ != ChunkwisePhase::kLocal) {
         RETNET_UNROLL
-        for (int r = k; r < kRowTiles; ++r) {
+        for (int r = 0; r < kOwnRows; ++r) {
+          if (first_own_row() + r < k) continue;  // above the diagonal
           uint32_t a[4];
           prim::ldmatrix_x4(a, step_columns(sP, k) + r * 16 * kChunkRow);
           prim::mma<kDtype>(out_[r][0], a, c[0], c[2]);
@@ -403,7 +447,7 @@ class ChunkwiseBlock {
         }
       }
       RETNET_UNROLL
-      for (int n = 0; n < kInner / 16; ++n) {
+      for (int n = 0; n < kOwnInner / 16; ++n) {
         uint32_t b[4];
         prim::ldmatrix_x4_t(b, step_columns(sB, n) + k * 16 * kInnerRow);
         prim::mma<kDtype>(state_[2 * n], c, b[0], b[1]);
@@ -417,12 +461,13 @@ class ChunkwiseBlock {
   RETNET_DEVICE void store_out(int start, int length) const {
     const bool odd = lane_ % 2 != 0;
     const int o = warp_column() + (odd ? 8 : 0) + lane_pair() / 4 * 4;
-    const int64_t token = segment_.batch * p_.tokens + segment_.start + start + lane_row();
+    const int first = start + 16 * first_own_row() + lane_row();
+    const int64_t token = segment_.batch * p_.tokens + token_of(first);
     char* dst = static_cast<char*>(p_.out_ptr) + 2 * ((token * p_.heads + head_) * p_.outer + o);
-    const int64_t step = 2 * 8 * p_.heads * p_.outer;
-    const int rows = o < p_.outer ? length - lane_row() : 0;
+    const int64_t step = 2 * 8 * p_.heads * p_.outer * (p_.reverse ? -1 : 1);
+    const int rows = o < p_.outer ? start + length - first : 0;
     RETNET_UNROLL
-    for (int r = 0; r < kRowTiles; ++r) {
+    for (int r = 0; r < kOwnRows; ++r) {
       RETNET_UNROLL
       for (int half = 0; half < 2; ++half) {
         uint32_t pair[2];
@@ -449,29 +494,9 @@ class ChunkwiseBlock {
   int column_;  // of O, where the slice starts
   uint32_t head_, warp_, lane_;
 
-  float state_[kInner / 8][4];  // S^T: accumulators of 16 columns of O by 8 rows of I
-  float out_[kRowTiles][2][4];  // accumulators of 16 tokens by 8 columns of O
+  float state_[kOwnInner / 8][4];  // S^T: accumulators of 16 columns of O by 8 rows of I
+  float out_[kRowTiles][2][4];     // accumulators of 16 tokens by 8 columns of O
   float score_[kScoreColumns][kScoreRows][4];
 };
-
-template <DType kDtype, int kTile>
-__global__ void __launch_bounds__(kChunkwiseTiles[kTile].threads(), 1)
-    chunkwise_kernel(const ChunkwiseParams p, ChunkwisePhase phase, int segment_length, bool wide) {
-  if constexpr (prim::kHasAsyncMma) {
-    RETNET_DYNAMIC_SHARED(shared);
-    ChunkwiseBlock<kDtype, kTile>(p, phase, segment_length, wide, shared).run();
-  }
-}
-
-template <DType kDtype, int kTile>
-cudaError_t chunkwise_launch(const ChunkwiseParams& params, ChunkwisePhase phase,
-                             int64_t segment_length, int64_t rows, cudaStream_t stream) {
-  constexpr ChunkwiseTile kShape = kChunkwiseTiles[kTile];
-  const int64_t slices = (params.outer + kShape.slice - 1) / kShape.slice;
-  const auto blocks = static_cast<unsigned>(rows * params.heads * slices);
-  return prim::launch(chunkwise_kernel<kDtype, kTile>, dim3(blocks), kShape.threads(),
-                      kShape.shared_bytes(), stream, params, phase,
-                      static_cast<int>(segment_length), chunkwise_wide(params));
-}
 
 }  // namespace retnet::kernels

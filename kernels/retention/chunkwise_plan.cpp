@@ -25,6 +25,42 @@ bool chunkwise_wide(const ChunkwiseParams& params) {
          aligned(params.key, params, 16) && aligned(params.value, params, 16);
 }
 
+ChunkwiseParams chunkwise_gradient(ChunkwisePass pass, const ChunkwiseParams& forward,
+                                   const ChunkwiseGradients& gradients) {
+  ChunkwiseParams p = forward;
+  const RetentionOperand &q = forward.readout, &k = forward.key, &v = forward.value;
+  p.final_state_ptr = p.workspace_ptr = nullptr;
+  p.reverse = pass != ChunkwisePass::kQ;
+  p.transposed = pass != ChunkwisePass::kV;
+  if (p.reverse) p.initial_state_ptr = gradients.final_state_ptr;
+  if (p.transposed) {
+    p.inner = forward.outer;
+    p.outer = forward.inner;
+  }
+  switch (pass) {
+    case ChunkwisePass::kQ:
+      p.readout = gradients.out;
+      p.key = v;
+      p.value = k;
+      p.out_ptr = gradients.q_ptr;
+      break;
+    case ChunkwisePass::kK:
+      p.readout = v;
+      p.key = gradients.out;
+      p.value = q;
+      p.out_ptr = gradients.k_ptr;
+      break;
+    case ChunkwisePass::kV:
+      p.readout = k;
+      p.key = q;
+      p.value = gradients.out;
+      p.out_ptr = gradients.v_ptr;
+      p.final_state_ptr = gradients.initial_state_ptr;
+      break;
+  }
+  return p;
+}
+
 ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& device, int64_t chunk,
                              bool deterministic) {
   ChunkwisePlan plan;
@@ -37,17 +73,19 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
     return refuse("the kernel needs compute capability 8.0");
   }
   if (p.inner % 4 != 0 || p.outer % 4 != 0) return refuse("Dk and Dv must be multiples of 4");
-  if (p.inner > kChunkwiseMaxInner || p.outer > kChunkwiseMaxOuter) {
+  const int64_t keys = p.transposed ? p.outer : p.inner;
+  const int64_t values = p.transposed ? p.inner : p.outer;
+  if (keys > kChunkwiseMaxKey || values > kChunkwiseMaxValue) {
     return refuse("Dk must be at most 256 and Dv at most 512");
   }
   if (p.tokens > kChunkwiseMaxTokens) return refuse("T must be at most 2^30");
   bool fits = false;
   for (int i = 0; i < kChunkwiseTileCount && plan.tile < 0; ++i) {
     const ChunkwiseTile& tile = kChunkwiseTiles[i];
-    if (tile.inner < p.inner || tile.slice < (p.outer < 128 ? p.outer : 128) ||
-        tile.shared_bytes() > device.shared_bytes) {
-      continue;
-    }
+    // A tile with halves has narrow slices, and none but the heads that need it.
+    const bool wide = tile.halves() > 1 ? p.inner > tile.inner / 2
+                                        : tile.slice >= (p.outer < 128 ? p.outer : 128);
+    if (tile.inner < p.inner || !wide || tile.shared_bytes() > device.shared_bytes) continue;
     fits = true;
     if (chunk == 0 || chunk == tile.chunk) plan.tile = i;
   }

@@ -5,7 +5,7 @@
 function(retnet_chunkwise_sources result folder extension)
   set(files)
   foreach(DTYPE IN ITEMS kFloat16 kBFloat16)
-    foreach(TILE RANGE 4)
+    foreach(TILE RANGE 5)
       set(file ${folder}/chunkwise_${DTYPE}_${TILE}.${extension})
       configure_file(${CMAKE_CURRENT_FUNCTION_LIST_DIR}/chunkwise.cu.in ${file} @ONLY)
       list(APPEND files ${file})

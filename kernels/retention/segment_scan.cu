@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const Decay decay(p.log_decay_ptr[head]);
   const float minus_one = decay.power_minus_one(segment_length);
-  float state = p.initial_state_ptr != nullptr && !decay.forget
+  float state = p.initial_state_ptr != nullptr && !drops_start(p, decay, n)
                     ? p.initial_state_ptr[sequence_and_head * size + element]
                     : 0.0f;
   const int64_t row = first_row(p, n, segment_length);

@@ -8,13 +8,14 @@
 
 namespace retnet::kernels {
 
-// A sequence or a part of one: the tokens start .. start + length - 1 of batch row `batch`.
+// A sequence or a part of one: the tokens start .. start + length - 1 of batch row `batch`. In reverse
+// the parts of a sequence are cut, and follow one another, from its end.
 struct Segment {
   int sequence;
   int batch;
   int start;
   int length;
-  bool last;  // of its sequence, of which an empty one has one too
+  bool last;  // to be walked of its sequence, of which an empty one has one too
 };
 
 // Bound n of the packed sequences, whatever the array holds.
@@ -57,8 +58,9 @@ RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int row, int segmen
   const int index = row - first_row(p, n, segment), length = sequence_length(p, n);
   const int count = segment_count(length, segment);
   if (index >= count) return {n, 0, 0, 0, false};
-  return {n, packed ? 0 : n, first_token(p, n) + index * segment,
-          prim::min(segment, length - index * segment), index + 1 == count};
+  const int before = index * segment, own = prim::min(segment, length - before);
+  return {n, packed ? 0 : n, first_token(p, n) + (p.reverse ? length - before - own : before), own,
+          index + 1 == count};
 }
 
 // The decay of a head, gamma = exp(log_decay). Where log_decay is positive or NaN every power is NaN.
@@ -80,5 +82,11 @@ struct Decay {
     return prim::expm1(static_cast<float>(n) * log);
   }
 };
+
+// Whether the state that a sequence starts from is dropped before its first token: with gamma = 0, but
+// in reverse, where the first token takes it undecayed.
+RETNET_DEVICE bool drops_start(const ChunkwiseParams& p, const Decay& decay, int n) {
+  return decay.forget && !p.reverse && sequence_length(p, n) > 0;
+}
 
 }  // namespace retnet::kernels

@@ -106,6 +106,8 @@ class RetentionPlan(NamedTuple):
         segment_length: tokens after which a sequence is cut into parts; 0: not cut.
         segments: sequences, or room for their parts.
         copies: of q, k, v, those made contiguous first: strides not multiples of 4.
+        backward_reason: why not all gradients are the kernel's; empty where they are. A log_decay
+            that requires a gradient counts as one whose gradient is asked for.
     """
 
     implementation: str
@@ -116,6 +118,7 @@ class RetentionPlan(NamedTuple):
     segment_length: int
     segments: int
     copies: int
+    backward_reason: str
 
 
 def retention_plan(

@@ -95,6 +95,7 @@ template <class F>
 void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     for (int tile = 0; tile < kChunkwiseTileCount; ++tile) {
+      if (kChunkwiseTiles[tile].inner > kChunkwiseMaxKey) continue;  // of gradients alone
       ChunkwiseCase c;
       c.dtype = dtype;
       c.tile = tile;

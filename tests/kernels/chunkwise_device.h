@@ -100,12 +100,12 @@ inline ChunkwiseResult retention_by_definition(const ChunkwiseCase& c, const Chu
     for (size_t h = 0; h < c.H; ++h) {
       const double gamma = std::exp(static_cast<double>(c.decay(h)));
       std::vector<double> state(K * V);
-      if (c.initial_state && gamma > 0) {
+      const size_t first = c.cu_seqlens.empty() ? n * c.T : c.cu_seqlens[n];
+      const size_t end = c.cu_seqlens.empty() ? first + c.T : c.cu_seqlens[n + 1];
+      if (c.initial_state && (gamma > 0 || first == end)) {
         const float* src = in.initial_state.data() + (n * c.H + h) * K * V;
         state.assign(src, src + K * V);
       }
-      const size_t first = c.cu_seqlens.empty() ? n * c.T : c.cu_seqlens[n];
-      const size_t end = c.cu_seqlens.empty() ? first + c.T : c.cu_seqlens[n + 1];
       for (size_t t = first; t < end; ++t) {
         const double* q = in.q.values.data() + (t * c.H + h) * K;
         const double* k = in.k.values.data() + (t * c.H + h) * K;
@@ -169,6 +169,27 @@ inline RetentionOperand far_operand(simt::Simulator& simulator, const ChunkwiseC
   return {near_ptr, strides[0], strides[1], strides[2]};
 }
 
+/// An operand [B, T, H, size] in the case's layout.
+inline RetentionOperand chunkwise_operand(simt::Simulator& simulator, const ChunkwiseCase& c,
+                                          const Array& array, size_t size, const char* name) {
+  if (c.layout >= Layout::kFarBatch) return far_operand(simulator, c, array, size, name);
+  const size_t gap = c.layout == Layout::kContiguous ? 0 : c.layout == Layout::kNarrow ? 4 : 8;
+  const size_t row = size + (gap == 8 ? 8 + (8 - size % 8) % 8 : gap);
+  RetentionOperand result;
+  result.stride_h = static_cast<int64_t>(row);
+  result.stride_t = result.stride_h * static_cast<int64_t>(gap != 0 ? 2 * c.H : c.H);
+  result.stride_b = result.stride_t * static_cast<int64_t>(c.T);
+  std::vector<std::byte> spread(c.B * result.stride_b * 2, std::byte{0xff});
+  for (size_t i = 0; i < c.B * c.T; ++i) {
+    for (size_t h = 0; h < c.H; ++h) {
+      std::memcpy(spread.data() + 2 * (i * result.stride_t + h * row),
+                  array.bytes.data() + 2 * (i * c.H + h) * size, 2 * size);
+    }
+  }
+  result.ptr = simulator.input<std::byte>(spread, name, c.layout == Layout::kNarrow ? 8 : 0);
+  return result;
+}
+
 /// As csrc/ops/cuda calls it: plan, workspace, launch.
 inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs& in,
                                   simt::Options options) {
@@ -184,27 +205,9 @@ inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs&
   p.scale = static_cast<float>(chunkwise_scale(c));
   p.sequences = static_cast<int64_t>(c.sequences());
 
-  const auto operand = [&](const Array& array, size_t size, const char* name) {
-    if (c.layout >= Layout::kFarBatch) return far_operand(simulator, c, array, size, name);
-    const size_t gap = c.layout == Layout::kContiguous ? 0 : c.layout == Layout::kNarrow ? 4 : 8;
-    const size_t row = size + (gap == 8 ? 8 + (8 - size % 8) % 8 : gap);
-    RetentionOperand result;
-    result.stride_h = static_cast<int64_t>(row);
-    result.stride_t = result.stride_h * static_cast<int64_t>(gap != 0 ? 2 * c.H : c.H);
-    result.stride_b = result.stride_t * static_cast<int64_t>(c.T);
-    std::vector<std::byte> spread(c.B * result.stride_b * 2, std::byte{0xff});
-    for (size_t i = 0; i < c.B * c.T; ++i) {
-      for (size_t h = 0; h < c.H; ++h) {
-        std::memcpy(spread.data() + 2 * (i * result.stride_t + h * row),
-                    array.bytes.data() + 2 * (i * c.H + h) * size, 2 * size);
-      }
-    }
-    result.ptr = simulator.input<std::byte>(spread, name, c.layout == Layout::kNarrow ? 8 : 0);
-    return result;
-  };
-  p.readout = operand(in.q, c.keys(), "q");
-  p.key = operand(in.k, c.keys(), "k");
-  p.value = operand(in.v, c.values(), "v");
+  p.readout = chunkwise_operand(simulator, c, in.q, c.keys(), "q");
+  p.key = chunkwise_operand(simulator, c, in.k, c.keys(), "k");
+  p.value = chunkwise_operand(simulator, c, in.v, c.values(), "v");
 
   std::vector<float> log_decay;
   for (size_t h = 0; h < c.H; ++h) log_decay.push_back(c.decay(h));

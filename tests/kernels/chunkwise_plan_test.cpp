@@ -42,18 +42,19 @@ TEST_CASE("every tile fits what it is meant for") {
     const int score_rows = tile.chunk / 16 * (tile.chunk / 8);
     const int warps = tile.slice / 16;
     const int scores = 4 * (score_rows > warps ? score_rows / warps : 1);
-    CHECK(tile.inner / 2 + tile.chunk / 2 + scores <= 192);
+    CHECK(tile.inner / tile.halves() / 2 + tile.chunk / 2 + scores <= 192);
     CHECK(tile.threads() <= 1024);
     CHECK(tile.shared_bytes() <= kShared80);
   }
   CHECK(kChunkwiseTiles[3].shared_bytes() == (136 << 10) + 512);
   CHECK(kChunkwiseTiles[4].shared_bytes() <= kShared86);
+  CHECK(kChunkwiseTiles[5].shared_bytes() == 121088);
 }
 
 TEST_CASE("every head that the kernel promises has a tile on every device") {
   for (const DeviceLimits& device : {kA100, kRtx4090, kH100}) {
-    for (int64_t K = 4; K <= kChunkwiseMaxInner; K += 4) {
-      for (int64_t V = 4; V <= kChunkwiseMaxOuter; V += 4) {
+    for (int64_t K = 4; K <= kChunkwiseMaxKey; K += 4) {
+      for (int64_t V = 4; V <= kChunkwiseMaxValue; V += 4) {
         const ChunkwisePlan p = plan(call(4, 1000, 16, K, V), device);
         REQUIRE(p.refusal == nullptr);
         const ChunkwiseTile& tile = kChunkwiseTiles[p.tile];
@@ -62,6 +63,30 @@ TEST_CASE("every head that the kernel promises has a tile on every device") {
         REQUIRE(p.slices * tile.slice >= V);
         REQUIRE((p.slices - 1) * tile.slice < V);
         REQUIRE(tile.shared_bytes() <= device.shared_bytes);
+      }
+    }
+  }
+}
+
+TEST_CASE("every gradient of a promised head has a tile where shared memory allows it") {
+  for (const DeviceLimits& device : {kA100, kRtx4090, kH100}) {
+    for (int64_t K = 4; K <= kChunkwiseMaxKey; K += 4) {
+      for (int64_t V = 4; V <= kChunkwiseMaxValue; V += 4) {
+        const ChunkwiseParams forward = call(4, 1000, 16, K, V);
+        for (const auto pass : {ChunkwisePass::kQ, ChunkwisePass::kK, ChunkwisePass::kV}) {
+          const ChunkwiseParams p = chunkwise_gradient(pass, forward, {});
+          const ChunkwisePlan its = plan(p, device);
+          if (pass != ChunkwisePass::kV && V > 256 && device.shared_bytes == kShared86) {
+            REQUIRE(refusal(its).find("shared") != std::string::npos);
+            continue;
+          }
+          REQUIRE(its.refusal == nullptr);
+          const ChunkwiseTile& tile = kChunkwiseTiles[its.tile];
+          REQUIRE(tile.inner >= p.inner);
+          REQUIRE(its.slices * tile.slice >= p.outer);
+          REQUIRE((tile.halves() == 2) == (pass != ChunkwisePass::kV && V > 256));
+          REQUIRE(tile.shared_bytes() <= device.shared_bytes);
+        }
       }
     }
   }

@@ -21,7 +21,7 @@ add_library(retnet_kernels_emulated OBJECT
 target_include_directories(retnet_kernels_emulated PRIVATE ${CMAKE_CURRENT_LIST_DIR})
 target_link_libraries(retnet_kernels_emulated PRIVATE retnet_simt_kernel_flags)
 
-foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges)
+foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_backward)
   add_executable(${kernel}_emulated_test ${CMAKE_CURRENT_LIST_DIR}/${kernel}_emulated.cpp)
   target_link_libraries(${kernel}_emulated_test PRIVATE
     retnet_catch_main retnet_kernels_emulated retnet_simt retnet_warnings)

@@ -73,7 +73,8 @@ ChunkwiseParams chunkwise_params(DType dtype, int tile) {
   p.batch = p.sequences = 1;
   p.heads = 2;
   p.inner = shape.inner;
-  p.outer = shape.slice < 128 ? shape.slice : 2 * shape.slice;
+  p.outer = shape.inner <= 64 && shape.slice < 128 ? shape.slice : 2 * shape.slice;
+  p.transposed = shape.inner > kChunkwiseMaxKey;
   p.dtype = dtype;
   return p;
 }
@@ -140,9 +141,9 @@ std::string chunkwise(DType dtype, int index) {
       .number("wavefronts", wavefronts.total())
       .number("ldmatrix", wavefronts.ldmatrix())
       .number("cp_async", wavefronts.copies)
-      .number("stores", wavefronts.score_stores)
-      .number("loads", wavefronts.weights)
-      .number("barriers", kChunkwiseBarriers)
+      .number("stores", wavefronts.score_stores + wavefronts.sums)
+      .number("loads", wavefronts.weights + wavefronts.sums)
+      .number("barriers", chunkwise_barriers(tile))
       .number("l2_bytes", static_cast<double>(chunkwise_l2_bytes(tile, p.inner, p.outer)))
       .number("memory_bytes", static_cast<double>(chunkwise_memory_bytes(p.inner, p.outer)))
       .number("others_per_mma", chunkwise_max_others_per_mma(tile, dtype));
@@ -220,6 +221,7 @@ std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {
   p.tokens = goal.tokens;
   p.inner = goal.inner;
   p.outer = goal.outer;
+  p.transposed = goal.inner > kChunkwiseMaxKey;
   p.dtype = goal.dtype;
   const ChunkwisePlan plan = chunkwise_plan(p, device.limits, 0, false);
   require(plan.refusal == nullptr && plan.segment_length == 0, "a goal is not for whole sequences");

@@ -13,7 +13,15 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RETENTION = (ROOT / "docs/kernels/retention.md").read_text()
-BLOCKS = re.findall(r"^```(\S*) ?(\w*)\n(.*?)^```$", RETENTION, flags=re.MULTILINE | re.DOTALL)
+BACKWARD = (ROOT / "docs/kernels/backward.md").read_text()
+
+
+def blocks(page: str) -> list[tuple[str, str, str]]:
+    """Language, name and text of each."""
+    return re.findall(r"^```(\S*) ?(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+
+
+BLOCKS = blocks(RETENTION)
 VERSIONS = ("plain", "chunkwise", "tiles")
 TOKENS, INNER = 75, 32
 # 32 columns are one slice; 64 are two blocks of `tiles`.
@@ -122,18 +130,21 @@ def test_code_computes_retention(case, version, results):
             assert error <= 1e-12 * np.abs(other[part]).max()
 
 
-def test_excerpts_are_verbatim():
+@pytest.mark.parametrize(
+    ("page", "languages"), [(RETENTION, {"cpp", "cuda"}), (BACKWARD, {"cuda"})]
+)
+def test_excerpts_are_verbatim(page, languages):
     sources = [
         " ".join((ROOT / "kernels/retention" / name).read_text().split())
-        for name in ("chunkwise.cuh", "segments.cuh")
+        for name in ("chunkwise.cuh", "segments.cuh", "tile.cuh")
     ]
-    excerpts = [text for language, _, text in BLOCKS if language == "cuda"]
-    assert len(excerpts) >= 4
+    excerpts = [text for language, _, text in blocks(page) if language == "cuda"]
+    assert len(excerpts) >= 2
     for excerpt in excerpts:
         assert any(" ".join(excerpt.split()) in source for source in sources), excerpt
     # Nothing else stands in a fence, unchecked.
-    assert {language for language, _, _ in BLOCKS} == {"cpp", "cuda"}
-    assert RETENTION.count("```") == 2 * len(BLOCKS)
+    assert {language for language, _, _ in blocks(page)} == languages
+    assert page.count("```") == 2 * len(blocks(page))
 
 
 def test_counts_are_those_of_the_headers(tmp_path):
@@ -166,3 +177,33 @@ int main() {
     rows = ("shared memory", "tensor cores", "L2", "memory")
     for resource, time in zip(rows, times.split(), strict=True):
         assert f"| {resource} | {time} |" in RETENTION, (resource, time)
+
+
+def test_counts_of_gradients_are_those_of_the_headers(tmp_path):
+    source = """
+#include <cstdio>
+#include "kernels/retention/chunkwise_model.h"
+using namespace retnet::kernels;
+int main() {
+  const ChunkwiseTile &tile = kChunkwiseTiles[5], &values = kChunkwiseTiles[3];
+  const ModelDevice& device = kModelDevices[0];
+  const double ns = 1 / device.clock_ghz / 32;
+  const int waves = chunkwise_wavefronts(tile).total(), mma = chunkwise_mma(tile).total();
+  std::printf("%d %zu %d %d\\n", tile.inner, tile.shared_bytes(), mma, waves);
+  const double shared = ns * waves / tile.chunk / device.wavefronts_per_cycle;
+  const double forward = ns * chunkwise_wavefronts(values).total() / values.chunk;
+  std::printf("%.2f %.2f %.2f %.2f\\n", shared,
+              static_cast<double>(chunkwise_l2_bytes(tile, 512, 256)) / device.l2_tbps / 1000,
+              ns * mma / tile.chunk / device.mma_per_cycle,
+              static_cast<double>(chunkwise_memory_bytes(512, 256)) / device.memory_tbps / 1000);
+  std::printf("%.2f %.2f\\n", forward, 2 * shared + forward);
+}
+"""
+    counts, times, sums = compile_and_run(tmp_path, source, f"-I{ROOT}").splitlines()
+    for count in counts.split():
+        assert f"{int(count):,}" in BACKWARD, count
+    rows = ("shared memory", "L2", "tensor cores", "memory")
+    for resource, time in zip(rows, times.split(), strict=True):
+        assert f"| {resource} | {time} |" in BACKWARD, (resource, time)
+    for time in sums.split():
+        assert time in BACKWARD, time

@@ -23,7 +23,8 @@ def plan_of(*shape: int, device="cpu", dtype=torch.bfloat16, **options) -> Reten
 @parametrize("device", ["cpu", "meta"])
 def test_no_kernel_here(device, dtype, form):
     plan = plan_of(2, 20, 4, 8, 12, device=device, dtype=dtype, form=form)
-    assert plan == ("composite", f"no kernel for {device} in this build", 0, 0, 0, 0, 0, 0)
+    reason = f"no kernel for {device} in this build"
+    assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
     assert plan.implementation == "composite" and plan.reason.startswith("no kernel")
 
 
@@ -55,7 +56,7 @@ def test_tile(call, tile, dtype, gpu):
     needed = chunk * (2 * (3 * inner + 2 * width + chunk) + 8)
     if needed > torch.cuda.get_device_properties(gpu).shared_memory_per_block_optin:
         chunk = 32
-    assert plan == ("kernel", "", inner, width, chunk, 0, 2, 0)
+    assert plan[:-1] == ("kernel", "", inner, width, chunk, 0, 2, 0)
 
 
 @parametrize(
@@ -75,7 +76,18 @@ def test_tile(call, tile, dtype, gpu):
 def test_refusal(change, reason, gpu):
     options = {"Dk": 64, "Dv": 64, **change}
     plan = plan_of(2, 20, 4, options.pop("Dk"), options.pop("Dv"), device=gpu, **options)
-    assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0)
+    assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
+
+
+# Dv, the shared memory that a block needs for the gradients of q and k
+@parametrize(("Dv", "needed"), [(256, 0), (260, 121088), (512, 121088)])
+def test_backward(Dv, needed, gpu):
+    inputs = make_inputs(2, 20, 4, 256, Dv, dtype=torch.bfloat16, device=gpu)
+    inputs["log_decay"].requires_grad_(False)
+    fits = torch.cuda.get_device_properties(gpu).shared_memory_per_block_optin >= needed
+    assert (retention_plan(**inputs).backward_reason == "") == fits
+    inputs["log_decay"].requires_grad_()
+    assert ("log_decay" in retention_plan(**inputs).backward_reason) == fits
 
 
 def odd_offset(x: Tensor) -> Tensor:

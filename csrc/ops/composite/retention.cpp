@@ -148,14 +148,15 @@ std::tuple<at::Tensor, at::Tensor> composite::retention(
   return {out, final_state};
 }
 
-namespace {
-
-std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_composite(
-    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
-    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
-    const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
-    std::string_view form, std::optional<int64_t> chunk_size,
-    const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
+composite::retention_backward(const std::optional<at::Tensor>& grad_out,
+                              const std::optional<at::Tensor>& grad_state, const at::Tensor& q,
+                              const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
+                              const std::optional<at::Tensor>& initial_state,
+                              std::optional<double> scale, std::string_view form,
+                              std::optional<int64_t> chunk_size,
+                              const std::optional<at::Tensor>& cu_seqlens,
+                              std::array<bool, 5> output_mask) {
   check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
   check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
@@ -196,11 +197,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   return {grads.q, grads.k, grads.v, grad_log_decay, grads.initial_state};
 }
 
-}  // namespace
-
 TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
   m.impl("retention", composite::retention);
-  m.impl("retention_backward", retention_backward_composite);
+  m.impl("retention_backward", composite::retention_backward);
 }
 
 }  // namespace retnet::ops

@@ -16,13 +16,20 @@
 
 namespace retnet::ops::composite {
 
-/// The operator's implementation, for kernels to fall back on.
+/// The operators' implementations, for kernels to fall back on.
 std::tuple<at::Tensor, at::Tensor> retention(const at::Tensor& q, const at::Tensor& k,
                                              const at::Tensor& v, const at::Tensor& log_decay,
                                              const std::optional<at::Tensor>& initial_state,
                                              std::optional<double> scale, std::string_view form,
                                              std::optional<int64_t> chunk_size,
                                              const std::optional<at::Tensor>& cu_seqlens);
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward(
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
+    const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
+    std::string_view form, std::optional<int64_t> chunk_size,
+    const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask);
 
 /// A batch of sequences of one length T >= 1, none of B, H, Dk, Dv zero.
 struct Inputs {

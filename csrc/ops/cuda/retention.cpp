@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ops/retention.h"
+#include "ops/cuda/retention.h"
 
 #include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAException.h>
@@ -9,13 +9,13 @@
 
 #include <cmath>
 
-#include "kernels/retention/chunkwise.h"
 #include "ops/composite/deterministic.h"
 #include "ops/composite/retention.h"
+#include "ops/retention.h"
 #include "ops/retention_plan.h"
 
 namespace retnet::ops {
-namespace {
+namespace cuda {
 
 kernels::DeviceLimits device_limits(c10::DeviceIndex device) {
   const auto attribute = [&](cudaDeviceAttr name) {
@@ -33,13 +33,6 @@ kernels::RetentionOperand operand_of(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-/// A call of the kernel: its parameters but for the pointers to device memory, and its plan.
-struct Call {
-  kernels::ChunkwiseParams params;
-  kernels::ChunkwisePlan plan;
-};
-
-/// Plans a checked call; copies nothing.
 Call plan_call(const at::Tensor& q, const at::Tensor& v, std::optional<double> scale,
                std::string_view form, std::optional<int64_t> chunk_size,
                const std::optional<at::Tensor>& cu_seqlens) {
@@ -65,10 +58,41 @@ Call plan_call(const at::Tensor& q, const at::Tensor& v, std::optional<double> s
   return call;
 }
 
-/// Whether the kernel reads x [B, T, H, D] where it lies; else it reads a contiguous copy.
+Call plan_gradient(kernels::ChunkwisePass pass, const kernels::ChunkwiseParams& forward,
+                   const kernels::ChunkwiseGradients& gradients,
+                   const kernels::DeviceLimits& device) {
+  const auto params = kernels::chunkwise_gradient(pass, forward, gradients);
+  return {params, kernels::chunkwise_plan(params, device, 0, composite::rows_apart())};
+}
+
+const char* backward_refusal(const Call& forward, const kernels::DeviceLimits& device) {
+  if (forward.plan.refusal != nullptr) return forward.plan.refusal;
+  for (const auto pass : {kernels::ChunkwisePass::kQ, kernels::ChunkwisePass::kV}) {  // kK: as kQ
+    const auto call = plan_gradient(pass, forward.params, {}, device);
+    if (call.plan.refusal != nullptr) return call.plan.refusal;
+  }
+  return nullptr;
+}
+
 bool readable(const at::Tensor& x, const kernels::ChunkwiseParams& p) {
   return x.stride(3) == 1 && kernels::chunkwise_aligned(operand_of(x), p);
 }
+
+at::Tensor readable_or_copy(const at::Tensor& x, const kernels::ChunkwiseParams& p) {
+  return readable(x, p) ? x : x.clone(at::MemoryFormat::Contiguous);
+}
+
+void launch(Call& call, const at::TensorOptions& options) {
+  const auto floats = static_cast<int64_t>(call.plan.workspace_bytes / sizeof(float));
+  const auto workspace = at::empty({floats}, options);
+  call.params.workspace_ptr = workspace.mutable_data_ptr<float>();
+  C10_CUDA_CHECK(
+      kernels::launch_chunkwise(call.params, call.plan, c10::cuda::getCurrentCUDAStream()));
+}
+
+}  // namespace cuda
+
+namespace {
 
 std::tuple<at::Tensor, at::Tensor> retention_cuda(const at::Tensor& q, const at::Tensor& k,
                                                   const at::Tensor& v, const at::Tensor& log_decay,
@@ -79,35 +103,34 @@ std::tuple<at::Tensor, at::Tensor> retention_cuda(const at::Tensor& q, const at:
                                                   const std::optional<at::Tensor>& cu_seqlens) {
   check_retention("retention", q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
   const c10::cuda::CUDAGuard guard(q.device());
-  auto [p, plan] = plan_call(q, v, scale, form, chunk_size, cu_seqlens);
-  if (plan.refusal != nullptr) {
+  auto call = cuda::plan_call(q, v, scale, form, chunk_size, cu_seqlens);
+  if (call.plan.refusal != nullptr) {
     return composite::retention(q, k, v, log_decay, initial_state, scale, form, chunk_size,
                                 cu_seqlens);
   }
+  auto& p = call.params;
   // These own what the parameters point to until the launch.
-  const auto readable_or_copy = [&p = p](const at::Tensor& x) {
-    return readable(x, p) ? x : x.clone(at::MemoryFormat::Contiguous);
-  };
-  const auto readout = readable_or_copy(q), key = readable_or_copy(k), value = readable_or_copy(v);
+  const auto readout = cuda::readable_or_copy(q, p), key = cuda::readable_or_copy(k, p),
+             value = cuda::readable_or_copy(v, p);
   const auto decay = log_decay.contiguous();
   const auto bounds = cu_seqlens ? cu_seqlens->contiguous() : at::Tensor();
   const auto start = initial_state ? initial_state->contiguous() : at::Tensor();
   auto out = at::empty(v.sizes(), q.options());
   auto final_state = at::empty({p.sequences, p.heads, p.inner, p.outer}, log_decay.options());
-  const auto workspace =
-      at::empty({static_cast<int64_t>(plan.workspace_bytes / sizeof(float))}, log_decay.options());
-  p.readout = operand_of(readout);
-  p.key = operand_of(key);
-  p.value = operand_of(value);
+  p.readout = cuda::operand_of(readout);
+  p.key = cuda::operand_of(key);
+  p.value = cuda::operand_of(value);
   p.log_decay_ptr = decay.const_data_ptr<float>();
   if (cu_seqlens) p.cu_seqlens_ptr = bounds.const_data_ptr<int32_t>();
   if (initial_state) p.initial_state_ptr = start.const_data_ptr<float>();
   p.out_ptr = out.mutable_data_ptr();
   p.final_state_ptr = final_state.mutable_data_ptr<float>();
-  p.workspace_ptr = workspace.mutable_data_ptr<float>();
-  C10_CUDA_CHECK(kernels::launch_chunkwise(p, plan, c10::cuda::getCurrentCUDAStream()));
+  cuda::launch(call, log_decay.options());
   return {out, final_state};
 }
+
+constexpr const char* kLogDecayByComposite =
+    "the kernel computes no gradient of log_decay: the composite does, the others are the kernel's";
 
 RetentionPlanTuple retention_plan_cuda(const at::Tensor& q, const at::Tensor& k,
                                        const at::Tensor& v, const at::Tensor& log_decay,
@@ -118,11 +141,17 @@ RetentionPlanTuple retention_plan_cuda(const at::Tensor& q, const at::Tensor& k,
   check_retention("retention_plan", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
   const c10::cuda::CUDAGuard guard(q.device());
-  const auto [p, plan] = plan_call(q, v, scale, form, chunk_size, cu_seqlens);
-  if (plan.refusal != nullptr) return {"composite", plan.refusal, 0, 0, 0, 0, 0, 0};
+  const auto call = cuda::plan_call(q, v, scale, form, chunk_size, cu_seqlens);
+  const auto& [p, plan] = call;
+  const char* refusal = cuda::backward_refusal(call, cuda::device_limits(q.device().index()));
+  const std::string backward = refusal != nullptr          ? refusal
+                               : log_decay.requires_grad() ? kLogDecayByComposite
+                                                           : "";
+  if (plan.refusal != nullptr) return {"composite", plan.refusal, 0, 0, 0, 0, 0, 0, backward};
   const auto& tile = kernels::kChunkwiseTiles[plan.tile];
-  const int64_t copies = !readable(q, p) + !readable(k, p) + !readable(v, p);
-  return {"kernel", "", tile.inner, tile.slice, tile.chunk, plan.segment_length, plan.rows, copies};
+  const int64_t copies = !cuda::readable(q, p) + !cuda::readable(k, p) + !cuda::readable(v, p);
+  return {"kernel",  "",     tile.inner, tile.slice, tile.chunk, plan.segment_length,
+          plan.rows, copies, backward};
 }
 
 }  // namespace

@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// What retention and its gradients share on their way to the chunkwise kernel.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+
+#include "kernels/retention/chunkwise.h"
+
+namespace retnet::ops::cuda {
+
+kernels::DeviceLimits device_limits(c10::DeviceIndex device);
+
+/// A call of the kernel: its parameters but for the pointers to device memory, and its plan.
+struct Call {
+  kernels::ChunkwiseParams params;
+  kernels::ChunkwisePlan plan;
+};
+
+/// Plans the forward pass of a checked call; copies nothing.
+Call plan_call(const at::Tensor& q, const at::Tensor& v, std::optional<double> scale,
+               std::string_view form, std::optional<int64_t> chunk_size,
+               const std::optional<at::Tensor>& cu_seqlens);
+
+/// Plans the pass of a gradient for a call whose forward pass the kernel takes. The chunk is the
+/// plan's choice.
+Call plan_gradient(kernels::ChunkwisePass pass, const kernels::ChunkwiseParams& forward,
+                   const kernels::ChunkwiseGradients& gradients,
+                   const kernels::DeviceLimits& device);
+
+/// Why the kernel does not compute the gradients of a planned call, or null.
+const char* backward_refusal(const Call& forward, const kernels::DeviceLimits& device);
+
+kernels::RetentionOperand operand_of(const at::Tensor& x);
+
+/// Whether the kernel reads x [B, T, H, D] where it lies; else it reads a contiguous copy.
+bool readable(const at::Tensor& x, const kernels::ChunkwiseParams& p);
+at::Tensor readable_or_copy(const at::Tensor& x, const kernels::ChunkwiseParams& p);
+
+/// Runs a planned call whose pointers are set, but for the workspace, a temporary with the options.
+void launch(Call& call, const at::TensorOptions& options);
+
+}  // namespace retnet::ops::cuda

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <torch/library.h>
+
+#include "ops/composite/retention.h"
+#include "ops/cuda/retention.h"
+#include "ops/retention.h"
+
+namespace retnet::ops {
+namespace {
+
+using kernels::ChunkwisePass;
+
+std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_cuda(
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
+    const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
+    std::string_view form, std::optional<int64_t> chunk_size,
+    const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
+  check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
+                  cu_seqlens);
+  check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
+  const c10::cuda::CUDAGuard guard(q.device());
+  const auto by_composite = [&](std::array<bool, 5> mask) {
+    return composite::retention_backward(grad_out, grad_state, q, k, v, log_decay, initial_state,
+                                         scale, form, chunk_size, cu_seqlens, mask);
+  };
+  const auto device = cuda::device_limits(q.device().index());
+  auto forward = cuda::plan_call(q, v, scale, form, chunk_size, cu_seqlens);
+  if (cuda::backward_refusal(forward, device) != nullptr) return by_composite(output_mask);
+  const auto [ask_q, ask_k, ask_v, ask_log_decay, ask_state] = output_mask;
+  at::Tensor grad_log_decay;
+  if (ask_log_decay) grad_log_decay = std::get<3>(by_composite({false, false, false, true, false}));
+
+  auto& p = forward.params;
+  // These own what the parameters point to until the launches.
+  const auto readout = cuda::readable_or_copy(q, p), key = cuda::readable_or_copy(k, p),
+             value = cuda::readable_or_copy(v, p);
+  const auto grad = grad_out ? cuda::readable_or_copy(*grad_out, p) : at::Tensor();
+  const auto decay = log_decay.contiguous();
+  const auto bounds = cu_seqlens ? cu_seqlens->contiguous() : at::Tensor();
+  const auto start = initial_state ? initial_state->contiguous() : at::Tensor();
+  const auto end = grad_state ? grad_state->contiguous() : at::Tensor();
+  p.readout = cuda::operand_of(readout);
+  p.key = cuda::operand_of(key);
+  p.value = cuda::operand_of(value);
+  p.log_decay_ptr = decay.const_data_ptr<float>();
+  if (cu_seqlens) p.cu_seqlens_ptr = bounds.const_data_ptr<int32_t>();
+  if (initial_state) p.initial_state_ptr = start.const_data_ptr<float>();
+  kernels::ChunkwiseGradients gradients;
+  if (grad_out) gradients.out = cuda::operand_of(grad);
+  if (grad_state) gradients.final_state_ptr = end.const_data_ptr<float>();
+
+  at::Tensor grad_q, grad_k, grad_v, grad_initial_state;
+  if (initial_state && ask_state) {
+    grad_initial_state = at::empty(initial_state->sizes(), initial_state->options());
+    gradients.initial_state_ptr = grad_initial_state.mutable_data_ptr<float>();
+  }
+  const auto run = [&](ChunkwisePass pass) {
+    auto call = cuda::plan_gradient(pass, p, gradients, device);
+    cuda::launch(call, log_decay.options());
+  };
+  if (ask_q && !grad_out) {
+    grad_q = at::zeros(q.sizes(), q.options());
+  } else if (ask_q) {
+    grad_q = at::empty(q.sizes(), q.options());
+    gradients.q_ptr = grad_q.mutable_data_ptr();
+    run(ChunkwisePass::kQ);
+  }
+  if (ask_k) {
+    grad_k = at::empty(k.sizes(), k.options());
+    gradients.k_ptr = grad_k.mutable_data_ptr();
+    run(ChunkwisePass::kK);
+  }
+  if (ask_v || grad_initial_state.defined()) {
+    grad_v = at::empty(v.sizes(), v.options());
+    gradients.v_ptr = grad_v.mutable_data_ptr();
+    run(ChunkwisePass::kV);
+  }
+  return {grad_q, grad_k, ask_v ? grad_v : at::Tensor(), grad_log_decay, grad_initial_state};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retnet, CUDA, m) { m.impl("retention_backward", retention_backward_cuda); }
+
+}  // namespace retnet::ops
