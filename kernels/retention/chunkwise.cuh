@@ -25,15 +25,15 @@
 //     mma per chunk: chunkwise_model.h.
 //  6. Pipeline. Keys and values of the next chunk are copied while this chunk is computed, its
 //     readout tile once this chunk's is spent, after the scores.
-//  7. Sync contract. Two block barriers a chunk, with I = 512 a third between them: the halves' sums
-//     are written, read before the second, and written again behind the next first. The first: this chunk, and before the first one the
+//  7. Sync contract. Two block barriers a chunk. The first: this chunk, and before the first one the
 //     weights, have arrived for all threads, and all are done with the last chunk's keys, values and
 //     scores. The second: the scores are written, and all are done with the readout tile; without
-//     outputs (kLocal) there is none.
+//     outputs (kLocal) there is none. With I = 512 a third between them: what the halves send each
+//     other is written; it is read before the second, and written again behind the next first.
 //  8. Numerics. Products of 16-bit operands, sums and states in fp32. Rounded to 16 bits: the decayed
 //     scores, the decayed values, the state as an operand (saturated in fp16) and out. Powers are fp32
 //     (ex2 of n log2 gamma). Those of a negative n, above the diagonal of the scores, are computed as
-//     well, infinite perhaps, and dropped by a select. No sum but that of the two halves crosses warps, so the
+//     well, infinite perhaps, and dropped by a select. No sum but the halves' crosses warps, so the
 //     order of additions depends on the tile alone.
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and
 //     the decay uses the true length.
@@ -190,8 +190,7 @@ class ChunkwiseBlock {
     }
   }
 
-  // Of an accumulator: row of elements 0 and 1 (8 more: 2 and 3), column of elements 0 and 2 (1 more:
-  // 1 and 3).
+  // Of an accumulator: row of elements 0, 1 (8 more: 2, 3), column of elements 0, 2 (1 more: 1, 3).
   RETNET_DEVICE int lane_row() const { return static_cast<int>(lane_ / 4); }
   RETNET_DEVICE int lane_pair() const { return static_cast<int>(lane_ % 4 * 2); }
   RETNET_DEVICE int column_warp() const {
@@ -204,8 +203,7 @@ class ChunkwiseBlock {
   RETNET_DEVICE int warp_column() const { return column_ + 16 * column_warp(); }
 
   // Calls f(state_[n][e], its offset in a state) for what lies inside.
-  template <class F>
-  RETNET_DEVICE void for_each_state(const F& f) {
+  RETNET_DEVICE void for_each_state(const auto& f) {
     const auto inner = static_cast<uint32_t>(p_.inner), outer = static_cast<uint32_t>(p_.outer);
     const uint32_t stride_i = p_.transposed ? 1 : outer, stride_o = p_.transposed ? inner : 1;
     uint32_t i = half() * kOwnInner + lane_pair();  // row of I of e = 0 and 2
@@ -382,8 +380,8 @@ class ChunkwiseBlock {
       unsigned char* to = shared_ + kScores + swizzled<kChunk>(query, key_tile(x)) + 2 * pair;
       RETNET_UNROLL
       for (int r = 0; r < kOwnScoreRows; ++r) {
-        if (query - group + 16 * r + 15 < 8 * key_tile(x))
-          continue;  // no later step reads the tile
+        // No later step reads a tile above the diagonal.
+        if (query - group + 16 * r + 15 < 8 * key_tile(x)) continue;
         RETNET_UNROLL
         for (int half = 0; half < 2; ++half) {
           float value[2];
