@@ -88,16 +88,16 @@ def copy_tree() -> None:
     wanted = set()
     for name in COPIED:
         top = ROOT / name
-        for file in [top] if top.is_file() else top.rglob("*"):
-            if file.is_file() and "__pycache__" not in file.parts:
-                wanted.add(file.relative_to(ROOT))
+        for new in [top] if top.is_file() else top.rglob("*"):
+            if new.is_file() and "__pycache__" not in new.parts:
+                wanted.add(new.relative_to(ROOT))
     for old in TREE.rglob("*"):
         if old.is_file() and old.relative_to(TREE) not in wanted:
             old.unlink()
-    for name in sorted(wanted):
-        target = TREE / name
-        content = (ROOT / name).read_bytes()
-        if name == Path("tests/simt/CMakeLists.txt"):  # half the time to compile
+    for file in sorted(wanted):
+        target = TREE / file
+        content = (ROOT / file).read_bytes()
+        if file == Path("tests/simt/CMakeLists.txt"):  # half the time to compile
             content = content.replace(b"-O2 -g1", b"-O1 -g1")
         if not target.is_file() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -130,14 +130,16 @@ class Tests:
             f"-DPython_EXECUTABLE={sys.executable}",
         ]
         require(run(["cmake", "-S", str(TREE), "-B", str(BUILD), "-G", "Ninja", *options]))
-        listed = require(run(["ctest", "--test-dir", str(BUILD), "--show-only=json-v1"]))
-        self.commands = {
-            test["name"]: test["command"]
-            for test in json.loads(listed)["tests"]
-            if {"name": "LABELS", "value": ["emulator"]} in test.get("properties", [])
-        }
-        require(run([*self.build_command, *self.commands]))
+        require(run([*self.build_command, *self._emulator_tests()]))
+        self.commands = {name: test["command"] for name, test in self._emulator_tests().items()}
         self.objects = self._objects()
+
+    def _emulator_tests(self) -> dict[str, Any]:
+        """What CTest knows of them, by name, which is the target's too. No command before built."""
+        listed = require(run(["ctest", "--test-dir", str(BUILD), "--show-only=json-v1"]))
+        label = {"name": "LABELS", "value": ["emulator"]}
+        tests = json.loads(listed)["tests"]
+        return {test["name"]: test for test in tests if label in test.get("properties", [])}
 
     def _objects(self) -> dict[str, set[str]]:
         """The files of the tree that each object of the emulator tests was made from."""
