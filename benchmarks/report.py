@@ -94,6 +94,7 @@ def plot(path: Path, report: dict[str, Any]) -> None:
 
     results = [r for r in report["results"] if r["status"] == "ok"]
     rows = _unique((r["work"], r["dtype"]) for r in results)
+    results.sort(key=lambda r: not r["contender"].startswith("retnet"))  # ours first in the legend
     columns = _unique((r["shape"]["K"], r["shape"]["V"]) for r in results)
     if not results:
         return
@@ -137,6 +138,8 @@ def _colours() -> list[tuple[Any, str]]:
 
 def _panel(ax: Any, results: list[Result], colours: dict[str, tuple[Any, str]]) -> None:
     """A line per contender over the shapes, by B, T and H."""
+    from matplotlib.ticker import LogFormatter
+
     sizes = ("B", "H", "T")
     shapes = sorted(_unique(tuple(r["shape"][x] for x in sizes) for r in results))
     for name in _unique(r["contender"] for r in results):
@@ -162,7 +165,7 @@ def _panel(ax: Any, results: list[Result], colours: dict[str, tuple[Any, str]]) 
         )
         if name.startswith("retnet") and not name.endswith(("parallel", "recurrent")):
             floor = [r["ns_per_token_head"] * r["roofline"] for r in taken]
-            ax.plot(x, floor, color="black", linestyle="--", linewidth=1)
+            ax.plot(x, floor, color="black", linestyle="--", marker="_", linewidth=1)
             for where, value, share in zip(x, median, (r["roofline"] for r in taken), strict=True):
                 ax.annotate(
                     f"{number(value)} ns\n{share:.0%}",
@@ -174,6 +177,9 @@ def _panel(ax: Any, results: list[Result], colours: dict[str, tuple[Any, str]]) 
                     color=colour,
                 )
     ax.set_yscale("log")
+    for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        axis_formatter(LogFormatter(minor_thresholds=(2, 0.6)))  # without exponents
+    ax.tick_params(axis="y", which="both", labelsize=7)
     ax.margins(x=0.2, y=0.15)
     labels = ["\n".join(f"{n}={v}" for n, v in zip(sizes, shape, strict=True)) for shape in shapes]
     ax.set_xticks(range(len(shapes)), labels, fontsize=7)
