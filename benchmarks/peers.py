@@ -68,14 +68,15 @@ class FlashLinearAttention:
 
 
 class Helion:
-    """The chunked retention of Helion's examples, from a checkout of pytorch/helion on the path.
+    """The chunked retention of Helion's examples: examples/linear of pytorch/helion, on the path as
+    the package helion_linear (tools/gpu_wheels.sh). Helion itself has no retention.
 
-    The package alone has no retention. Its tensors are [B, H, T, K], its decay [B, H, T] of the
-    same dtype, its configurations those tuned for it in the checkout: nothing is tuned here.
+    Its tensors are [B, H, T, K], its decay [B, H, T] of the same dtype. It takes the configurations
+    that the example brings, tuned by its authors, or Helion's default: nothing is tuned here.
     """
 
     name = "helion retention"
-    engine = "examples.linear.linear_attention_engine"
+    engine = "helion_linear.linear_attention_engine"
 
     def why_not(self, case: Case) -> str | None:
         """Its kernels are Triton's; the example is apart from the package."""
