@@ -65,7 +65,7 @@ class Emulator:
         self.text = (mutate.TREE / "kernels/x/k.cuh").read_text()
         return None if self.builds else "error"
 
-    def fails(self, test, limit):
+    def fails(self, test):
         return "a race" if self.notices and test == "second" else None
 
 
@@ -80,8 +80,7 @@ def test_a_deletion(builds, notices, status, tmp_path, monkeypatch):
     file.write_text(KERNEL)
     site = mutate.statements(SOURCES)[0]
     emulator = Emulator(builds, notices)
-    limits = {"first": 1.0, "second": 1.0}
-    result = mutate.mutate(site, ["first", "second"], limits, emulator)
+    result = mutate.mutate(site, ["first", "second"], emulator)
     assert result["status"] == status and result.get("test") == (
         "second" if status == "found" else None
     )
