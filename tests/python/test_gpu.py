@@ -185,11 +185,18 @@ def test_autocast(call, gpu):
 
 
 @pytest.mark.not_poisoned
-@every_kernel
-@parametrize("backend", ["aot_eager", "inductor"])
-def test_compile(backend, call, gpu):
-    """One graph, forward and backward."""
+@parametrize(
+    ("name", "backend"),
+    [
+        *((name, "aot_eager") for name in WITH_KERNEL),
+        ("retention_packed", "inductor"),
+        ("norm", "inductor"),
+    ],
+)
+def test_compile(name, backend, gpu):
+    """One graph, forward and backward. inductor is slow to start: two stand for the others."""
     torch._dynamo.reset()
+    call = WITH_KERNEL[name]
     inputs = call.make(device=gpu)
     compiled = torch.compile(lambda x: call(x), fullgraph=True, backend=backend)
     actual, expected = (run(f, leaves_of(inputs)) for f in (compiled, call))
