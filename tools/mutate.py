@@ -11,7 +11,6 @@ unnoticed or its test cannot be built. Needs g++ on x86-64, as the emulator does
 """
 
 import argparse
-import difflib
 import hashlib
 import json
 import re
@@ -21,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
@@ -103,12 +103,9 @@ def copy_tree() -> None:
             target.write_bytes(content)
 
 
-def run(command: list[str], limit: float | None = None) -> subprocess.CompletedProcess[str]:
-    """A command's result; status 124 where it ran past its limit."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 124, "", f"no end within {limit:.0f} s")
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """A command's result."""
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def require(result: subprocess.CompletedProcess[str]) -> str:
@@ -161,7 +158,7 @@ class Tests:
         return objects
 
     def covering(self, file: str) -> tuple[list[str], set[str]]:
-        """The tests of a file's kernels, the likeliest first, and all files that they depend on.
+        """The tests of a file's kernels, and all files that they depend on.
 
         Tests link every kernel, so a kernel's are those that include something of its folder.
         """
@@ -174,11 +171,7 @@ class Tests:
             if wanted & families(set().union(*own)):
                 tests.append(test)
                 files |= set().union(*own)
-
-        def likeness(test: str) -> float:
-            return difflib.SequenceMatcher(None, Path(file).stem, test).ratio()
-
-        return sorted(tests, key=likeness, reverse=True), files
+        return tests, files
 
     def files_of(self, test: str) -> set[str]:
         """All files that a test and the kernels of its folders are made from."""
@@ -190,10 +183,30 @@ class Tests:
         result = run([*self.build_command, *tests])
         return (result.stdout + result.stderr)[-2000:] if result.returncode else None
 
-    def fails(self, test: str) -> str | None:
-        """What the test says where it fails, or that it does not end."""
-        result = run([*self.commands[test], "--abort"], LIMIT_S)
-        return (result.stdout + result.stderr)[-2000:] if result.returncode else None
+    def failure(self, tests: list[str]) -> tuple[str, str] | None:
+        """The first of some tests that fails, side by side, and what it says; or that none ends."""
+        with TemporaryDirectory() as folder:
+            logs = {test: Path(folder) / test for test in tests}
+            running = {}
+            for test, log in logs.items():
+                with log.open("w") as output:
+                    running[test] = subprocess.Popen(
+                        [*self.commands[test], "--abort"], stdout=output, stderr=subprocess.STDOUT
+                    )
+            end = time.monotonic() + LIMIT_S
+            try:
+                while running and time.monotonic() < end:
+                    for test, process in list(running.items()):
+                        if process.poll() is not None:
+                            del running[test]
+                            if process.returncode:
+                                return test, logs[test].read_text()[-2000:]
+                    time.sleep(0.2)
+                return (next(iter(running)), "does not end") if running else None
+            finally:
+                for process in running.values():
+                    process.kill()
+                    process.wait()
 
 
 def digest(files: Iterable[str]) -> str:
@@ -213,10 +226,9 @@ def mutate(site: Site, tests: list[str], emulator: Tests) -> dict[str, Any]:
     try:
         if problem := emulator.build(tests):
             return {"status": "does not build", "detail": problem}
-        for test in tests:
-            if detail := emulator.fails(test):
-                seconds = round(time.monotonic() - start, 1)
-                return {"status": "found", "test": test, "seconds": seconds, "detail": detail}
+        if failure := emulator.failure(tests):
+            seconds, (test, detail) = round(time.monotonic() - start, 1), failure
+            return {"status": "found", "test": test, "seconds": seconds, "detail": detail}
         return {"status": "SURVIVES", "tests": tests}
     finally:
         target.write_text(text)
@@ -270,7 +282,7 @@ def main() -> int:
         key = f"{test} {digest(emulator.files_of(test))}"
         if key not in known:
             print(f"{test} without a deletion", flush=True)
-            if problem := emulator.build([test]) or emulator.fails(test):
+            if problem := emulator.build([test]) or emulator.failure([test]):
                 sys.exit(f"mutate: {test} fails without a deletion\n{problem}")
             known[key] = {"status": "passes"}
             RESULTS.write_text(json.dumps(known, indent=1) + "\n")

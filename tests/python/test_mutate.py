@@ -65,8 +65,8 @@ class Emulator:
         self.text = (mutate.TREE / "kernels/x/k.cuh").read_text()
         return None if self.builds else "error"
 
-    def fails(self, test):
-        return "a race" if self.notices and test == "second" else None
+    def failure(self, tests):
+        return (tests[1], "a race") if self.notices else None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_deletion(builds, notices, status, tmp_path, monkeypatch):
     assert file.read_text() == KERNEL
 
 
-def test_likeliest_test_first_and_others_left_out():
+def test_the_tests_of_a_kernel():
     emulator = object.__new__(mutate.Tests)
     emulator.commands = {"norm_test": [], "step_test": [], "chunk_test": []}
     emulator.objects = {
@@ -103,3 +103,16 @@ def test_likeliest_test_first_and_others_left_out():
     assert tests == ["step_test", "chunk_test"]
     assert "tests/s.cpp" in files and "kernels/norm/norm.cuh" not in files
     assert set(emulator.covering("kernels/prim/reduce.cuh")[0]) == set(emulator.commands)
+
+
+def test_the_first_test_to_fail_ends_the_others():
+    emulator = object.__new__(mutate.Tests)
+    script = "import sys, time; print(sys.argv); time.sleep(float(sys.argv[1])); sys.exit({})"
+    emulator.commands = {
+        "slow": [sys.executable, "-c", script.format(1), "100"],
+        "passes": [sys.executable, "-c", script.format(0), "0"],
+        "fails": [sys.executable, "-c", script.format(1), "0.5"],
+    }
+    test, output = emulator.failure(list(emulator.commands))
+    assert test == "fails" and "'--abort'" in output
+    assert emulator.failure(["passes"]) is None
