@@ -74,6 +74,22 @@ def test_same_numbers_and_gradients(changes, dtype):
         other.zero_grad()
 
 
+@pytest.mark.parametrize(
+    "dtype, tied, reduction", [(torch.float32, True, "mean"), (torch.bfloat16, False, "sum")]
+)
+def test_same_loss_in_chunks(dtype, tied, reduction):
+    """1026 tokens over 33,000 classes are two chunks."""
+    model = make_model(dtype, vocab_size=33_000, tie_embeddings=tied, num_layers=1)
+    other, ids = twin_of(model, dtype), random_ids(2, 513)
+    a, b = (m(ids, targets=ids, reduction=reduction).loss for m in (model, other))
+    same(b, a)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        torch.autograd.grad(b, list(other.parameters()), create_graph=True)
+    a.backward()
+    b.backward()
+    same(gradients(other), gradients(model))
+
+
 @each_variant
 def test_same_decoding(changes):
     model = make_model(**changes)
@@ -428,6 +444,13 @@ def test_bad_arguments():
         model(random_ids(1, 2), state=RetNetState(torch.zeros(1), torch.zeros(1)))
     with pytest.raises(RuntimeError, match="form"):
         model(random_ids(1, 2), form="fast")
+    ids = random_ids(1, 2)
+    with pytest.raises(ValueError, match="labels must be int64, got Int"):
+        model(ids, labels=ids.int())
+    with pytest.raises(ValueError, match=r"targets must have the shape of input_ids, \[1, 2\]"):
+        model(ids, targets=ids[0])
+    with pytest.raises(ValueError, match='reduction must be "mean" or "sum", got "none"'):
+        model(ids, targets=ids, reduction="none")
 
 
 def train_rank(rank, folder, results):
