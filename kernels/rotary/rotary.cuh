@@ -12,9 +12,9 @@
 //     Threads are numbered through; a block is 128 of them.
 //  4. Warp roles. None.
 //  5. Tile and budget. The cosines and sines of kPairs angles and kHeads heads of both operands as
-//     loaded: 16 + 32 registers; at most 64, so 8 blocks, 1,024 threads and 128 KB of loads in
-//     flight per multiprocessor. No shared memory. Device memory, per token and head: 2 K elements
-//     read, 2 K written; and a position per token.
+//     loaded: 8 (kHalf: 16) + 32 registers; at most 80, so 6 blocks, 768 threads and 96 KB of loads
+//     in flight per multiprocessor. No shared memory. Device memory, per token and head: 2 K
+//     elements read, 2 K written; and a position per token.
 //  6. Pipeline. None: the loads of kHeads heads are issued together.
 //  7. Sync contract. None: no thread sees what another writes.
 //  8. Numerics. The angle in float64, reduced by multiples of pi/2 (Cody and Waite, in two parts by
@@ -102,7 +102,7 @@ struct RotaryPacket {
 };
 
 template <DType kDtype, int kVector, bool kHalf>
-__global__ void __launch_bounds__(kRotaryBlock, 8) rotary_kernel(const RotaryParams p) {
+__global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy) rotary_kernel(const RotaryParams p) {
   using Packet = RotaryPacket<kDtype, kVector, kHalf>;
   constexpr int kHeads = kHalf ? 2 : 4;  // heads in flight
   static_assert(kRotaryHeads % kHeads == 0);

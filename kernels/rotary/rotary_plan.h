@@ -36,6 +36,8 @@ struct RotaryParams {
 };
 
 inline constexpr int kRotaryBlock = 128;  // threads
+// Blocks per multiprocessor, which bound the registers of a thread to 65,536 / (6 * 128): 80.
+inline constexpr int kRotaryOccupancy = 6;
 // Heads that a thread turns by the angles it has computed once.
 inline constexpr int kRotaryHeads = 8;
 

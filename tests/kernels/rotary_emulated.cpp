@@ -313,24 +313,23 @@ TEST_CASE("q and k may be one array, and nothing is launched for nothing") {
   Case c;
   c.T = 4;
   c.K = 64;
-  Inputs in = make_inputs(c);
-  in.k = in.q;
-  Device device(c, in);
-  device.params().k.in_ptr = device.params().q.in_ptr;
-  const Outputs outputs = device.run();
-  CHECK(device.report().to_string() == "");
-  CHECK(outputs.q == outputs.k);
-
-  Case empty = c;
+  {
+    Inputs in = make_inputs(c);
+    in.k = in.q;
+    Device device(c, in);
+    device.params().k.in_ptr = device.params().q.in_ptr;
+    const Outputs outputs = device.run();
+    CHECK(device.report().to_string() == "");
+    CHECK(outputs.q == outputs.k);
+  }
+  Case empty = c, absent = c;
   empty.T = 0;
-  Device none(empty, make_inputs(empty));
-  none.run();
-  CHECK(none.report().launches.empty());
-  Case absent = c;
   absent.q = absent.k = false;
-  Device without(absent, make_inputs(absent));
-  without.run();
-  CHECK(without.report().launches.empty());
+  for (const Case& nothing : {empty, absent}) {
+    Device device(nothing, make_inputs(nothing));
+    device.run();
+    CHECK(device.report().launches.empty());
+  }
 }
 
 TEST_CASE("bytes are those of the kernel's header") {
