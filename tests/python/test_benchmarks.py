@@ -218,3 +218,24 @@ def test_model_benchmark(tmp_path):
         assert ratio["rounds"] == 3 and ratio["minimum"] <= ratio["median"] <= ratio["maximum"]
         assert all(spread["minimum"] > 0 for spread in seconds.values())
         assert f"{result['work']:16}{result['size']}" in done.stdout
+
+
+def test_retnet_beside_a_transformer(tmp_path):
+    command = [sys.executable, "benchmarks/transformer.py", "--device", "cpu", "--quick"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "transformer.json").read_text())["results"]
+    assert all(r["status"] == "ok" for r in results)
+    by_work = {w: [r for r in results if r["work"].startswith(w)] for w in ("training", "decoding")}
+    for work, some in by_work.items():
+        names = {r["contender"] for r in some}
+        assert len(names) == 3 and "retnet" in names, work
+        sizes = {r["parameters"] for r in some}
+        assert max(sizes) <= 1.01 * min(sizes)
+        assert all(r["seconds"]["median"] > 0 and r["times_retnet"] > 0 for r in some)
+    held = {(r["contender"], r["length"]): r["state_bytes"] for r in by_work["decoding"]}
+    assert held["retnet", 16] == held["retnet", 32] == 2 * 256 * 512 * 4  # L H K V, float32
+    assert held["llama dynamic cache", 32] == 2 * 2 * 2 * 32 * 128 * 4  # k and v, L, heads, T
+    assert (tmp_path / "transformer.png").stat().st_size > 10_000
