@@ -330,9 +330,7 @@ def print_loops(
     )
 
 
-def print_registers(
-    family: str, entries: Sequence[re.Match[str]], names: dict[str, str]
-) -> None:
+def print_registers(family: str, entries: Sequence[re.Match[str]], names: dict[str, str]) -> None:
     """Print the registers of the kernels whose names start with `family`."""
     architectures = sorted({entry["arch"] for entry in entries}, key=architecture_order)
     rows = []

@@ -28,8 +28,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 std::vector<Chunk> chunks_of(const torch::Tensor& hidden, const torch::Tensor& targets,
                              int64_t vocab_size) {
   const int64_t batch = targets.size(0), length = targets.size(1);
-  const auto longest = std::max<int64_t>(
-      std::max(kTokens, kLogits / vocab_size) / std::max<int64_t>(batch, 1), 1);
+  const auto longest =
+      std::max<int64_t>(std::max(kTokens, kLogits / vocab_size) / std::max<int64_t>(batch, 1), 1);
   const auto count = std::max<int64_t>(ceil_div(length, longest), 1);
   const auto step = std::max<int64_t>(ceil_div(length, count), 1);
   const auto parts = hidden.split(step, 1), part_targets = targets.split(step, 1);
@@ -99,9 +99,10 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
     variable_list grads;
     for (size_t i = 0; i < saved.size(); ++i) {
       // Wide first: a product would round a factor to the dtype of a 16-bit gradient.
-      grads.push_back(saved[i].defined() ? (wide(saved[i]) * grad_outputs[0])
-                                               .to(static_cast<at::ScalarType>(dtypes[i]))
-                                         : torch::Tensor());
+      grads.push_back(
+          saved[i].defined()
+              ? (wide(saved[i]) * grad_outputs[0]).to(static_cast<at::ScalarType>(dtypes[i]))
+              : torch::Tensor());
     }
     grads.insert(grads.begin() + 1, 3, torch::Tensor());  // targets, head, vocab_size
     return grads;

@@ -40,7 +40,7 @@ namespace retnet::kernels {
 // cos and sin of `angle`, |angle| < 2^53, to 1e-10.
 RETNET_DEVICE void cos_sin(double angle, float& cos_out, float& sin_out) {
   constexpr double kTwoOverPi = 0.63661977236758134308;
-  constexpr double kHalfPi = 1.57079632679489655800;      // pi/2 rounded to float64,
+  constexpr double kHalfPi = 1.57079632679489655800;          // pi/2 rounded to float64,
   constexpr double kHalfPiRest = 6.12323399573676603587e-17;  // and what that lacks
   const double turns = prim::rint(angle * kTwoOverPi);
   // Both products are multiples of 2^-52 and their difference is below 1: exact.
@@ -102,7 +102,8 @@ struct RotaryPacket {
 };
 
 template <DType kDtype, int kVector, bool kHalf>
-__global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy) rotary_kernel(const RotaryParams p) {
+__global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
+    rotary_kernel(const RotaryParams p) {
   using Packet = RotaryPacket<kDtype, kVector, kHalf>;
   constexpr int kHeads = kHalf ? 2 : 4;  // heads in flight
   static_assert(kRotaryHeads % kHeads == 0);
@@ -160,11 +161,10 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy) rotary_kernel(
 
 template <DType kDtype, int kVector>
 cudaError_t rotary_launch(const RotaryParams& params, cudaStream_t stream) {
-  const int64_t threads =
-      params.batch * params.tokens * rotary_threads_per_token(params, kVector);
+  const int64_t threads = params.batch * params.tokens * rotary_threads_per_token(params, kVector);
   const auto blocks = static_cast<unsigned>((threads + kRotaryBlock - 1) / kRotaryBlock);
-  const auto kernel = params.half ? rotary_kernel<kDtype, kVector, true>
-                                  : rotary_kernel<kDtype, kVector, false>;
+  const auto kernel =
+      params.half ? rotary_kernel<kDtype, kVector, true> : rotary_kernel<kDtype, kVector, false>;
   return prim::launch(kernel, blocks, kRotaryBlock, stream, params);
 }
 

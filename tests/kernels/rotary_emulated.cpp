@@ -117,8 +117,8 @@ class Device {
     for (size_t b = 0; b < case_.B; ++b) {
       for (size_t t = 0; t < case_.T; ++t) {
         for (size_t h = 0; h < case_.H; ++h, src += case_.K * size) {
-          std::memcpy(spread.data() + (b * x.stride_b + t * x.stride_t + h * x.stride_h) * size, src,
-                      case_.K * size);
+          std::memcpy(spread.data() + (b * x.stride_b + t * x.stride_t + h * x.stride_h) * size,
+                      src, case_.K * size);
         }
       }
     }
@@ -162,8 +162,8 @@ std::string check_values(const Case& c, const Inputs& in, const Array& x,
                          const std::vector<std::byte>& bytes) {
   if (bytes.empty()) return "";
   const double sign = c.inverse ? -1 : 1;
-  const auto exact = rotary_by_definition(x.values, c.H, c.K, in.positions, in.frequencies, c.half,
-                                          sign);
+  const auto exact =
+      rotary_by_definition(x.values, c.H, c.K, in.positions, in.frequencies, c.half, sign);
   const auto actual = to_doubles(bytes.data(), exact.size(), c.dtype);
   const std::string wrong = mismatch(actual, exact, c.K, c.dtype, 1);
   if (!wrong.empty()) return wrong;
@@ -270,8 +270,7 @@ TEST_CASE("cosine and sine are those of float64 rounded to float32, wherever the
   const auto actual = to_doubles(device.run().q.data(), ones.size(), c.dtype);
   double worst = 0;
   for (size_t i = 0; i < ones.size(); ++i) {
-    const double angle =
-        static_cast<double>(in.positions[i / c.K]) * in.frequencies[i % c.K / 2];
+    const double angle = static_cast<double>(in.positions[i / c.K]) * in.frequencies[i % c.K / 2];
     const double exact = i % 2 == 0 ? std::cos(angle) : std::sin(angle);
     const auto near = std::fabs(static_cast<float>(exact));
     const double ulp = std::nextafter(near, 2.0f) - near;

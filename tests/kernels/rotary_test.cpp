@@ -50,8 +50,9 @@ TEST_CASE("rotary: accesses are of 16 bytes where every row allows it, else of 8
   }
 }
 
-TEST_CASE("rotary: one array aligned to 8 bytes only narrows the accesses, to less makes them "
-          "impossible") {
+TEST_CASE(
+    "rotary: one array aligned to 8 bytes only narrows the accesses, to less makes them "
+    "impossible") {
   const auto check = [](auto change) {
     auto p = contiguous(DType::kBFloat16, 64, false);
     change(p.k, 4);
@@ -79,7 +80,7 @@ TEST_CASE("rotary: the stride of a dimension of one element is not looked at; 0 
 }
 
 TEST_CASE("rotary: empty shapes are taken, more threads than an int32 counts are not") {
-  for (int64_t RotaryParams::* size :
+  for (int64_t RotaryParams::*size :
        {&RotaryParams::batch, &RotaryParams::tokens, &RotaryParams::heads}) {
     auto p = contiguous(DType::kFloat16, 64, false);
     p.*size = 0;

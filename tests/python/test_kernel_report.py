@@ -66,6 +66,9 @@ GOAL = {"device": "H100", "architecture": "90a", "multiprocessors": 132, "clock_
 NORM = {"direction": "forward", "dtype": "fp32", "value_dim": 8} | {
     **{"counted": {"memory_bytes": 96}, "header": {"memory_bytes": 96}},
 }
+ROTARY = {"style": "half", "dtype": "bf16", "key_dim": 8} | {
+    **{"counted": {"memory_bytes": 64}, "header": {"memory_bytes": 64}},
+}
 LOOP = Counter({"HMMA": 100, "LDSM": 100, "integer": 300})
 KERNEL = kr.Kernel("bf16", 3, "90a")
 
@@ -136,6 +139,11 @@ def test_gate_of_the_norm() -> None:
     assert gates(kr.check_norm(NORM | {"counted": {"memory_bytes": 98}})) == ["bytes"]
 
 
+def test_gate_of_the_rotation() -> None:
+    assert kr.check_rotary(ROTARY) == []
+    assert gates(kr.check_rotary(ROTARY | {"counted": {"memory_bytes": 66}})) == ["bytes"]
+
+
 def test_model() -> None:
     # 100 chunks side by side in 128 blocks; a cycle a chunk is 100 / 2 GHz / 204,800 token-heads.
     cycle = 100 / 2 / 204800
@@ -167,7 +175,7 @@ def test_report(tmp_path, monkeypatch, capsys, stack, barriers, expected) -> Non
     monkeypatch.setattr(kr, "loop_counts", lambda folder: {KERNEL: LOOP})
     item = copy.deepcopy(ITEM)
     item["counted"]["barriers"] = barriers
-    counts = {"chunkwise": [item], "gated_group_norm": [NORM], "goals": [GOAL]}
+    counts = {"chunkwise": [item], "gated_group_norm": [NORM], "rotary": [ROTARY], "goals": [GOAL]}
     counts |= {"shared_limits": {"86": 1}, "min_capability": 80}
     assert gates(kr.report(tmp_path, counts)) == expected
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]

@@ -109,7 +109,10 @@ def test_one_chunk_is_cross_entropy_itself(kind):
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         head, learning, _ = make_head(kind, dtype)
         hidden, targets = make_inputs(dtype=dtype)
-        loss, expected = linear_cross_entropy(hidden, head, targets, V), whole(hidden, head, targets)
+        loss, expected = (
+            linear_cross_entropy(hidden, head, targets, V),
+            whole(hidden, head, targets),
+        )
         assert torch.equal(loss, expected) and loss.dtype == expected.dtype
         leaves = [hidden, *learning]
         actual = torch.autograd.grad(loss, leaves)
@@ -118,7 +121,9 @@ def test_one_chunk_is_cross_entropy_itself(kind):
 
 
 @pytest.mark.parametrize("kind", ["linear", "hooked"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, "autocast"], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16, "autocast"], ids=str
+)
 def test_rounds_like_cross_entropy(kind, dtype, monkeypatch):
     """Loss and gradients are within the table; those of a plain head have at most twice the error
     of all logits at once. (Those of others are summed by autograd, in the parameter's dtype.)"""
@@ -259,7 +264,9 @@ def test_the_model_calls_its_head(short):
 def test_double_backward_raises(short):
     hidden, targets = make_inputs()
     loss = linear_cross_entropy(hidden, make_head("linear")[0], targets, V)
-    with pytest.raises(RuntimeError, match="linear_cross_entropy: double backward is not supported"):
+    with pytest.raises(
+        RuntimeError, match="linear_cross_entropy: double backward is not supported"
+    ):
         torch.autograd.grad(loss, hidden, create_graph=True)
 
 
@@ -316,7 +323,9 @@ def test_peak_memory(kind):
 def test_compiled(short):
     model, ids = make_model(torch.float32), random_ids(2, 19)
     torch._dynamo.reset()
-    step = torch.compile(lambda ids: model(ids, labels=ids).loss, fullgraph=True, backend="aot_eager")
+    step = torch.compile(
+        lambda ids: model(ids, labels=ids).loss, fullgraph=True, backend="aot_eager"
+    )
     step(ids).backward()
     actual = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
@@ -357,7 +366,7 @@ ERRORS = {
         lambda: linear_cross_entropy(
             torch.zeros(1, 3, D), torch.zeros(V, D), random_ids(1, 3), V, reduction="none"
         ),
-        "reduction must be \"mean\" or \"sum\", got 'none'",
+        'reduction must be "mean" or "sum", got .none',
     ),
     "labels": (
         lambda: make_model()(random_ids(1, 3), labels=random_ids(1, 3).int()),
@@ -398,5 +407,3 @@ def test_the_model_trains_in_chunks(tied, short):
     F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(actual[name], p.grad, atol=1e-11, rtol=1e-10)
-
-

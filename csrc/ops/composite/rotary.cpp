@@ -51,14 +51,15 @@ std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor&
   return {rotate(q, rotation, q.scalar_type()), rotate(k, rotation, k.scalar_type())};
 }
 
-std::tuple<at::Tensor, at::Tensor> rotary_backward(
-    const std::optional<at::Tensor>& grad_rotated_q,
-    const std::optional<at::Tensor>& grad_rotated_k, const at::Tensor& positions,
-    const at::Tensor& frequencies, std::string_view style, std::array<bool, 2> output_mask) {
+std::tuple<at::Tensor, at::Tensor> rotary_backward(const std::optional<at::Tensor>& grad_rotated_q,
+                                                   const std::optional<at::Tensor>& grad_rotated_k,
+                                                   const at::Tensor& positions,
+                                                   const at::Tensor& frequencies,
+                                                   std::string_view style,
+                                                   std::array<bool, 2> output_mask) {
   const auto& any = grad_rotated_q ? grad_rotated_q : grad_rotated_k;
   if (!any) return {};
-  const auto rotation =
-      inverse(rotation_of(positions, frequencies, style, accumulate_dtype(*any)));
+  const auto rotation = inverse(rotation_of(positions, frequencies, style, accumulate_dtype(*any)));
   const auto turned_back = [&](bool asked, const std::optional<at::Tensor>& grad) {
     return asked && grad ? rotate(*grad, rotation, grad->scalar_type()) : at::Tensor();
   };

@@ -32,9 +32,11 @@ at::Tensor rotate(const at::Tensor& x, const Rotation& rotation, at::ScalarType 
 std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& positions,
                                           const at::Tensor& frequencies, std::string_view style);
-std::tuple<at::Tensor, at::Tensor> rotary_backward(
-    const std::optional<at::Tensor>& grad_rotated_q,
-    const std::optional<at::Tensor>& grad_rotated_k, const at::Tensor& positions,
-    const at::Tensor& frequencies, std::string_view style, std::array<bool, 2> output_mask);
+std::tuple<at::Tensor, at::Tensor> rotary_backward(const std::optional<at::Tensor>& grad_rotated_q,
+                                                   const std::optional<at::Tensor>& grad_rotated_k,
+                                                   const at::Tensor& positions,
+                                                   const at::Tensor& frequencies,
+                                                   std::string_view style,
+                                                   std::array<bool, 2> output_mask);
 
 }  // namespace retnet::ops::composite

@@ -116,8 +116,8 @@ class RetNetForCausalLM(RetNet):
     ) -> CausalLMOutput:
         """Runs the model over a block of tokens, to logits or to a loss.
 
-        The loss is `linear_cross_entropy`'s: not all logits exist at once, and each comes from a call
-        of `lm_head`.
+        The loss is `linear_cross_entropy`'s: not all logits exist at once, and each comes from a
+        call of `lm_head`.
 
         Args:
             input_ids: [B, T] int64 or int32.

@@ -33,14 +33,15 @@ def linear_cross_entropy(
 ) -> Tensor:
     """`F.cross_entropy(head(hidden), targets)` without all logits at once.
 
-    The time axis is cut into equal chunks of B n <= max(1024, 2^25 / vocab_size) tokens (but n >= 1).
-    Each chunk's logits come from a call of `head`, and are gone before the next chunk's. Where one
-    chunk holds everything, this is `F.cross_entropy` itself. Otherwise, with grad mode on, a `head`
-    that is a weight or a bare `nn.Linear` (no hook, no subclass, no tensor subclass) has its gradients
-    computed chunk by chunk in the forward pass, so that no logit is computed twice; those of its
-    parameters are summed in float32 or wider. Any other module, and any under `torch.compile`, is
-    called again for each chunk in the backward pass (activation checkpointing), hooks included.
-    Gradients computed in the forward pass cannot be differentiated again: that raises.
+    The time axis is cut into equal chunks of B n <= max(1024, 2^25 / vocab_size) tokens, n >= 1.
+    Each chunk's logits come from a call of `head`, and are gone before the next chunk's.
+
+    Where one chunk holds everything, this is `F.cross_entropy` itself. Otherwise, with grad mode
+    on, a plain `head`, which is a weight or an `nn.Linear` without hooks (no subclass, nor one of
+    Tensor), has its gradients computed chunk by chunk in the forward pass, so that no logit is
+    computed twice; those of its parameters are summed in float32 or wider, and differentiating
+    them again raises. Any other module, and any under `torch.compile`, is called a second time for
+    each chunk in the backward pass (activation checkpointing), hooks included.
 
     Args:
         hidden: [B, T, d].
@@ -84,8 +85,7 @@ def check_targets(where: str, name: str, targets: Tensor, shape: torch.Size, of:
     """Raises ValueError unless `targets` are int64 and have the shape of `of`."""
     if targets.shape != shape:
         raise ValueError(
-            f"{where}: {name} must have the shape of {of}, {list(shape)}, "
-            f"got {list(targets.shape)}"
+            f"{where}: {name} must have the shape of {of}, {list(shape)}, got {list(targets.shape)}"
         )
     if targets.dtype != torch.int64:
         raise ValueError(f"{where}: {name} must be torch.int64, got {targets.dtype}")
@@ -147,7 +147,9 @@ class _WithGradients(torch.autograd.Function):
         vocab_size: int,
         *parameters: Tensor,
     ) -> Tensor:
-        losses, of_hidden, of_parameters = [], [], []
+        losses: list[Tensor] = []
+        of_hidden: list[Tensor] = []
+        of_parameters: list[Tensor] = []
         for part, target in _chunks(hidden.detach(), targets, vocab_size):
             part.requires_grad_(hidden.requires_grad)
             asked = [part] * hidden.requires_grad + list(parameters)
