@@ -188,6 +188,13 @@ def check_norm_model(where: str, times: dict[str, float]) -> list[Failure]:
     return failures
 
 
+def check_rotary(item: dict[str, Any]) -> list[Failure]:
+    """The gate of the rotary kernel's bytes."""
+    where = f"rotary {item['style']} {item['dtype']}, per token and head, device memory"
+    counted, header = (item[key]["memory_bytes"] for key in ("counted", "header"))
+    return near("bytes", where, counted, header, 0.02)
+
+
 def check_registers(entries: Iterable[re.Match[str]], names: dict[str, str]) -> list[Failure]:
     """The gate of ptxas's spills."""
     return [
@@ -305,20 +312,22 @@ def print_loops(
     )
 
 
-def print_norm(
-    items: Iterable[dict[str, Any]], entries: Sequence[re.Match[str]], names: dict[str, str]
-) -> None:
-    """Print the registers and bytes of the gated group norm kernels."""
+def print_registers(family: str, entries: Sequence[re.Match[str]], names: dict[str, str]) -> None:
+    """Print the registers of the kernels whose names start with `family`."""
     architectures = sorted({entry["arch"] for entry in entries}, key=architecture_order)
     rows = []
-    for name in sorted({n for n in names.values() if n.startswith("gated_group_norm")}):
+    for name in sorted({n for n in names.values() if n.startswith(family)}):
         found = {m["arch"]: m for m in entries if names[m["name"]] == name}
         shared = max(int(m["shared"] or 0) for m in found.values())
         spilled = sum(map(ptxas_report.spills, found.values()))
         registers = (found[a]["registers"] if a in found else "-" for a in architectures)
         rows.append([name, shared, spilled, *registers])
     columns = " ".join(f"sm_{a}" for a in architectures)
-    print_table("gated_group_norm, registers", f"kernel shared-bytes spills {columns}", rows)
+    print_table(f"{family}, registers", f"kernel shared-bytes spills {columns}", rows)
+
+
+def print_norm(items: Iterable[dict[str, Any]]) -> None:
+    """Print the bytes of the gated group norm kernels."""
     keys = ("loaded", "stored", "memory_bytes")
     print_table(
         "gated_group_norm, counted / header: bytes per row",
@@ -327,6 +336,19 @@ def print_norm(
             [item["direction"], item["dtype"], item["value_dim"], *cells]
             for item in items
             for cells in [[f"{item['counted'][k]:g}/{item['header'][k]:g}" for k in keys]]
+        ],
+    )
+
+
+def print_rotary(items: Iterable[dict[str, Any]]) -> None:
+    """Print the bytes of the rotary kernel."""
+    print_table(
+        "rotary, counted / header: bytes of device memory per token and head",
+        "style dtype K bytes",
+        [
+            [item["style"], item["dtype"], item["key_dim"], "/".join(values)]
+            for item in items
+            for values in [[f"{item[key]['memory_bytes']:g}" for key in ("counted", "header")]]
         ],
     )
 
@@ -364,6 +386,7 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
     items = {(item["dtype"], item["tile"]): item for item in counts["chunkwise"]}
     failures = [failure for item in items.values() for failure in check_counts(item)]
     failures += [failure for item in counts["gated_group_norm"] for failure in check_norm(item)]
+    failures += [failure for item in counts["rotary"] for failure in check_rotary(item)]
     failures += check_registers(entries, names)
 
     # Not the empty kernels of sm_75, nor tiles that an architecture's shared memory does not hold.
@@ -379,7 +402,10 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
         failures += check_loop(kernel, loop, items[kernel.dtype, kernel.tile])
     print_counts(items.values())
     print_loops(loops, items, entries)
-    print_norm(counts["gated_group_norm"], entries, names)
+    print_registers("gated_group_norm", entries, names)
+    print_norm(counts["gated_group_norm"])
+    print_registers("rotary", entries, names)
+    print_rotary(counts["rotary"])
     failures += report_norm(folder, counts)
 
     rows = []

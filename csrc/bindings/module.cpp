@@ -112,12 +112,13 @@ PYBIND11_MODULE(_C, m) {
            }))
       .def_readwrite("checkpoint_layers", &nn::RetNetImpl::checkpoint_layers);
   bind<nn::RetNetForCausalLMImpl>(m, "RetNetForCausalLM")
-      .def("forward", released([](nn::RetNetForCausalLMImpl& self, const Tensor& input_ids,
-                                  const std::optional<StateTensors>& state,
-                                  const MaybeTensor& cu_seqlens, const MaybeTensor& labels,
-                                  const std::string& form, bool inplace, bool last_only) {
+      .def("forward",
+           released([](nn::RetNetForCausalLMImpl& self, const Tensor& input_ids,
+                       const std::optional<StateTensors>& state, const MaybeTensor& cu_seqlens,
+                       const MaybeTensor& labels, const std::string& form, bool inplace,
+                       bool last_only, const MaybeTensor& targets, const std::string& reduction) {
              const auto out = self.forward(input_ids, state_of(state), cu_seqlens, labels, form,
-                                           inplace, last_only);
+                                           inplace, last_only, targets, reduction);
              return std::tuple(out.logits, out.loss, tensors_of(out.state));
            }))
       .def_property(

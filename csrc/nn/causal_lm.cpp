@@ -5,6 +5,7 @@
 
 #include <cmath>
 
+#include "nn/linear_cross_entropy.h"
 #include "nn/skip_init.h"
 
 namespace retnet::nn {
@@ -22,6 +23,16 @@ torch::Tensor next_tokens(torch::Tensor labels, const std::optional<torch::Tenso
     labels = labels.masked_fill(starts.slice(0, 0, -1), kIgnoreIndex);
   }
   return torch::constant_pad_nd(labels.slice(1, 1), {0, 1}, kIgnoreIndex);
+}
+
+void check_targets(const char* name, const std::optional<torch::Tensor>& given,
+                   const torch::Tensor& input_ids) {
+  if (!given) return;
+  TORCH_CHECK_VALUE(given->sizes() == input_ids.sizes(), "RetNetForCausalLM: ", name,
+                    " must have the shape of input_ids, ", input_ids.sizes(), ", got ",
+                    given->sizes());
+  TORCH_CHECK_VALUE(given->scalar_type() == torch::kInt64, "RetNetForCausalLM: ", name,
+                    " must be int64, got ", given->scalar_type());
 }
 
 }  // namespace
@@ -56,25 +67,29 @@ CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
                                               const std::optional<RetNetState>& state,
                                               const std::optional<torch::Tensor>& cu_seqlens,
                                               const std::optional<torch::Tensor>& labels,
-                                              std::string_view form, bool inplace, bool last_only) {
-  TORCH_CHECK_VALUE(!labels || !last_only,
-                    "RetNetForCausalLM: labels must be None with last_only, got a tensor");
-  TORCH_CHECK_VALUE(!labels || labels->sizes() == input_ids.sizes(),
-                    "RetNetForCausalLM: labels must have the shape of input_ids, ",
-                    input_ids.sizes(), ", got ", labels->sizes());
+                                              std::string_view form, bool inplace, bool last_only,
+                                              const std::optional<torch::Tensor>& targets,
+                                              std::string_view reduction) {
+  TORCH_CHECK_VALUE(labels.has_value() + targets.has_value() + last_only <= 1,
+                    "RetNetForCausalLM: only one of labels, targets and last_only may be given");
+  check_targets("labels", labels, input_ids);
+  check_targets("targets", targets, input_ids);
   auto [hidden, after] = body->forward(input_ids, state, cu_seqlens, form, inplace);
+  const auto head = [this](const torch::Tensor& x) {
+    return lm_head ? lm_head(x) : torch::linear(x, body->embed_tokens->weight);
+  };
+  if (labels || targets) {
+    const auto loss = linear_cross_entropy(
+        hidden, head, targets ? *targets : next_tokens(*labels, cu_seqlens), options.vocab_size(),
+        {lm_head ? lm_head->weight : body->embed_tokens->weight}, reduction);
+    return {torch::Tensor(), loss, after};
+  }
   if (last_only && cu_seqlens) {
     hidden = hidden.index_select(1, cu_seqlens->slice(0, 1).to(torch::kInt64) - 1);
   } else if (last_only) {
     hidden = hidden.slice(1, -1);
   }
-  const auto scores = lm_head ? lm_head(hidden) : torch::linear(hidden, body->embed_tokens->weight);
-  if (!labels) return {scores, std::nullopt, after};
-  const auto wide = scores.scalar_type() == torch::kFloat64 ? scores : scores.to(torch::kFloat32);
-  const auto loss =
-      torch::cross_entropy_loss(wide.flatten(0, 1), next_tokens(*labels, cu_seqlens).flatten(),
-                                /*weight=*/{}, at::Reduction::Mean, kIgnoreIndex);
-  return {scores, loss, after};
+  return {head(hidden), std::nullopt, after};
 }
 
 }  // namespace retnet::nn

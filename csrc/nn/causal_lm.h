@@ -18,9 +18,9 @@ namespace retnet::nn {
 
 /// What `RetNetForCausalLM` returns.
 struct CausalLMOutput {
-  torch::Tensor logits;  ///< [B, T, vocab], of the token after each position
+  torch::Tensor logits;  ///< [B, T, vocab], of the token after each position; undefined with a loss
   std::optional<torch::Tensor>
-      loss;           ///< mean cross-entropy in nats per target; absent without labels
+      loss;           ///< cross-entropy in nats, a scalar; absent without labels or targets
   RetNetState state;  ///< after the last token
 };
 
@@ -38,27 +38,35 @@ class RETNET_API RetNetForCausalLMImpl : public torch::nn::Cloneable<RetNetForCa
   /// Initialises every part anew; the output matrix from N(0, 1/d), as torchscale.
   void reset_parameters();
 
-  /// Runs the model over a block of tokens.
+  /// Runs the model over a block of tokens, to logits or to a loss.
   ///
   ///   input_ids   [B, T] int64 or int32
   ///   state       what the model has read so far; absent = a start. Of N sequences if packed
   ///   cu_seqlens  [N + 1] int32, bounds of N packed sequences (B = 1)
-  ///   labels      [B, T] int64, usually input_ids itself: the logits at t are scored against
+  ///   labels      [B, T] int64, usually input_ids itself: position t is scored against
   ///               labels[t + 1] of the same sequence; -100 is ignored
   ///   form        "chunkwise", "parallel" or "recurrent"; the same values up to rounding
   ///   inplace     a step of decoding (T = 1 with a state, grad mode off) overwrites `state` instead
   ///               of a copy. Other calls leave `state` alone in any case
   ///   last_only   the logits of the last token of each sequence alone, [B, 1, vocab], packed
-  ///               [1, N, vocab]: all that decoding needs. Not with labels; no sequence may be empty
+  ///               [1, N, vocab]: all that decoding needs. Not with labels or targets; no sequence
+  ///               may be empty
+  ///   targets     [B, T] int64, in place of labels: position t is scored against targets[t], so that
+  ///               the last one counts too; -100 is ignored
+  ///   reduction   of the loss: "mean" over the targets that are not ignored, or "sum"
   ///
-  /// Returns the logits, the loss (NaN without a target, as in torch) and the state. Raises
-  /// c10::ValueError when input_ids, labels or state has a wrong shape, or labels come with last_only.
+  /// Returns the logits, or with labels or targets the loss (a mean without a target is NaN, as in
+  /// torch), and the state. The loss is that of `linear_cross_entropy`: not all logits exist at once.
+  /// Raises c10::ValueError when input_ids, labels, targets or state has a wrong shape, labels or
+  /// targets another dtype, or when two of labels, targets and last_only are given.
   CausalLMOutput forward(const torch::Tensor& input_ids,
                          const std::optional<RetNetState>& state = std::nullopt,
                          const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
                          const std::optional<torch::Tensor>& labels = std::nullopt,
                          std::string_view form = "chunkwise", bool inplace = false,
-                         bool last_only = false);
+                         bool last_only = false,
+                         const std::optional<torch::Tensor>& targets = std::nullopt,
+                         std::string_view reduction = "mean");
 
   RetNetOptions options;    ///< what it was made from
   RetNet body{nullptr};     ///< its children are registered here, so keys have no prefix

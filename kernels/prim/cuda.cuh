@@ -34,6 +34,9 @@ RETNET_DEVICE float shuffle_xor(float value, int mask) {
 
 RETNET_DEVICE float exp(float x) { return expf(x); }
 RETNET_DEVICE float rsqrt(float x) { return rsqrtf(x); }
+// x y + z, rounded once; the nearest integer, the even one of two.
+RETNET_DEVICE double fma(double x, double y, double z) { return ::fma(x, y, z); }
+RETNET_DEVICE double rint(double x) { return ::rint(x); }
 // 1 / x to 1 ulp; 0 where |x| is infinite or above 2^126.
 RETNET_DEVICE float reciprocal(float x) {
   float y;

@@ -55,7 +55,9 @@ class RetNetForCausalLM(_Module):
         form: str,
         inplace: bool,
         last_only: bool,
-    ) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]: ...
+        targets: Tensor | None,
+        reduction: str,
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor]]: ...
     def generate(
         self,
         prompts: list[Tensor],

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from retnet import _C, checkpoint
 from retnet.config import RetNetConfig
 from retnet.nn.causal_lm import CausalLMOutput
+from retnet.nn.loss import Reduction
 from retnet.ops import Form
 from retnet.state import RetNetState
 
@@ -302,10 +303,13 @@ class RetNetForCausalLM(_Body):
         form: Form = "chunkwise",
         inplace: bool = False,
         last_only: bool = False,
+        targets: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> CausalLMOutput:
         """Runs the model over input_ids [B, T]; see `retnet.nn.RetNetForCausalLM`."""
+        start = _tensors_of(state)
         logits, loss, state_after = self._checked().forward(
-            input_ids, _tensors_of(state), cu_seqlens, labels, form, inplace, last_only
+            input_ids, start, cu_seqlens, labels, form, inplace, last_only, targets, reduction
         )
         return CausalLMOutput(logits, loss, RetNetState(*state_after))
 

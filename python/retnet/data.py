@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retnet.nn.causal_lm import IGNORE_INDEX
+from retnet.nn.loss import IGNORE_INDEX
 
 __all__ = ["Batch", "Batches", "Documents", "Windows", "fingerprint", "middles", "split"]
 

@@ -8,15 +8,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from retnet.data import Batch
 from retnet.nn import RetNetForCausalLM
-from retnet.nn.causal_lm import IGNORE_INDEX
+from retnet.nn.loss import IGNORE_INDEX
 from retnet.state import RetNetState
 
-__all__ = ["Score", "describe_context", "evaluate", "token_loss"]
+__all__ = ["Score", "describe_context", "evaluate"]
 
 _ROWS = 8
 _TOKENS = 8192
@@ -32,15 +31,6 @@ class Score(NamedTuple):
     def loss(self) -> float:
         """Nats per token."""
         return self.nats / self.tokens
-
-
-def token_loss(logits: Tensor, targets: Tensor, reduction: str = "sum") -> Tensor:
-    """Cross-entropy in nats of logits [B, T, vocab] against targets [B, T]; -100 is ignored."""
-    scores = logits.flatten(0, 1)
-    if scores.dtype != torch.float64:
-        scores = scores.float()
-    flat = targets.flatten()
-    return F.cross_entropy(scores, flat, ignore_index=IGNORE_INDEX, reduction=reduction)
 
 
 @torch.no_grad()
@@ -80,8 +70,10 @@ def evaluate(
                 ended = len(state.positions) - len(inputs)
                 rows = torch.arange(ended, len(state.positions), device=device)
                 state = state.select(rows)
-            logits, _, state = model(inputs.to(device), state=state)
-            nats += token_loss(logits, targets.to(device)).item()
+            _, loss, state = model(
+                inputs.to(device), state=state, targets=targets.to(device), reduction="sum"
+            )
+            nats += loss.item()
             count = int((targets != IGNORE_INDEX).sum())
             tokens += count
             bar.update(count)

@@ -30,9 +30,9 @@ from tqdm import tqdm
 from retnet import checkpoint
 from retnet._files import replace_file
 from retnet.data import Batch, Batches, Documents, Windows, fingerprint, middles
-from retnet.evaluation import evaluate, token_loss
+from retnet.evaluation import evaluate
 from retnet.nn import RetNetForCausalLM
-from retnet.nn.causal_lm import IGNORE_INDEX
+from retnet.nn.loss import IGNORE_INDEX
 from retnet.settings import Settings
 from retnet.state import RetNetState
 
@@ -163,10 +163,10 @@ class Trainer:
                 state.positions.masked_fill(fresh, 0),
             )
         with self._autocast():
-            output = self.model(inputs, state=state)
+            output = self.model(inputs, state=state, targets=targets, reduction="sum")
         if state is not None:
             self.state = output.state.detach()
-        return token_loss(output.logits, targets)
+        return output.loss
 
     def _autocast(self) -> torch.autocast:
         enabled = self.settings.precision == "bfloat16"

@@ -11,6 +11,7 @@
 #include "kernels/norm/gated_group_norm.h"
 #include "kernels/retention/chunkwise.h"
 #include "kernels/retention/chunkwise_model.h"
+#include "kernels/rotary/rotary.h"
 #include "simt/simt.h"
 
 namespace retnet::kernels {
@@ -233,6 +234,45 @@ std::string norm(DType dtype, bool backward, int64_t value_dim) {
       .str();
 }
 
+simt::LaunchCounters run_rotary(DType dtype, bool half, int64_t tokens, int64_t key_dim) {
+  simt::Simulator simulator;
+  RotaryParams p;
+  p.batch = 1;
+  p.tokens = tokens;
+  p.heads = 8;
+  p.key_dim = key_dim;
+  p.dtype = dtype;
+  p.half = half;
+  const int64_t bytes = tokens * p.heads * key_dim * element_size(dtype);
+  for (RotaryOperand* x : {&p.q, &p.k}) {
+    *x = {zeros(simulator, bytes, "x"), 0, p.heads * key_dim, key_dim};
+    x->out_ptr = simulator.output<std::byte>(bytes, "out");
+  }
+  p.position_ptr = zeros(simulator, 8 * tokens, "positions");
+  p.position_stride_t = 1;
+  p.frequency_ptr = static_cast<float*>(zeros(simulator, 2 * key_dim, "frequencies"));
+  require(launch_rotary(p, nullptr) == cudaSuccess, "rotary: launch");
+  return finish(simulator, "rotary");
+}
+
+std::string rotary(DType dtype, bool half) {
+  constexpr int64_t kKeyDim = 256, kShort = 8, kLong = 24;
+  const simt::LaunchCounters before = run_rotary(dtype, half, kShort, kKeyDim);
+  const simt::LaunchCounters after = run_rotary(dtype, half, kLong, kKeyDim);
+  const double rows = 8 * (kLong - kShort);
+  const double header = static_cast<double>((2 + 2) * kKeyDim * element_size(dtype));  // point 5
+  const auto moved = [](const simt::LaunchCounters& launch) {
+    return static_cast<double>(launch.unique_read_bytes + launch.unique_written_bytes);
+  };
+  return Object()
+      .text("dtype", name(dtype))
+      .text("style", half ? "half" : "interleaved")
+      .number("key_dim", kKeyDim)
+      .raw("counted", Object().number("memory_bytes", (moved(after) - moved(before)) / rows).str())
+      .raw("header", Object().number("memory_bytes", header).str())
+      .str();
+}
+
 Object describe(const ModelDevice& device) {
   Object object;
   object.text("device", device.name)
@@ -275,7 +315,7 @@ std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {
 }
 
 int print() {
-  std::vector<std::string> chunkwise_items, norm_items, devices, goals;
+  std::vector<std::string> chunkwise_items, norm_items, rotary_items, devices, goals;
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (int tile = 0; tile < kChunkwiseTileCount; ++tile) {
       chunkwise_items.push_back(chunkwise(dtype, tile));
@@ -286,6 +326,11 @@ int print() {
       for (const int64_t value_dim : {128, 256, 428, 432, 512}) {
         norm_items.push_back(norm(dtype, backward, value_dim));
       }
+    }
+  }
+  for (const bool half : {false, true}) {
+    for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+      rotary_items.push_back(rotary(dtype, half));
     }
   }
   for (const ModelDevice& device : kModelDevices) devices.push_back(describe(device).str());
@@ -300,6 +345,7 @@ int print() {
   std::printf("%s\n", Object()
                           .raw("chunkwise", list(chunkwise_items))
                           .raw("gated_group_norm", list(norm_items))
+                          .raw("rotary", list(rotary_items))
                           .raw("devices", list(devices))
                           .raw("goals", list(goals))
                           .raw("shared_limits", limits.str())

@@ -61,14 +61,33 @@ def test_same_numbers_and_gradients(changes, dtype):
             a = model(ids, labels=labels, form=form)
             b = other(ids, labels=labels, form=form)
             same(tuple(b.state), tuple(a.state))
-            same(b.logits, a.logits)
-            assert (a.loss is None) == (b.loss is None)
+            if labels is None:
+                same(b.logits, a.logits)
+                assert a.loss is b.loss is None
+            else:
+                assert a.logits is b.logits is None
         same(b.loss, a.loss)
         (a.loss + a.state.retention.square().mean()).backward()
         (b.loss + b.state.retention.square().mean()).backward()
         same(gradients(other), gradients(model))
         model.zero_grad()
         other.zero_grad()
+
+
+@pytest.mark.parametrize(
+    "dtype, tied, reduction", [(torch.float32, True, "mean"), (torch.bfloat16, False, "sum")]
+)
+def test_same_loss_in_chunks(dtype, tied, reduction):
+    """1026 tokens over 33,000 classes are two chunks."""
+    model = make_model(dtype, vocab_size=33_000, tie_embeddings=tied, num_layers=1)
+    other, ids = twin_of(model, dtype), random_ids(2, 513)
+    a, b = (m(ids, targets=ids, reduction=reduction).loss for m in (model, other))
+    same(b, a)
+    with pytest.raises(RuntimeError, match="double backward is not supported"):
+        torch.autograd.grad(b, list(other.parameters()), create_graph=True)
+    a.backward()
+    b.backward()
+    same(gradients(other), gradients(model))
 
 
 @each_variant
@@ -120,16 +139,17 @@ def test_logits_of_the_last_token_only():
             module(ids[:1], cu_seqlens=bounds, last_only=True).logits,
             packed.logits[:, [2, 6]],
         )
-        with pytest.raises(ValueError, match="labels must be None with last_only"):
+        with pytest.raises(ValueError, match="only one of labels, targets and last_only"):
             module(ids, labels=ids, last_only=True)
 
 
 def test_packed():
     model = make_model()
     ids, bounds = random_ids(1, 9), torch.tensor([0, 4, 4, 9], dtype=torch.int32)
+    other = twin_of(model)
     a = model(ids, cu_seqlens=bounds, labels=ids)
-    b = twin_of(model)(ids, cu_seqlens=bounds, labels=ids)
-    same(b.logits, a.logits)
+    b = other(ids, cu_seqlens=bounds, labels=ids)
+    same(other(ids, cu_seqlens=bounds).logits, model(ids, cu_seqlens=bounds).logits)
     same(b.loss, a.loss)
     same(b.state.positions, a.state.positions)
 
@@ -424,6 +444,13 @@ def test_bad_arguments():
         model(random_ids(1, 2), state=RetNetState(torch.zeros(1), torch.zeros(1)))
     with pytest.raises(RuntimeError, match="form"):
         model(random_ids(1, 2), form="fast")
+    ids = random_ids(1, 2)
+    with pytest.raises(ValueError, match="labels must be int64, got Int"):
+        model(ids, labels=ids.int())
+    with pytest.raises(ValueError, match=r"targets must have the shape of input_ids, \[1, 2\]"):
+        model(ids, targets=ids[0])
+    with pytest.raises(ValueError, match='reduction must be "mean" or "sum", got "none"'):
+        model(ids, targets=ids, reduction="none")
 
 
 def train_rank(rank, folder, results):

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+import retnet.nn
 from cases_nn import close, make_model, random_ids
 from cases_retention import FORMS, make_inputs
 from retnet.ops import retention
@@ -18,8 +19,14 @@ def one_process():
     dist.destroy_process_group()
 
 
-def test_data_parallel_gradients(one_process):
+@pytest.mark.parametrize("head", ["one chunk", "chunks", "hooked"])
+def test_data_parallel_gradients(one_process, head, monkeypatch):
     ids, plain, parallel = random_ids(2, 9), make_model(), make_model()
+    if head != "one chunk":
+        monkeypatch.setattr(retnet.nn.loss, "_LOGITS", 0)
+        monkeypatch.setattr(retnet.nn.loss, "_TOKENS", 6)
+    if head == "hooked":
+        parallel.lm_head.register_forward_hook(lambda *call: None)
     plain(ids, labels=ids).loss.backward()
     DistributedDataParallel(parallel)(ids, labels=ids).loss.backward()
     for a, b in zip(parallel.parameters(), plain.parameters(), strict=True):

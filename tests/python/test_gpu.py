@@ -11,7 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases_ops import Inputs, ask, asking, fused_inputs, norm_inputs, rotary_inputs, step_inputs
+from cases_ops import (
+    STYLES,
+    Inputs,
+    ask,
+    asking,
+    fused_inputs,
+    norm_inputs,
+    rotary_inputs,
+    step_inputs,
+    strided,
+)
 from cases_retention import FORMS, make_inputs
 from retnet import ops
 from tolerances import assert_close_to_reference
@@ -62,6 +72,11 @@ CALLS = {
     **KERNELS,
     **{f: retention_call(2, 100, 4, 8, 12, dtype=torch.float32, form=f) for f in FORMS},
     "rotary": Call("rotary", lambda **kw: rotary_inputs(dtype=HALF, **kw)),
+    "rotary_half": Call(
+        "rotary",
+        lambda **kw: rotary_inputs(Dk=64, T=None, dtype=torch.float32, **kw),
+        {"style": "half"},
+    ),
     "norm": Call("gated_group_norm", lambda **kw: norm_inputs(dtype=HALF, **kw), EPS),
     "norm_rms": Call(
         "gated_group_norm", lambda **kw: norm_inputs(dtype=HALF, **kw), {**EPS, "norm": "rms"}
@@ -116,6 +131,29 @@ def test_the_kernel_runs(call, gpu):
     plan = ops.retention_plan(**call.make(device=gpu))
     assert plan.implementation == "kernel"
     assert (plan.segment_length > 0) == (call is KERNELS["retention_segments"])
+
+
+@parametrize("style", STYLES)
+@parametrize("strides", [torch.clone, strided], ids=["contiguous", "strided"])
+def test_rotary_is_one_launch(style, strides, gpu):
+    """Of q and k together, forwards and backwards; rows between accesses are copied first."""
+    inputs = rotary_inputs(Dk=64, dtype=HALF, device=gpu)
+    inputs |= {name: strides(inputs[name]).requires_grad_() for name in "qk"}
+    outputs = ops.rotary(**inputs, style=style)
+    ones = [torch.ones_like(x) for x in outputs]
+    calls = {
+        "forward": lambda: ops.rotary(**inputs, style=style),
+        "backward": lambda: torch.autograd.grad(outputs, [inputs["q"], inputs["k"]], ones),
+    }
+    for name, call in calls.items():
+        torch.cuda.synchronize()
+        with torch.profiler.profile() as profile:
+            call()
+            torch.cuda.synchronize()
+        on_device = torch.autograd.DeviceType.CUDA
+        launched = [e.name for e in profile.events() if e.device_type == on_device]
+        copies = 2 if strides is strided and name == "forward" else 0
+        assert sum("rotary_kernel" in x for x in launched) == 1 and len(launched) == 1 + copies
 
 
 @pytest.mark.not_poisoned
@@ -279,6 +317,17 @@ def test_retention_of_more_than_2_31_elements(large, gpu):
     start = large[:, :512].clone()
     expected, _ = ops.retention(start, start, start, log_decay)
     assert_close_to_reference(out[:, :512], expected.double(), **both)
+
+
+@pytest.mark.not_poisoned
+def test_rotary_of_more_than_2_31_elements(large, gpu):
+    positions = torch.arange(large.shape[1], device=gpu)
+    frequencies = rotary_inputs(Dk=64, device=gpu)["frequencies"]
+    rotated, _ = ops.rotary(large, large, positions, frequencies)
+    for rows in (slice(0, 100), slice(-100, None)):
+        part = large[:, rows].clone()
+        expected, _ = ops.rotary(part, part, positions[rows], frequencies)
+        assert torch.equal(rotated[:, rows], expected)
 
 
 @pytest.mark.not_poisoned

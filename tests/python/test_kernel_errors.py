@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases_ops import NORMS, norm_inputs
+from cases_ops import NORMS, STYLES, norm_inputs, rotary_inputs
 from cases_retention import FORMS, as_float64, grads, make_inputs, require_grad
 from oracle_gated_group_norm import gated_group_norm_by_definition
 from oracle_retention import retention_by_recurrence
-from retnet.ops import gated_group_norm, retention
+from oracle_rotary import rotary_by_definition
+from retnet.ops import gated_group_norm, retention, rotary
 from tolerances import assert_as_good_as_composite
 
 parametrize = pytest.mark.parametrize
@@ -56,6 +57,21 @@ def test_gated_group_norm(dtype, norm, device):
     exact = as_float64(inputs)
     expected = results((gated_group_norm_by_definition(**exact, eps=EPS, norm=norm),), exact)
     compare(lambda x: (gated_group_norm(**x, eps=EPS, norm=norm),), inputs, expected, device)
+
+
+@parametrize("style", STYLES)
+@each_dtype
+def test_rotary(dtype, style, device):
+    inputs = rotary_inputs(2, 40, 3, 64, dtype=dtype)
+    positions = inputs.pop("positions") + torch.arange(40) * 20_000_000
+    frequencies, exact = inputs.pop("frequencies"), as_float64(inputs)
+    rotated = tuple(rotary_by_definition(x, positions, frequencies, style) for x in exact.values())
+
+    def op(x):
+        rest = (positions.to(x["q"].device), frequencies.to(x["q"].device))
+        return rotary(x["q"], x["k"], *rest, style=style)
+
+    compare(op, inputs, results(rotated, exact), device)
 
 
 def test_the_comparison():

@@ -68,6 +68,9 @@ NORM_BYTES = {"loaded": 2048, "stored": 1024, "memory_bytes": 3072}
 NORM = {"direction": "forward", "dtype": "bf16", "value_dim": 512, "vector": 8, "threads": 32} | {
     **{"rows": 32, "counted": NORM_BYTES, "header": NORM_BYTES},
 }
+ROTARY = {"style": "half", "dtype": "bf16", "key_dim": 8} | {
+    **{"counted": {"memory_bytes": 64}, "header": {"memory_bytes": 64}},
+}
 # 10,000 bytes / ns / (100 * 2) = 10 bytes a cycle of a multiprocessor: 307.2 cycles a row.
 NORM_DEVICE = {"device": "H100", "architecture": "90a", "multiprocessors": 100} | {
     **{"clock_ghz": 2.0, "issue_per_cycle": 4, "memory_tbps": 2.0, "memory_latency_ns": 1000},
@@ -167,6 +170,11 @@ def test_model_of_the_norm(code, rows, expected) -> None:
     assert gates(failures) == ["model"] * len(expected)
 
 
+def test_gate_of_the_rotation() -> None:
+    assert kr.check_rotary(ROTARY) == []
+    assert gates(kr.check_rotary(ROTARY | {"counted": {"memory_bytes": 66}})) == ["bytes"]
+
+
 def test_model() -> None:
     # 100 chunks side by side in 128 blocks; a cycle a chunk is 100 / 2 GHz / 204,800 token-heads.
     cycle = 100 / 2 / 204800
@@ -199,7 +207,7 @@ def test_report(tmp_path, monkeypatch, capsys, stack, barriers, expected) -> Non
     monkeypatch.setattr(kr, "norm_counts", lambda folder: {NORM_KERNEL: NORM_CODE})
     item = copy.deepcopy(ITEM)
     item["counted"]["barriers"] = barriers
-    counts = {"chunkwise": [item], "gated_group_norm": [NORM], "goals": [GOAL]}
+    counts = {"chunkwise": [item], "gated_group_norm": [NORM], "rotary": [ROTARY], "goals": [GOAL]}
     counts |= {"devices": [NORM_DEVICE], "shared_limits": {"86": 1}, "min_capability": 80}
     assert gates(kr.report(tmp_path, counts)) == expected
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]

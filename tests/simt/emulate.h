@@ -51,6 +51,8 @@ RETNET_DEVICE float shuffle_xor(float value, int mask) {
 
 RETNET_DEVICE float exp(float x) { return std::exp(x); }
 RETNET_DEVICE float rsqrt(float x) { return 1.0f / std::sqrt(x); }
+RETNET_DEVICE double fma(double x, double y, double z) { return std::fma(x, y, z); }
+RETNET_DEVICE double rint(double x) { return std::nearbyint(x); }
 RETNET_DEVICE float reciprocal(float x) {
   // Subnormal operands and results are zeros, as the instruction has them.
   const float magnitude = std::fabs(x);

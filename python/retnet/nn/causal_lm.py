@@ -12,25 +12,29 @@ from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple
 
 from retnet.config import RetNetConfig
+from retnet.nn.loss import (
+    IGNORE_INDEX,
+    Reduction,
+    check_targets,
+    linear_cross_entropy,
+)
 from retnet.nn.retnet import RetNet
 from retnet.ops import Form
 from retnet.state import RetNetState
 
 __all__ = ["CausalLMOutput", "RetNetForCausalLM"]
 
-IGNORE_INDEX = -100
-
 
 class CausalLMOutput(NamedTuple):
     """What `RetNetForCausalLM` returns.
 
     Attributes:
-        logits: [B, T, vocab], of the token after each position.
-        loss: mean cross-entropy in nats per target, a scalar; None without labels.
+        logits: [B, T, vocab], of the token after each position; None with labels or targets.
+        loss: cross-entropy in nats, a scalar; None without labels or targets.
         state: after the last token.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     loss: Tensor | None
     state: RetNetState
 
@@ -58,8 +62,10 @@ class RetNetForCausalLM(RetNet):
         >>> output = model(tokens, labels=tokens)
         >>> output.loss.backward()
         >>> optimizer.step()
-        >>> output.logits.shape, output.state.positions
-        (torch.Size([4, 128, 256]), tensor([128, 128, 128, 128]))
+        >>> output.state.positions
+        tensor([128, 128, 128, 128])
+        >>> model(tokens).logits.shape
+        torch.Size([4, 128, 256])
     """
 
     def __init__(
@@ -105,51 +111,61 @@ class RetNetForCausalLM(RetNet):
         form: Form = "chunkwise",
         inplace: bool = False,
         last_only: bool = False,
+        targets: Tensor | None = None,
+        reduction: Reduction = "mean",
     ) -> CausalLMOutput:
-        """Runs the model over a block of tokens.
+        """Runs the model over a block of tokens, to logits or to a loss.
+
+        The loss is `linear_cross_entropy`'s: not all logits exist at once, and each comes from a
+        call of `lm_head`.
 
         Args:
             input_ids: [B, T] int64 or int32.
             state: what the model has read so far; None for a start. Of N sequences if packed.
             cu_seqlens: [N + 1] int32, bounds of N packed sequences (B = 1).
-            labels: [B, T] int64, usually input_ids itself: the logits at t are scored against
+            labels: [B, T] int64, usually input_ids itself: position t is scored against
                 labels[t + 1] of the same sequence; -100 is ignored.
             form: "chunkwise", "parallel" or "recurrent"; the same values up to rounding.
             inplace: a step of decoding (T = 1 with a state, grad mode off) overwrites `state`
                 instead of a copy. Other calls leave `state` alone in any case.
             last_only: the logits of the last token of each sequence alone, [B, 1, vocab], packed
-                [1, N, vocab]: all that decoding needs. Not with labels; no sequence may be empty.
+                [1, N, vocab]: all that decoding needs. Not with labels or targets; no sequence may
+                be empty.
+            targets: [B, T] int64, in place of labels: position t is scored against targets[t], so
+                that the last one counts too; -100 is ignored.
+            reduction: of the loss: "mean" over the targets that are not ignored, or "sum".
 
         Returns:
-            Logits, the loss (NaN without a target, as in torch; None without labels), the state.
+            Logits, or with labels or targets the loss (a mean without a target is NaN, as in
+            torch); and the state.
 
         Raises:
-            ValueError: input_ids, labels or state of a wrong shape; labels with last_only.
+            ValueError: input_ids, labels, targets or state of a wrong shape, labels or targets of
+                another dtype, or two of labels, targets and last_only.
         """
-        if labels is not None and last_only:
-            raise ValueError("RetNetForCausalLM: labels must be None with last_only, got a tensor")
-        if labels is not None and labels.shape != input_ids.shape:
+        if (labels is not None) + (targets is not None) + last_only > 1:
             raise ValueError(
-                "RetNetForCausalLM: labels must have the shape of input_ids, "
-                f"{list(input_ids.shape)}, got {list(labels.shape)}"
+                "RetNetForCausalLM: only one of labels, targets and last_only may be given"
             )
+        for name, given in (("labels", labels), ("targets", targets)):
+            if given is not None:
+                check_targets("RetNetForCausalLM", name, given, input_ids.shape, "input_ids")
         hidden, state = super().forward(
             input_ids, state=state, cu_seqlens=cu_seqlens, form=form, inplace=inplace
         )
+        if labels is not None:
+            targets = _next_tokens(labels, cu_seqlens)
+        if targets is not None:
+            head = self.embed_tokens.weight if self.lm_head is None else self.lm_head
+            loss = linear_cross_entropy(
+                hidden, head, targets, self.config.vocab_size, reduction=reduction
+            )
+            return CausalLMOutput(None, loss, state)
         if last_only:
             hidden = hidden[:, -1:] if cu_seqlens is None else hidden[:, cu_seqlens[1:].long() - 1]
         if self.lm_head is None:
-            logits = F.linear(hidden, self.embed_tokens.weight)
-        else:
-            logits = self.lm_head(hidden)
-        if labels is None:
-            return CausalLMOutput(logits, None, state)
-        targets = _next_tokens(labels, cu_seqlens).flatten()
-        scores = logits.flatten(0, 1)
-        if scores.dtype != torch.float64:
-            scores = scores.float()
-        loss = F.cross_entropy(scores, targets, ignore_index=IGNORE_INDEX)
-        return CausalLMOutput(logits, loss, state)
+            return CausalLMOutput(F.linear(hidden, self.embed_tokens.weight), None, state)
+        return CausalLMOutput(self.lm_head(hidden), None, state)
 
 
 def _next_tokens(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:

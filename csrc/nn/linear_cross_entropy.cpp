@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/linear_cross_entropy.h"
+
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+namespace retnet::nn {
+
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+using Head = std::function<torch::Tensor(const torch::Tensor&)>;
+using Chunk = std::pair<torch::Tensor, torch::Tensor>;  // hidden states and targets
+
+constexpr int64_t kIgnoreIndex = -100;
+// The logits of a chunk, and its tokens at least. python/retnet/nn/loss.py has them too.
+constexpr int64_t kLogits = 1 << 25;
+constexpr int64_t kTokens = 1024;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+std::vector<Chunk> chunks_of(const torch::Tensor& hidden, const torch::Tensor& targets,
+                             int64_t vocab_size) {
+  const int64_t batch = targets.size(0), length = targets.size(1);
+  const auto longest =
+      std::max<int64_t>(std::max(kTokens, kLogits / vocab_size) / std::max<int64_t>(batch, 1), 1);
+  const auto count = std::max<int64_t>(ceil_div(length, longest), 1);
+  const auto step = std::max<int64_t>(ceil_div(length, count), 1);
+  const auto parts = hidden.split(step, 1), part_targets = targets.split(step, 1);
+  std::vector<Chunk> chunks;
+  for (size_t i = 0; i < parts.size(); ++i) chunks.emplace_back(parts[i], part_targets[i]);
+  return chunks;
+}
+
+torch::Tensor wide(const torch::Tensor& x) {
+  return x.scalar_type() == torch::kFloat64 ? x : x.to(torch::kFloat32);
+}
+
+/// The summed loss of a chunk.
+torch::Tensor nats(const Head& head, const Chunk& chunk) {
+  return torch::cross_entropy_loss(wide(head(chunk.first).flatten(0, 1)), chunk.second.flatten(),
+                                   /*weight=*/{}, at::Reduction::Sum, kIgnoreIndex);
+}
+
+torch::Tensor total(const std::vector<torch::Tensor>& losses) {
+  auto sum = losses[0];
+  for (size_t i = 1; i < losses.size(); ++i) sum = sum + losses[i];
+  return sum;
+}
+
+/// The summed loss, and the gradients of hidden and the parameters in the same pass.
+struct WithGradients : torch::autograd::Function<WithGradients> {
+  static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden,
+                               const torch::Tensor& targets, const Head& head, int64_t vocab_size,
+                               at::TensorList parameters) {
+    variable_list losses, of_hidden, of_parameters;
+    for (const auto& [part, target] : chunks_of(hidden.detach(), targets, vocab_size)) {
+      variable_list asked;
+      if (hidden.requires_grad()) asked.push_back(part.requires_grad_());
+      asked.insert(asked.end(), parameters.begin(), parameters.end());
+      variable_list found;
+      {
+        const torch::AutoGradMode grad_mode(true);
+        const auto loss = nats(head, {part, target});
+        if (!asked.empty()) found = torch::autograd::grad({loss}, asked);
+        losses.push_back(loss.detach());
+      }
+      auto next = found.begin();
+      if (hidden.requires_grad()) of_hidden.push_back(*next++);
+      const bool first = of_parameters.empty();
+      for (size_t i = 0; i < parameters.size(); ++i, ++next) {
+        if (first) {
+          of_parameters.push_back(wide(*next));
+        } else {
+          of_parameters[i].add_(*next);
+        }
+      }
+    }
+    variable_list saved = {of_hidden.empty() ? torch::Tensor() : torch::cat(of_hidden, 1)};
+    saved.insert(saved.end(), of_parameters.begin(), of_parameters.end());
+    ctx->save_for_backward(saved);
+    std::vector<int64_t> dtypes = {static_cast<int64_t>(hidden.scalar_type())};
+    for (const auto& p : parameters) dtypes.push_back(static_cast<int64_t>(p.scalar_type()));
+    ctx->saved_data["dtypes"] = dtypes;
+    return total(losses);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    TORCH_CHECK(!torch::GradMode::is_enabled(),
+                "retnet::nn::linear_cross_entropy: double backward is not supported");
+    const auto saved = ctx->get_saved_variables();
+    const auto dtypes = ctx->saved_data["dtypes"].toIntVector();
+    variable_list grads;
+    for (size_t i = 0; i < saved.size(); ++i) {
+      // Wide first: a product would round a factor to the dtype of a 16-bit gradient.
+      grads.push_back(
+          saved[i].defined()
+              ? (wide(saved[i]) * grad_outputs[0]).to(static_cast<at::ScalarType>(dtypes[i]))
+              : torch::Tensor());
+    }
+    grads.insert(grads.begin() + 1, 3, torch::Tensor());  // targets, head, vocab_size
+    return grads;
+  }
+};
+
+}  // namespace
+
+torch::Tensor linear_cross_entropy(const torch::Tensor& hidden, const Head& head,
+                                   const torch::Tensor& targets, int64_t vocab_size,
+                                   const std::vector<torch::Tensor>& parameters,
+                                   std::string_view reduction) {
+  TORCH_CHECK_VALUE(hidden.dim() == 3,
+                    "linear_cross_entropy: hidden must have shape [B, T, d], got ", hidden.sizes());
+  TORCH_CHECK_VALUE(targets.sizes() == hidden.sizes().slice(0, 2),
+                    "linear_cross_entropy: targets must have the shape of hidden's tokens, ",
+                    hidden.sizes().slice(0, 2), ", got ", targets.sizes());
+  TORCH_CHECK_VALUE(targets.scalar_type() == torch::kInt64,
+                    "linear_cross_entropy: targets must be int64, got ", targets.scalar_type());
+  TORCH_CHECK_VALUE(reduction == "mean" || reduction == "sum",
+                    "linear_cross_entropy: reduction must be \"mean\" or \"sum\", got \"",
+                    reduction, "\"");
+  const auto chunks = chunks_of(hidden, targets, vocab_size);
+  torch::Tensor loss;
+  if (chunks.size() == 1 || !torch::GradMode::is_enabled()) {
+    std::vector<torch::Tensor> losses;
+    for (const auto& chunk : chunks) losses.push_back(nats(head, chunk));
+    loss = total(losses);
+  } else {
+    variable_list learning;
+    for (const auto& p : parameters) {
+      if (p.requires_grad()) learning.push_back(p);
+    }
+    loss = WithGradients::apply(hidden, targets, head, vocab_size, at::TensorList(learning));
+  }
+  if (reduction == "sum") return loss;
+  const auto count = targets.ne(kIgnoreIndex).sum();
+  // Not 0 / 0, whose gradient would be NaN: that of cross_entropy is 0 there.
+  return torch::where(count > 0, loss / count.clamp_min(1), NAN);
+}
+
+}  // namespace retnet::nn

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Rotary position embedding in float64, as it is defined. Shares no code with the kernel.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace retnet::kernels {
+
+/// x [B, T, H, K] turned by positions [B, T] and frequencies [K/2]; `sign` of the angle.
+inline std::vector<double> rotary_by_definition(const std::vector<double>& x, size_t H, size_t K,
+                                                const std::vector<int64_t>& positions,
+                                                const std::vector<float>& frequencies, bool half,
+                                                double sign) {
+  std::vector<double> out(x.size());
+  for (size_t row = 0; row < positions.size() * H; ++row) {
+    for (size_t i = 0; i < K / 2; ++i) {
+      const double angle = static_cast<double>(positions[row / H]) * frequencies[i];
+      const size_t a = row * K + (half ? i : 2 * i), b = row * K + (half ? i + K / 2 : 2 * i + 1);
+      out[a] = x[a] * std::cos(angle) - sign * x[b] * std::sin(angle);
+      out[b] = sign * x[a] * std::sin(angle) + x[b] * std::cos(angle);
+    }
+  }
+  return out;
+}
+
+/// The same of the composite's precision: cosine and sine rounded to float32, float32 throughout.
+inline std::vector<double> rotary_in_float(const std::vector<double>& x, size_t H, size_t K,
+                                           const std::vector<int64_t>& positions,
+                                           const std::vector<float>& frequencies, bool half,
+                                           double sign) {
+  std::vector<double> out(x.size());
+  for (size_t row = 0; row < positions.size() * H; ++row) {
+    for (size_t i = 0; i < K / 2; ++i) {
+      const double angle = static_cast<double>(positions[row / H]) * frequencies[i];
+      const auto cos = static_cast<float>(std::cos(angle));
+      const auto sin = static_cast<float>(sign * std::sin(angle));
+      const size_t a = row * K + (half ? i : 2 * i), b = row * K + (half ? i + K / 2 : 2 * i + 1);
+      const auto xa = static_cast<float>(x[a]), xb = static_cast<float>(x[b]);
+      const float ac = xa * cos, bs = xb * sin, as = xa * sin, bc = xb * cos;
+      out[a] = ac - bs;
+      out[b] = as + bc;
+    }
+  }
+  return out;
+}
+
+}  // namespace retnet::kernels
