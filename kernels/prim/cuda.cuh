@@ -34,6 +34,8 @@ RETNET_DEVICE float shuffle_xor(float value, int mask) {
 
 RETNET_DEVICE float exp(float x) { return expf(x); }
 RETNET_DEVICE float rsqrt(float x) { return rsqrtf(x); }
+// sin and cos of pi x. Unlike those of x they reduce exactly and need no local memory.
+RETNET_DEVICE void sincospi(double x, double& sin, double& cos) { ::sincospi(x, &sin, &cos); }
 // 1 / x to 1 ulp; 0 where |x| is infinite or above 2^126.
 RETNET_DEVICE float reciprocal(float x) {
   float y;
@@ -106,4 +108,5 @@ cudaError_t launch(void (*kernel)(Args...), unsigned blocks, unsigned threads, c
 
 }  // namespace retnet::kernels::prim
 
+#include "kernels/prim/cluster.cuh"
 #include "kernels/prim/tensor_core.cuh"
