@@ -44,6 +44,16 @@ RETNET_DEVICE void store_cluster(float* shared, int rank, float value) {
   }
 }
 
+// The architecture that the code of a kernel was compiled for, as the current device runs it: 90 for
+// sm_90; 0 where that is unknown.
+template <class... Args>
+int code_architecture(void (*kernel)(Args...)) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion;
+  cudaGetLastError();  // not left for the next call
+  return 0;
+}
+
 // Launches `blocks` blocks in clusters of `cluster`, which divides them; 1 is an ordinary launch. At
 // most 48 KB of dynamic shared memory.
 template <class... Args>

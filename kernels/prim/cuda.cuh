@@ -34,6 +34,8 @@ RETNET_DEVICE float shuffle_xor(float value, int mask) {
 
 RETNET_DEVICE float exp(float x) { return expf(x); }
 RETNET_DEVICE float rsqrt(float x) { return rsqrtf(x); }
+RETNET_DEVICE double fma(double x, double y, double z) { return ::fma(x, y, z); }
+RETNET_DEVICE double nearest(double x) { return ::rint(x); }
 // sin and cos of pi x. Unlike those of x they reduce exactly and need no local memory.
 RETNET_DEVICE void sincospi(double x, double& sin, double& cos) { ::sincospi(x, &sin, &cos); }
 // 1 / x to 1 ulp; 0 where |x| is infinite or above 2^126.

@@ -51,6 +51,8 @@ RETNET_DEVICE float shuffle_xor(float value, int mask) {
 
 RETNET_DEVICE float exp(float x) { return std::exp(x); }
 RETNET_DEVICE float rsqrt(float x) { return 1.0f / std::sqrt(x); }
+RETNET_DEVICE double fma(double x, double y, double z) { return std::fma(x, y, z); }
+RETNET_DEVICE double nearest(double x) { return std::nearbyint(x); }
 RETNET_DEVICE void sincospi(double x, double& sin, double& cos) {
   constexpr double kPi = 3.14159265358979323846;
   sin = std::sin(kPi * x), cos = std::cos(kPi * x);
@@ -178,6 +180,11 @@ struct Call {
   }
 };
 }  // namespace detail
+
+template <class... Args>
+int code_architecture(void (*)(Args...)) {
+  return 90;
+}
 
 template <class... Args>
 cudaError_t launch_clusters(void (*kernel)(Args...), unsigned blocks, unsigned cluster,
