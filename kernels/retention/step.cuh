@@ -201,8 +201,8 @@ class StepBlock {
     };
     if (p_.frequencies_ptr == nullptr) {
       for (int c = thread(); c < key_dim_; c += kStepThreads) {
-        sQK[2 * c] = element(p_.q_ptr, q + c);
-        sQK[2 * c + 1] = element(p_.k_ptr, k + c);
+        const float both[2] = {element(p_.q_ptr, q + c), element(p_.k_ptr, k + c)};
+        store_q_and_k(c, both);
       }
       return;
     }
@@ -217,11 +217,20 @@ class StepBlock {
       const int a = p_.interleaved ? 2 * pair : pair, b = p_.interleaved ? a + 1 : a + half;
       const float qa = element(p_.q_ptr, q + a), qb = element(p_.q_ptr, q + b);
       const float ka = element(p_.k_ptr, k + a), kb = element(p_.k_ptr, k + b);
-      sQK[2 * a] = qa * cos - qb * sin;
-      sQK[2 * a + 1] = ka * cos - kb * sin;
-      sQK[2 * b] = qa * sin + qb * cos;
-      sQK[2 * b + 1] = ka * sin + kb * cos;
+      const float first[2] = {qa * cos - qb * sin, ka * cos - kb * sin};
+      const float second[2] = {qa * sin + qb * cos, ka * sin + kb * cos};
+      if (p_.interleaved) {
+        store_q_and_k(a, {first[0], first[1], second[0], second[1]});
+      } else {
+        store_q_and_k(a, first);
+        store_q_and_k(b, second);
+      }
     }
+  }
+  // q and k of one row, or of two neighbours, in one access.
+  template <int kCount>
+  RETNET_DEVICE void store_q_and_k(int row, const float (&values)[kCount]) const {
+    prim::store_packet(sQK, 2 * row, prim::pack<DType::kFloat32>(values));
   }
 
   RETNET_DEVICE void load_gate_and_affine(float (&gate)[kColumnsOfThread],
