@@ -18,6 +18,8 @@ beside each goal. Exit status 1, and a line for each gate that fails, where
              padding, which takes its time in the model
   model      nanoseconds per token and head exceed the goal
 
+and what step_report.py has of the step of decoding.
+
 Instructions are those of the main loop's code, not those executed: what a branch leaves out counts.
 """
 
@@ -35,6 +37,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 import ptxas_report
+import step_report
 
 DTYPES = ("fp32", "fp16", "bf16")
 # Classes of instructions, by the first pattern that their name without suffixes matches.
@@ -389,6 +392,7 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
         "device dtype I O B*H T tile tensor shared issue L2 memory model goal",
         rows,
     )
+    step_report.report(counts, lambda *gate: failures.append(Failure(*gate)), print_table)
     return failures
 
 

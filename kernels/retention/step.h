@@ -3,7 +3,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "kernels/retention/step_plan.h"
+#include "kernels/retention/step_model.h"
 
 namespace retnet::kernels {
 

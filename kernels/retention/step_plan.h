@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The step of decoding as the host sees it: its parameters, which calls the kernel takes, and how many
-// blocks share a head. No CUDA header needed.
+// The step of decoding as the host sees it: its parameters, which calls the kernel takes, and the sizes
+// that follow. No CUDA header needed.
 #pragma once
 
 #include <cstddef>
@@ -107,21 +107,9 @@ inline bool retention_step_wide(const RetentionStepParams& p) {
          (p.key_dim <= 1 || p.state_stride_k % 4 == 0);
 }
 
-// Blocks that share a head: 1, 2, 4 or 8, as many as it takes for four blocks a multiprocessor, so that
-// a last turn which fills few of them is short. Each has columns of its own, and the result does not
-// depend on it.
-inline int retention_step_cluster(const RetentionStepParams& p, const DeviceLimits& device) {
-  if (device.capability < kStepClusterCapability) return 1;
-  const int64_t units = step_units(p.value_dim), wanted = 4 * int64_t{device.multiprocessors};
-  const auto leaves_none_idle = [&](int cluster) {
-    return (cluster - 1) * step_columns(p.value_dim, cluster) < p.value_dim;
-  };
-  int cluster = 1;
-  while (cluster < kStepMaxCluster && 2 * cluster <= units && leaves_none_idle(2 * cluster) &&
-         p.batch * p.heads * cluster < wanted) {
-    cluster *= 2;
-  }
-  return cluster;
+// Whether `cluster` blocks can share a head so that each has columns.
+constexpr bool step_cluster_fits(int64_t value_dim, int cluster) {
+  return (cluster - 1) * step_columns(value_dim, cluster) < value_dim;
 }
 
 }  // namespace retnet::kernels
