@@ -37,6 +37,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 import ptxas_report
+
 import step_report
 
 DTYPES = ("fp32", "fp16", "bf16")

@@ -100,7 +100,7 @@ class StepBlock {
     b_ = row_ / static_cast<uint32_t>(p.heads);
     h_ = row_ - b_ * static_cast<uint32_t>(p.heads);
     sQK = reinterpret_cast<float*>(shared);
-    sV = sQK + 2 * ((key_dim_ + 1) & ~1);
+    sV = sQK + 2 * (key_dim_ + key_dim_ % 2);  // 16-byte aligned
     sPartial = sV + width_;
     sStats = sPartial + kStepWarps * width_;
   }
