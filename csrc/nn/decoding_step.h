@@ -6,7 +6,8 @@
 #include <functional>
 #include <string>
 
-#include "nn/causal_lm.h"
+#include "../version.h"
+#include "causal_lm.h"
 
 namespace retnet::nn {
 
