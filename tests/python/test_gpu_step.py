@@ -214,6 +214,7 @@ def test_the_small_models_of_the_other_tests(gpu):
     """Heads so narrow that rows of the state are not of 16 bytes."""
     model = make_model().to(gpu)
     prompts = random_ids(2, 5).to(gpu)
-    cpu = generate(make_model(), prompts.cpu(), max_new_tokens=30, temperature=0)
-    for text, other in zip(generate(model, prompts, max_new_tokens=30, temperature=0), cpu):
+    texts = generate(model, prompts, max_new_tokens=30, temperature=0)
+    expected = generate(make_model(), prompts.cpu(), max_new_tokens=30, temperature=0)
+    for text, other in zip(texts, expected, strict=True):
         assert torch.equal(text.cpu(), other)
