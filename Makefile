@@ -6,6 +6,7 @@
 # make emulate      the kernels' own source on the CPU, lane by lane, under a checker
 # make lint         formatting, types, layer rules
 # make docs         the documentation, in build/docs; needs doxygen
+# make mutate       delete each barrier and wait of the kernels in turn: does a test fail? (long; not in CI)
 # make kernels      compile and link the CUDA kernels for every supported architecture
 # make kernel-report  what they cost (registers, instructions, bytes, wavefronts), and gates on it
 # make bench        benchmarks, on the device present
@@ -21,7 +22,7 @@ RUN := $(VENV)/bin/python
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
 
-.PHONY: setup demo test tests-built ctest emulate pytest lint docs kernels kernel-report bench gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate mutate pytest lint docs kernels kernel-report bench gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
@@ -46,6 +47,8 @@ emulate: tests-built
 	  { cat build/emulate.log; exit 1; }
 	@awk '/ cases, [0-9]+ reports$$/ { sub(/^[0-9]+: /, ""); print; cases += $$(NF-3); reports += $$(NF-1) } \
 	  END { print cases " cases, " reports " reports" }' build/emulate.log
+mutate: setup
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) tools/mutate.py $(MUTATE_ARGS)
 pytest: setup
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 

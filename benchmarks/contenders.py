@@ -8,12 +8,14 @@ has anyway (masks, a layout, separate leaves for gradients) is made before, outs
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cases import ATTENTION_HEAD, Case, Credit, Inputs, attention_credit, retention_credit
 from retnet import ops
@@ -22,8 +24,8 @@ from retnet import ops
 # after retention removes), or another function.
 Agreement = Literal["equal", "rows", "none"]
 
-# The longest sequences of forms that are quadratic in T, or run token by token, by device.
-LONGEST = {"cpu": 2048, "cuda": 8192}
+# The longest sequences of forms that are quadratic in T, or run token by token.
+LONGEST = 2048
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,17 @@ class RetentionStep:
 class Attention:
     """torch's causal scaled_dot_product_attention at the same d_model: heads of 128, same B and T.
 
-    A step is one token's attention to a cache of T tokens.
+    A step is one token's attention to a cache of T tokens. ``backend`` is one of torch's, on a GPU
+    alone (FlashAttention, cuDNN); without it torch chooses.
     """
 
-    name = "sdpa"
+    def __init__(self, backend: SDPBackend | None = None):
+        self.backend = backend
+        self.name = "sdpa" if backend is None else f"sdpa {backend.name.split('_')[0].lower()}"
 
     def why_not(self, case: Case) -> str | None:
-        """It always can."""
-        return None
+        """A backend needs a GPU."""
+        return None if self.backend is None or case.device.type == "cuda" else "needs a GPU"
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
         """Tensors as a model has them: [B, T, H, D] seen as [B, H, T, D]; a cache lies so."""
@@ -142,7 +147,8 @@ class Attention:
 
         def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+            with nullcontext() if self.backend is None else sdpa_kernel(self.backend):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
 
         q, k, v, grad = (normal(B, T, H, ATTENTION_HEAD) for _ in range(4))
         return Run(timed(case, forward, [q, k, v], grad), credit, "none")
@@ -150,7 +156,4 @@ class Attention:
 
 def too_long(case: Case) -> str | None:
     """The reason not to run a slow form at this length."""
-    longest = LONGEST[case.device.type]
-    if longest >= case.shape.T:
-        return None
-    return f"this form is measured up to T={longest} on this device"
+    return None if case.shape.T <= LONGEST else f"this form is measured up to T={LONGEST}"

@@ -2,9 +2,9 @@
 """Times retention beside its peers on the device present: ``python benchmarks/ops.py``.
 
 For each kind of work (forward, forward+backward, one decoding step), shape and dtype: every form of
-retnet's retention, torch's causal attention at the same width, flash-linear-attention and
-torchscale, in turns. Before the timing each output is compared with retnet's in float64. A
-contender that cannot run is listed with the reason. Writes ops.json and ops.png.
+retnet's retention, torch's causal attention at the same width, flash-linear-attention, Helion's
+example and torchscale, in turns. Before the timing each output is compared with retnet's in
+float64. A contender that cannot run is listed with the reason. Writes ops.json and ops.png.
 
 Exit status: 0; 1 where retnet disagrees with its own float64 result, or failed; 2 where a GPU was
 measured without flash-linear-attention, which makes the report incomplete.
@@ -19,13 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 from tqdm import tqdm
 
 import machine
 import report
-from cases import Case, Inputs, cases, describe, dtype_name, make_inputs
+from cases import Case, Inputs, cases, checked, describe, dtype_name, make_inputs
 from contenders import Attention, Contender, Retention, RetentionStep, Run
-from peers import FlashLinearAttention, Torchscale
+from peers import FlashLinearAttention, Helion, Torchscale
 from timing import Clock, Spread, alternate, peak_memory, rounds_within
 
 SEQUENCE: list[Contender] = [
@@ -33,10 +34,13 @@ SEQUENCE: list[Contender] = [
     Retention("parallel"),
     Retention("recurrent"),
     Attention(),
+    Attention(SDPBackend.FLASH_ATTENTION),
+    Attention(SDPBackend.CUDNN_ATTENTION),
     FlashLinearAttention("chunk_retention"),
     FlashLinearAttention("fused_chunk_retention"),
     FlashLinearAttention("fused_recurrent_retention"),
     FlashLinearAttention("parallel_retention"),
+    Helion(),
     Torchscale("chunkwise"),
     Torchscale("parallel"),
     Torchscale("recurrent"),
@@ -47,7 +51,7 @@ STEP: list[Contender] = [
     FlashLinearAttention("fused_recurrent_retention"),
     Torchscale("recurrent"),
 ]
-SECONDS = 1.0  # of timed calls per contender and case, three calls at least
+SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of timed calls per contender and case, three calls at least
 AGREES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # whole-tensor relative error
 
 
@@ -92,8 +96,9 @@ def reason(error: Exception) -> str:
 def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, Any]]:
     """All contenders on one case, beside the machine's ceilings at that time."""
     ceilings = machine.ceilings(case.device, case.dtype, clock, quick)
-    inputs = make_inputs(case)
-    expected = reference(case, inputs)
+    inputs, small = make_inputs(case), checked(case)
+    small_inputs = inputs if small == case else make_inputs(small)
+    expected = reference(small, small_inputs)
     contenders = STEP if case.is_step else SEQUENCE
     results = [{"contender": c.name, **describe(case), "status": "not run"} for c in contenders]
     by_name = {r["contender"]: r for r in results}
@@ -113,17 +118,23 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
             continue
         try:
             run = contender.prepare(case, inputs)
-            deviation = error(run, run.call(), expected)
+            checked_run = run if small == case else contender.prepare(small, small_inputs)
+            deviation = error(run, checked_run.call(), expected)
+            del checked_run
             if case.work == "step in a CUDA graph":
                 run = in_graph(run)
             memory, seconds = peak_memory(run.call, case.device)
         except Exception as problem:
             failed(name, problem)
             continue
-        runs[name], rounds[name] = run, 2 if quick else rounds_within(SECONDS, seconds)
+        runs[name], rounds[name] = (
+            run,
+            2 if quick else rounds_within(SECONDS[case.device.type], seconds),
+        )
         result |= {
             "peak_memory_bytes": memory,
             "error": deviation,
+            "checked_shape": describe(small)["shape"],
             "agreement": run.agreement,
             "agrees": deviation is None or deviation <= AGREES[case.dtype],
         }
@@ -191,6 +202,7 @@ def main() -> int:
         "format": 1,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": facts,
+        "ceilings": "probed before each case: a large copy, a square matrix product",
         "baselines": sorted({*report.BASELINES.values(), *report.STEP_BASELINES.values()}),
         "results": results,
     }

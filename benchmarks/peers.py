@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other projects' retention: flash-linear-attention 0.6.0 and torchscale 0.3.0.
+"""Other projects' retention: flash-linear-attention 0.6.0, Helion's example and torchscale 0.3.0.
 
-Both are optional. ``why_not`` says why a peer cannot run, never hides it.
+All are optional. ``why_not`` says why a peer cannot run, never hides it.
 """
 
 import importlib
+import os
 import sys
 from functools import cache
 from types import ModuleType, SimpleNamespace
@@ -64,6 +65,49 @@ class FlashLinearAttention:
         leaves = [inputs.q, inputs.k, inputs.v]
         call = timed(case, step if case.is_step else forward, leaves, inputs.grad)
         return Run(call, retention_credit(case))
+
+
+class Helion:
+    """The chunked retention of Helion's examples: examples/linear of pytorch/helion, on the path as
+    the package helion_linear (tools/gpu_wheels.sh). Helion itself has no retention.
+
+    Its tensors are [B, H, T, K], its decay [B, H, T] of the same dtype. It takes the configurations
+    that the example brings, tuned by its authors, or Helion's default: nothing is tuned here.
+    """
+
+    name = "helion retention"
+    engine = "helion_linear.linear_attention_engine"
+
+    def why_not(self, case: Case) -> str | None:
+        """Its kernels are Triton's; the example is apart from the package."""
+        if case.device.type != "cuda":
+            return "needs a GPU (its kernels are Triton's)"
+        os.environ.setdefault("HELION_AUTOTUNE_CACHE", "AOTAutotuneCache")
+        os.environ.setdefault("HELION_AOT_MODE", "evaluate")
+        for module in (load("helion"), load(self.engine)):
+            if isinstance(module, str):
+                return module
+        return None
+
+    def prepare(self, case: Case, inputs: Inputs) -> Run:
+        """The layout, and the function as the example calls it."""
+        function = load(self.engine).helion_chunk_retention  # type: ignore[union-attr]
+        shape = case.shape
+        decay = inputs.log_decay.to(case.dtype).view(1, -1, 1)
+        decay = decay.expand(shape.B, shape.H, shape.T).contiguous()
+
+        def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out: Tensor = function(q, k, v, decay, C=64, scale=shape.K**-0.5)
+            return out.transpose(1, 2)
+
+        heads_first = [x.transpose(1, 2).contiguous() for x in (inputs.q, inputs.k, inputs.v)]
+        call = timed(case, forward, heads_first, inputs.grad)
+
+        def as_ours() -> tuple[Tensor, ...]:
+            out, *gradients = call()
+            return (out, *(x.transpose(1, 2) for x in gradients))
+
+        return Run(as_ours, retention_credit(case))
 
 
 @cache

@@ -12,6 +12,7 @@ Result = dict[str, Any]
 BASELINES = {
     "sdpa": "sdpa",
     "fla": "fla chunk_retention",
+    "helion": "helion retention",
     "torchscale": "torchscale chunkwise",
 }
 STEP_BASELINES = BASELINES | {
@@ -49,7 +50,7 @@ def table(results: list[Result]) -> str:
     ran = [r for r in results if r["status"] == "ok"]
     ceilings = "   ".join(f"{n} {x:.3g}" for n, x in ran[0]["ceilings"].items()) if ran else ""
     lines = [
-        f"{first['work']}   {sizes}   {first['dtype']}   ceilings now: {ceilings}",
+        f"{first['work']}   {sizes}   {first['dtype']}   ceilings probed now: {ceilings}",
         f"  {'contender':32}{'median ms':>10}{'quartiles':>19}{'ns/tok-head':>12}{rate:>9}"
         f"{'roofline':>9}" + "".join(f"{c:>13}" for c in columns) + f"{'peak MiB':>10}  error",
     ]
@@ -85,61 +86,104 @@ def write_json(path: Path, report: dict[str, Any]) -> None:
 
 
 def plot(path: Path, report: dict[str, Any]) -> None:
-    """ns per token-head of each contender: a panel per work and dtype, a colour per shape."""
+    """ns per token-head of each contender: a row per work and dtype, a column per head size."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     results = [r for r in report["results"] if r["status"] == "ok"]
-    panels = _unique((r["work"], r["dtype"]) for r in results)
-    if not panels:
+    rows = _unique((r["work"], r["dtype"]) for r in results)
+    results.sort(key=lambda r: not r["contender"].startswith("retnet"))  # ours first in the legend
+    columns = _unique((r["shape"]["K"], r["shape"]["V"]) for r in results)
+    if not results:
         return
-    columns = len({dtype for _, dtype in panels})
-    rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(7.5 * columns, 4.2 * rows), squeeze=False, layout="constrained"
+        len(rows),
+        len(columns),
+        figsize=(4.6 * len(columns) + 2.4, 3.4 * len(rows)),
+        squeeze=False,
+        layout="constrained",
     )
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
-    for ax, panel in zip(axes.flat, panels, strict=False):
-        _panel(ax, [r for r in results if (r["work"], r["dtype"]) == panel])
-        ax.set_title("   ".join(panel))
+    colours = dict(zip(_unique(r["contender"] for r in results), _colours(), strict=False))
+    for (work, dtype), line in zip(rows, axes, strict=True):
+        for (K, V), ax in zip(columns, line, strict=True):
+            some = [r for r in results if (r["work"], r["dtype"]) == (work, dtype)]
+            some = [r for r in some if (r["shape"]["K"], r["shape"]["V"]) == (K, V)]
+            ax.set_title(f"{work}   {dtype}   K={K} V={V}", fontsize=9)
+            ax.set_visible(bool(some))
+            _panel(ax, some, colours)
+        line[0].set_ylabel("ns per token-head (log)", fontsize=8)
+    handles = [
+        plt.Line2D([], [], color=colour, marker=marker, label=name)
+        for name, (colour, marker) in colours.items()
+    ]
+    handles.append(plt.Line2D([], [], color="black", linestyle="--", label="roofline of retention"))
+    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
     load = report["machine"]["load_average"][0]
-    figure.suptitle(f"{report['machine']['device']}, load average {load}")
+    figure.suptitle(
+        f"{report['machine']['device']}, load average {load}: median and quartiles, less is better"
+    )
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _panel(ax: Any, results: list[Result]) -> None:
-    names = _unique(r["contender"] for r in results)
-    shapes = _unique(tuple(r["shape"].items()) for r in results)
-    step = 0.7 / len(shapes)
-    for i, shape in enumerate(shapes):
-        some = [r for r in results if tuple(r["shape"].items()) == shape]
-        y = [names.index(r["contender"]) + (i - (len(shapes) - 1) / 2) * step for r in some]
-        ns = {key: [r[key] * r["ns_per_token_head"] / r["median_s"] for r in some] for key in KEYS}
+def _colours() -> list[tuple[Any, str]]:
+    """Ten colours, with another marker the second time."""
+    import matplotlib
+
+    ten = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
+    return [(colour, marker) for marker in "os^" for colour in ten]
+
+
+def _panel(ax: Any, results: list[Result], colours: dict[str, tuple[Any, str]]) -> None:
+    """A line per contender over the shapes, by B, T and H."""
+    from matplotlib.ticker import LogFormatter
+
+    sizes = ("B", "H", "T")
+    shapes = sorted(_unique(tuple(r["shape"][x] for x in sizes) for r in results))
+    for name in _unique(r["contender"] for r in results):
+        some = {tuple(r["shape"][x] for x in sizes): r for r in results if r["contender"] == name}
+        x = [i for i, shape in enumerate(shapes) if shape in some]
+        taken = [some[shapes[i]] for i in x]
+        ns = {key: [r[key] * r["ns_per_token_head"] / r["median_s"] for r in taken] for key in KEYS}
         median, q1, q3 = (ns[key] for key in KEYS)
-        whiskers = [[m - x for m, x in zip(median, q1, strict=True)]]
-        whiskers += [[x - m for m, x in zip(median, q3, strict=True)]]
-        label = " ".join(f"{name}={size}" for name, size in shape)
-        ax.errorbar(median, y, xerr=whiskers, fmt="o", markersize=5, capsize=2, label=label)
-        for where, right, value in zip(y, q3, median, strict=True):
-            ax.annotate(
-                number(value),
-                (right, where),
-                (6, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7,
-            )
-    ax.set_xscale("log")
-    ax.margins(x=0.12)
-    ax.set_ylim(len(names) - 0.5, -0.5)
-    ax.set_yticks(range(len(names)), names, fontsize=8)
+        whiskers = [[m - low for m, low in zip(median, q1, strict=True)]]
+        whiskers += [[high - m for m, high in zip(median, q3, strict=True)]]
+        colour, marker = colours[name]
+        ours = name.startswith("retnet")
+        ax.errorbar(
+            x,
+            median,
+            yerr=whiskers,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            capsize=2,
+            linewidth=2 if ours else 1,
+            zorder=3 if ours else 2,
+        )
+        if name.startswith("retnet") and not name.endswith(("parallel", "recurrent")):
+            floor = [r["ns_per_token_head"] * r["roofline"] for r in taken]
+            ax.plot(x, floor, color="black", linestyle="--", marker="_", linewidth=1)
+            for where, value, share in zip(x, median, (r["roofline"] for r in taken), strict=True):
+                ax.annotate(
+                    f"{number(value)} ns\n{share:.0%}",
+                    (where, value),
+                    (4, -4),
+                    textcoords="offset points",
+                    va="top",
+                    fontsize=6,
+                    color=colour,
+                )
+    ax.set_yscale("log")
+    for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+        axis_formatter(LogFormatter(minor_thresholds=(2, 0.6)))  # without exponents
+    ax.tick_params(axis="y", which="both", labelsize=7)
+    ax.margins(x=0.2, y=0.15)
+    labels = ["\n".join(f"{n}={v}" for n, v in zip(sizes, shape, strict=True)) for shape in shapes]
+    ax.set_xticks(range(len(shapes)), labels, fontsize=7)
     ax.grid(True, which="major", alpha=0.3)
-    ax.set_xlabel("ns per token-head, median and quartiles (log scale; less is better)")
-    ax.legend(fontsize=7, loc="best")
 
 
 def _unique(items: Iterable[Any]) -> list[Any]:

@@ -7,6 +7,7 @@
 #   tools/gpu_check.sh [all|test|bench]
 #     test    build, GPU tests, compute-sanitizer     each of the two fits in 10 minutes, the build included
 #     bench   build, benchmarks/ops.py                (the second finds the first one's build and adds to its results)
+#   all takes less than 25 minutes.
 #
 # Environment: PYTHON   the Python that has torch; by default .venv's, else python3
 #              OUT      a folder that gets a copy of the tar
@@ -105,7 +106,7 @@ build() {
     part wheels 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
       --target build/gpu/wheels gpu-wheels/*.whl
   fi
-  export PYTHONPATH=$PWD/build/gpu/site:$PWD/build/gpu/wheels${PYTHONPATH:+:$PYTHONPATH}
+  export PYTHONPATH=$PWD/build/gpu/site:$PWD/build/gpu/wheels:$PWD/gpu-wheels${PYTHONPATH:+:$PYTHONPATH}
   TORCH_CUDA_ARCH_LIST=$arch RETNET_BUILD_DIR=$PWD/build/gpu/cmake \
     RETNET_CMAKE_ARGS="-DRETNET_CUDA=ON ${RETNET_CMAKE_ARGS:-}" \
     run build 300 "$python" setup.py --quiet build --build-base build/gpu/base --build-lib build/gpu/site

@@ -6,6 +6,7 @@
 #
 #   tools/gpu_wheels.sh [VENV]      VENV (default .venv) holds the pip to use
 #   PYTHON_VERSION=3.12             the Python of the GPU machine
+#   HELION_REPOSITORY=URL           where the example of Helion comes from; without it that peer is left out
 #
 # torchscale's own requirements, fairscale and timm, are not needed for what is used of it. That the two lists below hold
 # all that is imported is tested (tests/python/test_gpu_tools.py).
@@ -14,7 +15,8 @@ cd "$(dirname "$0")/.."
 
 # Expected on that machine.
 present=(torch setuptools triton transformers numpy safetensors tokenizers tqdm packaging pytest matplotlib cmake ninja pybind11)
-packages=(tomli-w hypothesis sortedcontainers flash-linear-attention==0.6.0 fla-core==0.6.0 einops torchscale==0.3.0)
+packages=(tomli-w hypothesis sortedcontainers flash-linear-attention==0.6.0 fla-core==0.6.0 einops torchscale==0.3.0
+  helion==1.4.0 rich pygments markdown-it-py mdurl)
 folder=gpu-wheels
 limit_mb=40
 
@@ -25,6 +27,19 @@ done
 rm -rf "$folder"
 "${1:-.venv}/bin/python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
   --python-version "${PYTHON_VERSION:-3.12}" "${platforms[@]}" --dest "$folder" "${packages[@]}"
+
+# Helion's retention is in its examples alone. This commit's bring configurations tuned for H100 and B200; the package is
+# the newest that runs with torch 2.11.
+helion=${HELION_REPOSITORY:-https://github.com/pytorch/helion} commit=ef091f416a50c443b38e4c8bff2980777f5ff225
+checkout=$(mktemp -d)
+trap 'rm -rf "$checkout"' EXIT
+git init --quiet "$checkout"
+if git -C "$checkout" fetch --quiet --depth 1 "$helion" "$commit"; then
+  mkdir "$folder/helion_linear"
+  git -C "$checkout" archive FETCH_HEAD:examples/linear | tar -x -C "$folder/helion_linear"
+else
+  echo "no example of Helion: $helion cannot be fetched from; the benchmarks will say that it is absent" >&2
+fi
 
 wheels=("$folder"/*.whl)
 ls -l "$folder"

@@ -16,7 +16,8 @@ beside each goal. Exit status 1, and a line for each gate that fails, where
   loop       the main loop's code has fewer mma than a warp executes per chunk: not the whole chunk
   others     per mma, instructions of the main loop exceed the header's limit; not counting ptxas's
              padding, which takes its time in the model
-  model      nanoseconds per token and head exceed the goal
+  model      nanoseconds per token and head exceed the goal; of the gated group norm, a row's
+             instructions or its bytes in flight do not keep up with the device memory
 
 and what step_report.py has of the step of decoding.
 
@@ -25,11 +26,8 @@ Instructions are those of the main loop's code, not those executed: what a branc
 
 import json
 import math
-import os
 import re
-import subprocess
 import sys
-import sysconfig
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,37 +37,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 import ptxas_report
 
 import step_report
+from sass import CLASSES, PADDING, classify, disassemble, main_loop
 
 DTYPES = ("fp32", "fp16", "bf16")
-# Classes of instructions, by the first pattern that their name without suffixes matches.
-CLASSES = {
-    "HMMA": "HMMA",
-    "LDSM": "LDSM",
-    "LDGSTS": "LDGSTS",
-    "LDS/STS": "LDS|STS",
-    "LDG/STG": "LDG|STG|LD|ST",
-    "local": "LDL|STL",
-    "MUFU": "MUFU",
-    "float": r"U?F(FMA|MUL|ADD|SEL|SETP|MNMX)\d?|H(FMA|MUL|ADD|MNMX)2",
-    "F2FP": "F2FP",
-    "integer": r"U?(IMAD|V?I?ADD\w*|LOP3|U?LEA|SHF|V?I?MNMX\w*|ISETP|SEL|PRMT|MOV|CS2R)",
-    "branch": "BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT",
-}
-# NOP and what is never executed (@!PT): what ptxas puts in for the hardware's sake.
-PADDING = "pad"
 COUNTS = (
     *("mma", "wavefronts", "ldmatrix", "cp_async", "stores", "loads"),
     *("barriers", "l2_bytes", "memory_bytes"),
 )
-
-
-class Instruction(NamedTuple):
-    """One line of SASS."""
-
-    address: int
-    never: bool  # predicated with !PT
-    name: str  # without suffixes
-    target: int | None  # of a branch
 
 
 class Kernel(NamedTuple):
@@ -87,6 +61,16 @@ class Kernel(NamedTuple):
         return f"chunkwise {self.dtype} tile {self.tile} sm_{self.architecture}"
 
 
+class NormKernel(NamedTuple):
+    """An instantiation of the gated group norm for one architecture."""
+
+    direction: str
+    dtype: str
+    vector: int
+    threads: int
+    architecture: str
+
+
 class Failure(NamedTuple):
     """A gate that does not hold."""
 
@@ -99,50 +83,6 @@ class Failure(NamedTuple):
         return f"FAIL {self.gate}: {self.where}: {self.value:.6g}, limit {self.limit}"
 
 
-def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
-    """Instructions of each (architecture, mangled name) in what cuobjdump -sass prints."""
-    functions: dict[tuple[str, str], list[Instruction]] = {}
-    line = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)([^;]*);")
-    architecture, body = "", []
-    for row in text.splitlines():
-        if found := line.match(row):
-            name = found[3].split(".")[0]
-            target = re.search(r"0x([0-9a-f]+)\s*$", found[4]) if name == "BRA" else None
-            body.append(
-                Instruction(
-                    int(found[1], 16),
-                    found[2] == "!PT",
-                    name,
-                    int(target[1], 16) if target else None,
-                )
-            )
-        elif found := re.match(r"\s*code for sm_(\w+)", row):
-            architecture = found[1]
-        elif found := re.match(r"\s*Function : (\w+)", row):
-            body = functions.setdefault((architecture, found[1]), [])
-    return functions
-
-
-def main_loop(instructions: Sequence[Instruction]) -> list[Instruction]:
-    """The body of the largest loop with an mma; empty where there is none."""
-    loops = [
-        [i for i in instructions if branch.target <= i.address <= branch.address]
-        for branch in instructions
-        if branch.target is not None and branch.target < branch.address
-    ]
-    return max((body for body in loops if any(i.name == "HMMA" for i in body)), key=len, default=[])
-
-
-def classify(instruction: Instruction) -> str:
-    """The class of an instruction."""
-    if instruction.never or instruction.name == "NOP":
-        return PADDING
-    for name, pattern in CLASSES.items():
-        if re.fullmatch(pattern, instruction.name):
-            return name
-    return "other"
-
-
 def chunkwise_kernel(mangled: str, architecture: str) -> Kernel | None:
     """The instantiation that a mangled name is of."""
     found = re.search(r"\d+chunkwise_kernelILN\w*?5DTypeE(\d)ELi(\d+)E", mangled)
@@ -151,22 +91,27 @@ def chunkwise_kernel(mangled: str, architecture: str) -> Kernel | None:
 
 def loop_counts(folder: Path) -> dict[Kernel, Counter[str]]:
     """Instructions by class in the main loops of the chunkwise kernels under `folder`."""
-    programs = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
-    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
+    return {
+        kernel: Counter(map(classify, main_loop(body)))
+        for architecture, mangled, body in disassemble(folder, "chunkwise_kernel")
+        if (kernel := chunkwise_kernel(mangled, architecture))
+    }
+
+
+def norm_counts(folder: Path) -> dict[NormKernel, Counter[str]]:
+    """Instructions by class for a row of the gated group norm: of the loop over rows if any."""
     counts = {}
-    for ptxas in sorted(folder.rglob("*.o.ptxas")):
-        if "chunkwise_kernel" not in ptxas.read_text():
-            continue
-        sass = subprocess.run(
-            ["cuobjdump", "-sass", str(ptxas.with_suffix(""))],
-            env={**os.environ, "PATH": path},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout
-        for (architecture, mangled), body in parse_sass(sass).items():
-            if kernel := chunkwise_kernel(mangled, architecture):
-                counts[kernel] = Counter(map(classify, main_loop(body)))
+    for architecture, mangled, body in disassemble(folder, "gated_group_norm"):
+        found = re.search(r"norm_(back)?\w*kernelILN\w*?5DTypeE(\d)ELi(\d+)ELi(\d+)E", mangled)
+        if found:
+            kernel = NormKernel(
+                "backward" if found[1] else "forward",
+                DTYPES[int(found[2])],
+                int(found[3]),
+                int(found[4]),
+                architecture,
+            )
+            counts[kernel] = Counter(map(classify, main_loop(body, "LDG") or body))
     return counts
 
 
@@ -204,10 +149,46 @@ def check_counts(item: dict[str, Any]) -> list[Failure]:
 
 
 def check_norm(item: dict[str, Any]) -> list[Failure]:
-    """The gate of the gated group norm's bytes."""
-    where = f"gated_group_norm {item['direction']} {item['dtype']}, per row, device memory"
-    counted, header = (item[key]["memory_bytes"] for key in ("counted", "header"))
-    return near("bytes", where, counted, header, 0.02)
+    """The gates of the gated group norm's bytes: what it asks for, what device memory moves."""
+    where = f"gated_group_norm {item['direction']} {item['dtype']} V={item['value_dim']}, per row"
+    counted, header = item["counted"], item["header"]
+    return [
+        failure
+        for key in ("loaded", "stored", "memory_bytes")
+        for failure in near("bytes", f"{where}, {key}", counted[key], header[key], 0.02)
+    ]
+
+
+def norm_model(
+    item: dict[str, Any], device: dict[str, Any], code: Counter[str]
+) -> dict[str, float]:
+    """Cycles of a multiprocessor per row, by each resource alone; bytes in flight, and needed."""
+    clock = device["multiprocessors"] * device["clock_ghz"]
+    warps = item["threads"] / 32
+    return {
+        "memory": item["header"]["memory_bytes"] * clock / device["memory_tbps"] / 1000,
+        "issue": (code.total() - code[PADDING]) * warps / device["issue_per_cycle"],
+        "MUFU": code["MUFU"] * warps * 2,  # 16 lanes a cycle
+        "in_flight": item["rows"] * item["header"]["loaded"],
+        # Little's law.
+        "needed": device["memory_tbps"]
+        * 1000
+        * device["memory_latency_ns"]
+        / device["multiprocessors"],
+    }
+
+
+def check_norm_model(where: str, times: dict[str, float]) -> list[Failure]:
+    """The gate that memory bounds the gated group norm."""
+    failures = [
+        Failure("model", f"{where}, cycles per row by {key}", times[key], f"{times['memory']:.4g}")
+        for key in ("issue", "MUFU")
+        if times[key] > times["memory"]
+    ]
+    if times["in_flight"] < times["needed"]:
+        limit = f"at least {times['needed']:.0f}"
+        failures.append(Failure("model", f"{where}, bytes in flight", times["in_flight"], limit))
+    return failures
 
 
 def check_registers(entries: Iterable[re.Match[str]], names: dict[str, str]) -> list[Failure]:
@@ -341,15 +322,42 @@ def print_norm(
         rows.append([name, shared, spilled, *registers])
     columns = " ".join(f"sm_{a}" for a in architectures)
     print_table("gated_group_norm, registers", f"kernel shared-bytes spills {columns}", rows)
+    keys = ("loaded", "stored", "memory_bytes")
     print_table(
-        "gated_group_norm, counted / header: bytes of device memory per row",
-        "direction dtype V bytes",
+        "gated_group_norm, counted / header: bytes per row",
+        f"direction dtype V {' '.join(keys)}",
         [
-            [item["direction"], item["dtype"], item["value_dim"], "/".join(values)]
+            [item["direction"], item["dtype"], item["value_dim"], *cells]
             for item in items
-            for values in [[f"{item[key]['memory_bytes']:g}" for key in ("counted", "header")]]
+            for cells in [[f"{item['counted'][k]:g}/{item['header'][k]:g}" for k in keys]]
         ],
     )
+
+
+def report_norm(folder: Path, counts: dict[str, Any]) -> list[Failure]:
+    """Print the model of the gated group norm; the gates that fail."""
+    failures, rows = [], []
+    code = norm_counts(folder)
+    for device in counts["devices"]:
+        for item in counts["gated_group_norm"]:
+            fields = {**item, "architecture": device["architecture"]}
+            kernel = NormKernel(**{key: fields[key] for key in NormKernel._fields})
+            cells = [device["device"], kernel.direction, kernel.dtype, item["value_dim"]]
+            where = "gated_group_norm " + " ".join(map(str, cells))
+            if kernel not in code:
+                failures.append(Failure("model", f"{where}, compiled kernels", 0, "at least 1"))
+                continue
+            times = norm_model(item, device, code[kernel])
+            failures += check_norm_model(where, times)
+            kib = [f"{times[key] / 1024:.1f}" for key in ("in_flight", "needed")]
+            rows.append([*cells, *(times[key] for key in ("memory", "issue", "MUFU")), *kib])
+    print_table(
+        "gated_group_norm, model (not measured), of a multiprocessor: cycles per row by each"
+        " resource alone; KiB in flight, and what hides the latency",
+        "device direction dtype V memory issue MUFU in-flight needed",
+        rows,
+    )
+    return failures
 
 
 def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
@@ -375,6 +383,7 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
     print_counts(items.values())
     print_loops(loops, items, entries)
     print_norm(counts["gated_group_norm"], entries, names)
+    failures += report_norm(folder, counts)
 
     rows = []
     for goal in counts["goals"]:

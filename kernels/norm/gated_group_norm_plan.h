@@ -63,7 +63,8 @@ struct GatedGroupNormTile {
 };
 inline constexpr int kGatedGroupNormElements = 16;  // the backward keeps four such fp32 arrays
 inline constexpr int kGatedGroupNormBlock = 128;    // threads
-inline constexpr GatedGroupNormTile kGatedGroupNormTiles[] = {{128, 8}, {512, 32}, {1024, 64}};
+inline constexpr GatedGroupNormTile kGatedGroupNormTiles[] = {
+    {128, 8}, {256, 16}, {512, 32}, {1024, 64}};
 inline constexpr int kGatedGroupNormTileCount =
     sizeof(kGatedGroupNormTiles) / sizeof(GatedGroupNormTile);
 

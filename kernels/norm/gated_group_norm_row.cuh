@@ -27,29 +27,36 @@ struct GatedGroupNormRow {
   static constexpr int kPacketsPerSlot = kVector / 4;
   static constexpr int kSharedSize = kThreads * kGatedGroupNormElements;  // of one row
 
-  int value_dim;
-  bool active;  // false: the row lies past the end; its threads only take part in sums and barriers
+  static constexpr int kSlotStride = kThreads * kVector;  // columns from a slot to the next
+  int left;  // columns from this thread's first to the row's end; 0 where the row lies past the
+             // end: its threads only take part in sums and barriers
+  float inverse;  // 1 / V
+
+  RETNET_DEVICE GatedGroupNormRow(int value_dim, bool active)
+      : left(active ? value_dim - column(0) : 0),
+        inverse(prim::reciprocal(static_cast<float>(value_dim))) {}
 
   RETNET_DEVICE static int thread() { return threadIdx.x % kThreads; }
   RETNET_DEVICE static int row_of_block() { return threadIdx.x / kThreads; }
-  RETNET_DEVICE static int column(int slot) { return (slot * kThreads + thread()) * kVector; }
-  RETNET_DEVICE bool holds(int slot) const { return active && column(slot) < value_dim; }
+  RETNET_DEVICE static int column(int slot) { return slot * kSlotStride + thread() * kVector; }
+  RETNET_DEVICE bool holds(int slot) const { return slot * kSlotStride < left; }
 
-  // Slots that this row does not hold become zeros.
+  // Slots that this row does not hold become zeros. One address a thread: slots are constants away.
   RETNET_DEVICE void load(Packet (&packets)[kSlots], const void* base, int64_t offset) const {
+    const char* src =
+        static_cast<const char*>(base) + (offset + column(0)) * prim::kElementSize<kDtype>;
     RETNET_UNROLL
     for (int s = 0; s < kSlots; ++s) {
-      packets[s] = holds(s) ? prim::load_readonly_packet<kDtype, kVector>(base, offset + column(s))
-                            : Packet{};
+      packets[s] =
+          holds(s) ? prim::load_readonly_packet<kDtype, kVector>(src, s * kSlotStride) : Packet{};
     }
   }
 
-  // Mean (0 for kRms) and 1 / sqrt(second moment about it + eps). The second pass over the
-  // registers subtracts the mean first: E[x^2] - E[x]^2 would cancel.
-  RETNET_DEVICE void statistics(const float (&x)[kSlots][kVector], Norm norm, float eps, Sum& sum,
-                                float& mean, float& rstd) const {
+  // x becomes x - mean (mean 0 for kRms); returns 1 / sqrt(second moment about the mean + eps). A
+  // second pass over the registers: E[x^2] - E[x]^2 would cancel.
+  RETNET_DEVICE float centre(float (&x)[kSlots][kVector], Norm norm, float eps, Sum& sum) const {
     float total[1] = {0};
-    mean = 0;
+    float mean = 0;
     if (norm == Norm::kLayer) {
       RETNET_UNROLL
       for (int s = 0; s < kSlots; ++s) {
@@ -57,7 +64,7 @@ struct GatedGroupNormRow {
         for (int i = 0; i < kVector; ++i) total[0] += x[s][i];
       }
       sum(total);
-      mean = total[0] / static_cast<float>(value_dim);
+      mean = total[0] * inverse;
       total[0] = 0;
     }
     RETNET_UNROLL
@@ -65,12 +72,12 @@ struct GatedGroupNormRow {
       if (!holds(s)) continue;
       RETNET_UNROLL
       for (int i = 0; i < kVector; ++i) {
-        const float centred = x[s][i] - mean;
-        total[0] += centred * centred;
+        x[s][i] -= mean;
+        total[0] += x[s][i] * x[s][i];
       }
     }
     sum(total);
-    rstd = prim::rsqrt(total[0] / static_cast<float>(value_dim) + eps);
+    return prim::rsqrt(total[0] * inverse + eps);
   }
 
   RETNET_DEVICE static int shared_offset(int packet, int thread) {
@@ -98,13 +105,10 @@ struct GatedGroupNormRow {
     }
   }
 
-  // kVector elements of weight or bias, or `absent` in all of them where there is none.
+  // kVector elements of weight or bias.
   RETNET_DEVICE static void load_affine(float (&values)[kVector], const void* ptr, DType dtype,
-                                        int64_t offset, float absent) {
-    if (ptr == nullptr) {
-      RETNET_UNROLL
-      for (int i = 0; i < kVector; ++i) values[i] = absent;
-    } else if (kDtype == DType::kFloat32 || dtype == DType::kFloat32) {
+                                        int64_t offset) {
+    if (kDtype == DType::kFloat32 || dtype == DType::kFloat32) {
       prim::unpack(prim::load_readonly_packet<DType::kFloat32, kVector>(ptr, offset), values);
     } else {
       prim::unpack(prim::load_readonly_packet<kDtype, kVector>(ptr, offset), values);
@@ -112,7 +116,10 @@ struct GatedGroupNormRow {
   }
 };
 
-RETNET_DEVICE float sigmoid(float x) { return prim::reciprocal(1.0f + prim::exp(-x)); }
+// To about (|x| / 2 + 3) ulp: x / ln 2 is rounded once.
+RETNET_DEVICE float sigmoid(float x) {
+  return prim::reciprocal(1.0f + prim::ex2(x * -1.44269504088896f));
+}
 
 // Calls f.operator()<threads per row>() for the tile of `value_dim`.
 template <int kTile = 0, class F>

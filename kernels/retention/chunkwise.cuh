@@ -139,14 +139,15 @@ class ChunkwiseBlock {
       store_state(state_of(p_.workspace_ptr, row_), false);
     } else if (segment_.last && p_.final_state_ptr != nullptr) {
       // With gamma = 0 the last token drops it in reverse, NaN or not.
-      const bool dropped = decay.forget && p_.reverse && segment_.length > 0;
+      const bool dropped = decay.forget && reverse() && segment_.length > 0;
       store_state(state_of(p_.final_state_ptr, segment_.sequence), dropped);
     }
   }
 
  private:
+  RETNET_DEVICE bool reverse() const { return p_.direction < 0; }
   RETNET_DEVICE int token_of(int position) const {
-    return segment_.start + (p_.reverse ? segment_.length - 1 - position : position);
+    return segment_.start + p_.direction * position;
   }
 
   // Copies positions start .. start + kChunk - 1 of the segment, kColumns columns from `column`.
@@ -156,7 +157,7 @@ class ChunkwiseBlock {
     const char* src = static_cast<const char*>(operand.ptr) +
                       2 * (segment_.batch * operand.stride_b + head_ * operand.stride_h + column);
     const int inside = operand.ptr != nullptr ? static_cast<int>(columns) - column : 0;
-    load_tile<kColumns, kChunk, kThreads>(dst, src, operand.stride_t, token_of(start), p_.reverse,
+    load_tile<kColumns, kChunk, kThreads>(dst, src, operand.stride_t, token_of(start), p_.direction,
                                           segment_.length - start, inside, 32 * warp_ + lane_,
                                           wide_);
   }
@@ -184,9 +185,8 @@ class ChunkwiseBlock {
     for (int i = static_cast<int>(threadIdx.x); i < 2 * kChunk; i += kThreads) {
       const int length = i < kChunk ? kChunk : segment_.length % kChunk;
       const int left = length - 1 - i % kChunk;
-      const float weight = p_.reverse ? decay.power(static_cast<float>(left + 1)) * p_.scale
-                                      : decay.power(static_cast<float>(left));
-      weights[i] = left >= 0 ? weight : 0.0f;
+      const float power = decay.power(static_cast<float>(reverse() ? left + 1 : left));
+      weights[i] = left >= 0 ? power * (reverse() ? p_.scale : 1.0f) : 0.0f;
     }
   }
 
@@ -357,8 +357,8 @@ class ChunkwiseBlock {
   // Decays the outputs of the state and the scores, and hands the scores to all warps.
   RETNET_DEVICE void finish_scores(const Decay& decay, bool later) {
     const int group = lane_row(), pair = lane_pair();
-    const int age = 16 * first_own_row() + group + (p_.reverse ? 0 : 1);
-    float weight = decay.power(static_cast<float>(age)) * (p_.reverse ? 1.0f : p_.scale);
+    const int age = 16 * first_own_row() + group + (reverse() ? 0 : 1);
+    float weight = decay.power(static_cast<float>(age)) * (reverse() ? 1.0f : p_.scale);
     const float eight_rows = decay.power(8);
     // In reverse with gamma = 0 the first chunk alone sees the state, which may hold NaN.
     if (later && decay.forget) clear_out();
@@ -462,7 +462,7 @@ class ChunkwiseBlock {
     const int first = start + 16 * first_own_row() + lane_row();
     const int64_t token = segment_.batch * p_.tokens + token_of(first);
     char* dst = static_cast<char*>(p_.out_ptr) + 2 * ((token * p_.heads + head_) * p_.outer + o);
-    const int64_t step = 2 * 8 * p_.heads * p_.outer * (p_.reverse ? -1 : 1);
+    const int64_t step = 2 * 8 * p_.heads * p_.outer * p_.direction;
     const int rows = o < p_.outer ? start + length - first : 0;
     RETNET_UNROLL
     for (int r = 0; r < kOwnRows; ++r) {

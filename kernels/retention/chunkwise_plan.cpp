@@ -30,9 +30,9 @@ ChunkwiseParams chunkwise_gradient(ChunkwisePass pass, const ChunkwiseParams& fo
   ChunkwiseParams p = forward;
   const RetentionOperand &q = forward.readout, &k = forward.key, &v = forward.value;
   p.final_state_ptr = p.workspace_ptr = nullptr;
-  p.reverse = pass != ChunkwisePass::kQ;
+  p.direction = pass == ChunkwisePass::kQ ? 1 : -1;
   p.transposed = pass != ChunkwisePass::kV;
-  if (p.reverse) p.initial_state_ptr = gradients.final_state_ptr;
+  if (p.direction < 0) p.initial_state_ptr = gradients.final_state_ptr;
   if (p.transposed) {
     p.inner = forward.outer;
     p.outer = forward.inner;

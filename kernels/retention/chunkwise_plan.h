@@ -43,7 +43,7 @@ struct ChunkwiseParams {
   int64_t outer = 0;   // O
   DType dtype = DType::kBFloat16;
   float scale = 1;
-  bool reverse = false;
+  int direction = 1;                         // of time: -1 in reverse
   bool transposed = false;                   // states are [N, H, O, I]: O is Dk and I is Dv
   RetentionOperand readout, key, value;      // key or value may be null: zeros
   const float* log_decay_ptr = nullptr;      // [H]

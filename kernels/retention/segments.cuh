@@ -8,8 +8,8 @@
 
 namespace retnet::kernels {
 
-// A sequence or a part of one: the tokens start .. start + length - 1 of batch row `batch`. In reverse
-// the parts of a sequence are cut, and follow one another, from its end.
+// A sequence or a part of one: `length` tokens of batch row `batch` from `start` on, in reverse back from
+// it. The parts of a sequence are cut, and follow one another, in the same direction.
 struct Segment {
   int sequence;
   int batch;
@@ -32,6 +32,11 @@ RETNET_DEVICE int sequence_length(const ChunkwiseParams& p, int n) {
   return prim::max(0, packed_bound(p, n + 1) - packed_bound(p, n));
 }
 
+// The token of sequence n at position `position`, which counts from its end in reverse.
+RETNET_DEVICE int walk_start(const ChunkwiseParams& p, int n, int length, int position) {
+  return first_token(p, n) + (p.direction < 0 ? length - 1 - position : position);
+}
+
 // Segments of `segment` tokens have a row each, rows of one sequence following each other. Of packed
 // sequences the first row depends on the sequence's own bound alone, which leaves some rows between
 // them without a segment: sequence n has room for length / segment + 1 at least.
@@ -48,7 +53,8 @@ RETNET_DEVICE int segment_count(int length, int segment) {
 RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int row, int segment) {
   const bool packed = p.cu_seqlens_ptr != nullptr;
   if (segment == 0) {
-    return {row, packed ? 0 : row, first_token(p, row), sequence_length(p, row), true};
+    const int length = sequence_length(p, row);
+    return {row, packed ? 0 : row, walk_start(p, row, length, 0), length, true};
   }
   int n = 0, end = static_cast<int>(p.sequences);  // the last one that starts at or before the row
   while (end - n > 1) {
@@ -59,8 +65,7 @@ RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int row, int segmen
   const int count = segment_count(length, segment);
   if (index >= count) return {n, 0, 0, 0, false};
   const int before = index * segment, own = prim::min(segment, length - before);
-  return {n, packed ? 0 : n, first_token(p, n) + (p.reverse ? length - before - own : before), own,
-          index + 1 == count};
+  return {n, packed ? 0 : n, walk_start(p, n, length, before), own, index + 1 == count};
 }
 
 // The decay of a head, gamma = exp(log_decay). Where log_decay is positive or NaN every power is NaN.
@@ -86,7 +91,7 @@ struct Decay {
 // Whether the state that a sequence starts from is dropped before its first token: with gamma = 0, but
 // in reverse, where the first token takes it undecayed.
 RETNET_DEVICE bool drops_start(const ChunkwiseParams& p, const Decay& decay, int n) {
-  return decay.forget && !p.reverse && sequence_length(p, n) > 0;
+  return decay.forget && p.direction > 0 && sequence_length(p, n) > 0;
 }
 
 }  // namespace retnet::kernels

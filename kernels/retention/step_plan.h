@@ -81,8 +81,8 @@ constexpr int64_t step_columns(int64_t value_dim, int cluster) {
 // Dynamic shared memory: q and k, v, the warps' sums of each column, statistics of all groups.
 constexpr size_t step_shared_bytes(int64_t key_dim, int64_t value_dim, int cluster) {
   const int64_t groups = step_units(value_dim) * kStepUnit / kStepGroup;
-  return sizeof(float) *
-         (2 * (key_dim + key_dim % 2) + (1 + kStepWarps) * step_columns(value_dim, cluster) + 2 * groups);
+  return sizeof(float) * (2 * (key_dim + key_dim % 2) +
+                          (1 + kStepWarps) * step_columns(value_dim, cluster) + 2 * groups);
 }
 static_assert(step_shared_bytes(kStepMaxDim, kStepMaxDim, 1) <= 48 << 10);
 

@@ -24,18 +24,18 @@ RETNET_DEVICE uint32_t step_columns(uint32_t address, int k) {
 }
 
 // Copies kRows rows of kColumns columns: row `row` of an array at `src`, whose rows lie `stride` elements
-// apart, and those that follow it, in reverse those before it. After `rows` rows, and from column
+// apart, and those that follow it, with `direction` -1 those before it. After `rows` rows, and from column
 // `columns` on, there are zeros. `wide`: copies of 16 bytes, else of 8. Of the block's kThreads threads
 // this one is `thread`.
 template <int kColumns, int kRows, int kThreads>
-RETNET_DEVICE void load_tile(uint32_t dst, const char* src, int64_t stride, int row, bool reverse,
+RETNET_DEVICE void load_tile(uint32_t dst, const char* src, int64_t stride, int row, int direction,
                              int rows, int columns, uint32_t thread, bool wide) {
   constexpr int kUnits = kColumns / 8, kStep = kThreads / kUnits;
   static_assert(kStep % 8 == 0 || kStep == 4);  // so that steps of 4 flip one bit of the swizzle
   const int unit = static_cast<int>(thread % kUnits);
   const int first = static_cast<int>(thread / kUnits);
-  src += 16 * unit + 2 * (int64_t{reverse ? row - first : row + first} * stride);
-  const int64_t step = 2 * (reverse ? -kStep : kStep) * stride;
+  src += 16 * unit + 2 * (int64_t{row + direction * first} * stride);
+  const int64_t step = 2 * kStep * direction * stride;
   const uint32_t to = dst + swizzled<kColumns>(first, unit);
   rows -= first;
   columns -= 8 * unit;  // from the unit's first

@@ -162,7 +162,7 @@ std::string chunkwise(DType dtype, int index) {
       .str();
 }
 
-/// Forward or backward without the weight's and bias's gradients, which go to a workspace.
+/// Forward, or backward without the sums over rows.
 simt::LaunchCounters run_norm(DType dtype, bool backward, int64_t tokens, int64_t value_dim) {
   simt::Simulator simulator;
   GatedGroupNormBackwardParams p;
@@ -177,8 +177,6 @@ simt::LaunchCounters run_norm(DType dtype, bool backward, int64_t tokens, int64_
   p.gate_ptr = zeros(simulator, bytes, "gate");
   p.x_stride_n = p.gate_stride_n = p.grad_out_stride_n = stride;
   p.x_stride_h = p.gate_stride_h = p.grad_out_stride_h = value_dim;
-  p.weight_ptr = zeros(simulator, 4 * value_dim, "weight");
-  p.bias_ptr = zeros(simulator, 4 * value_dim, "bias");
   cudaError_t error;
   if (backward) {
     p.grad_out_ptr = zeros(simulator, bytes, "grad_out");
@@ -195,23 +193,44 @@ simt::LaunchCounters run_norm(DType dtype, bool backward, int64_t tokens, int64_
   return finish(simulator, "gated_group_norm");
 }
 
-std::string norm(DType dtype, bool backward) {
-  constexpr int64_t kValueDim = 512, kShort = 8, kLong = 24;
-  const simt::LaunchCounters before = run_norm(dtype, backward, kShort, kValueDim);
-  const simt::LaunchCounters after = run_norm(dtype, backward, kLong, kValueDim);
-  const double rows = 2 * (kLong - kShort);
-  // gated_group_norm_forward.cuh and _backward.cuh, point 5.
-  const double header =
-      static_cast<double>((backward ? 3 + 2 : 2 + 1) * kValueDim * element_size(dtype));
-  const auto moved = [](const simt::LaunchCounters& launch) {
-    return static_cast<double>(launch.unique_read_bytes + launch.unique_written_bytes);
+std::string norm(DType dtype, bool backward, int64_t value_dim) {
+  constexpr int64_t kShort = 16, kLong = 48;  // tokens
+  const simt::LaunchCounters before = run_norm(dtype, backward, kShort, value_dim);
+  const simt::LaunchCounters after = run_norm(dtype, backward, kLong, value_dim);
+  const auto per_row = [](uint64_t x, uint64_t y) {
+    return static_cast<double>(y - x) / (2 * (kLong - kShort));
   };
+  const simt::Counters &a = before.total, &b = after.total;
+  Object counted;
+  counted.number("loaded", per_row(a.global_load.requested_bytes, b.global_load.requested_bytes))
+      .number("stored", per_row(a.global_store.requested_bytes, b.global_store.requested_bytes))
+      .number("memory_bytes", per_row(before.unique_read_bytes + before.unique_written_bytes,
+                                      after.unique_read_bytes + after.unique_written_bytes));
+  // gated_group_norm_forward.cuh and _backward.cuh, point 5.
+  const auto row = static_cast<double>(value_dim * element_size(dtype));
+  const double loaded = (backward ? 3 : 2) * row, stored = (backward ? 2 : 1) * row;
+  const int tile = gated_group_norm_tile(value_dim);
+  require(tile >= 0, "gated_group_norm: no tile");
+  const int threads = kGatedGroupNormTiles[tile].threads_per_row;
+  const int occupancy =
+      backward ? gated_group_norm_backward_occupancy(dtype) : kGatedGroupNormForwardOccupancy;
+  GatedGroupNormParams p;
+  p.value_dim = p.x_stride_n = value_dim;
+  p.tokens = 2;
+  p.dtype = dtype;
   return Object()
       .text("dtype", name(dtype))
       .text("direction", backward ? "backward" : "forward")
-      .number("value_dim", kValueDim)
-      .raw("counted", Object().number("memory_bytes", (moved(after) - moved(before)) / rows).str())
-      .raw("header", Object().number("memory_bytes", header).str())
+      .number("value_dim", static_cast<double>(value_dim))
+      .number("vector", gated_group_norm_vector(p))
+      .number("threads", threads)
+      .number("rows", occupancy * kGatedGroupNormBlock / threads)
+      .raw("counted", counted.str())
+      .raw("header", Object()
+                         .number("loaded", loaded)
+                         .number("stored", stored)
+                         .number("memory_bytes", loaded + stored)
+                         .str())
       .str();
 }
 
@@ -306,6 +325,21 @@ std::string step_goal(const StepGoal& goal, const ModelDevice& device) {
       .str();
 }
 
+Object describe(const ModelDevice& device) {
+  Object object;
+  object.text("device", device.name)
+      .text("architecture", device.architecture)
+      .number("multiprocessors", device.limits.multiprocessors)
+      .number("clock_ghz", device.clock_ghz)
+      .number("mma_per_cycle", device.mma_per_cycle)
+      .number("wavefronts_per_cycle", device.wavefronts_per_cycle)
+      .number("issue_per_cycle", device.issue_per_cycle)
+      .number("l2_tbps", device.l2_tbps)
+      .number("memory_tbps", device.memory_tbps)
+      .number("memory_latency_ns", device.memory_latency_ns);
+  return object;
+}
+
 std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {
   ChunkwiseParams p;
   p.batch = p.sequences = 1;
@@ -318,16 +352,7 @@ std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {
   const ChunkwisePlan plan = chunkwise_plan(p, device.limits, 0, false);
   require(plan.refusal == nullptr && plan.segment_length == 0, "a goal is not for whole sequences");
   const ChunkwiseTile& tile = kChunkwiseTiles[plan.tile];
-  return Object()
-      .text("device", device.name)
-      .text("architecture", device.architecture)
-      .number("multiprocessors", device.limits.multiprocessors)
-      .number("clock_ghz", device.clock_ghz)
-      .number("mma_per_cycle", device.mma_per_cycle)
-      .number("wavefronts_per_cycle", device.wavefronts_per_cycle)
-      .number("issue_per_cycle", device.issue_per_cycle)
-      .number("l2_tbps", device.l2_tbps)
-      .number("memory_tbps", device.memory_tbps)
+  return describe(device)
       .text("dtype", name(goal.dtype))
       .number("inner", static_cast<double>(goal.inner))
       .number("outer", static_cast<double>(goal.outer))
@@ -342,7 +367,7 @@ std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {
 }
 
 int print() {
-  std::vector<std::string> chunkwise_items, norm_items, goals, step_items, step_goals;
+  std::vector<std::string> chunkwise_items, norm_items, devices, goals, step_items, step_goals;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const int cluster : {1, 8}) step_items.push_back(step(dtype, cluster));
   }
@@ -358,9 +383,12 @@ int print() {
   }
   for (const bool backward : {false, true}) {
     for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-      norm_items.push_back(norm(dtype, backward));
+      for (const int64_t value_dim : {128, 256, 428, 432, 512}) {
+        norm_items.push_back(norm(dtype, backward, value_dim));
+      }
     }
   }
+  for (const ModelDevice& device : kModelDevices) devices.push_back(describe(device).str());
   for (const ChunkwiseGoal& item : kChunkwiseGoals) {
     for (const ModelDevice& device : kModelDevices) {
       if (std::string(item.device) == device.name) goals.push_back(goal(item, device));
@@ -372,6 +400,7 @@ int print() {
   std::printf("%s\n", Object()
                           .raw("chunkwise", list(chunkwise_items))
                           .raw("gated_group_norm", list(norm_items))
+                          .raw("devices", list(devices))
                           .raw("goals", list(goals))
                           .raw("step", list(step_items))
                           .raw("step_goals", list(step_goals))

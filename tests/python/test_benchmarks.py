@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,6 +74,7 @@ def test_what_cannot_run_is_listed_with_the_reason(quick):
         if r["contender"].startswith("fla"):
             assert "needs a GPU" in r["reason"]
     assert "fla chunk_retention             not run: needs a GPU" in printed
+    assert "helion retention                not run: needs a GPU" in printed
 
 
 def test_a_peer_that_is_not_installed_is_named(monkeypatch):
@@ -84,7 +86,9 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch):
 
 def test_a_contender_that_fails_is_recorded_and_stops_no_other(monkeypatch):
     class Broken(contenders.Attention):
-        name = "broken"
+        def __init__(self):
+            super().__init__()
+            self.name = "broken"
 
         def prepare(self, case, inputs):
             def call():
@@ -111,6 +115,52 @@ def test_torchscale_agrees_where_it_is_installed():
             run = peers.Torchscale(form).prepare(case(work), inputs)
             error = benchmark.error(run, run.call(), expected)
             assert error is not None and error < 1e-6
+
+
+def test_what_is_measured_on_a_gpu():
+    """Head sizes, lengths and numbers of heads, each forward, with its backward and as a step."""
+    every = cases.cases(torch.device("cuda"), [torch.bfloat16], quick=False)
+    assert len(every) == len(set(every))
+    for works in (["forward"], ["forward+backward"], ["step"], ["step in a CUDA graph"]):
+        shapes = [c.shape for c in every if c.work in works]
+        assert {(s.K, s.V) for s in shapes} == {(128, 128), (128, 256), (256, 256), (256, 512)}
+        assert {s.B * s.H for s in shapes} == {4, 32, 128} | ({8} if works[0][0] == "f" else set())
+        if works[0].startswith("forward"):
+            assert {s.T for s in shapes} == {2048, 8192, 32768, 131072}
+
+
+def test_outputs_of_a_large_case_are_checked_on_a_smaller_one(monkeypatch):
+    large = case("forward+backward", B=2, T=96, H=2)
+    assert cases.checked(large) == large
+    monkeypatch.setattr(cases, "CHECKED", 128)
+    assert cases.checked(large) == case("forward+backward", B=1, T=64, H=2)
+    assert cases.checked(case("step", B=200)) == case("step", B=200)
+    monkeypatch.setattr(benchmark, "SEQUENCE", [contenders.Retention("chunkwise")])
+    bar = benchmark.tqdm(disable=True)
+    (result,) = benchmark.measure(large, timing.Clock(CPU), True, bar)
+    assert result["agrees"] and result["error"] > 0
+    assert (result["shape"]["T"], result["checked_shape"]["T"]) == (96, 64)
+
+
+def test_helions_layout(monkeypatch):
+    """On a stand-in for its function, by definition: [B, H, T, D], a decay per token, our scale."""
+
+    def by_definition(q, k, v, g, *, C, scale):
+        steps = torch.arange(q.shape[2])
+        distance = steps[:, None] - steps
+        decay = torch.exp(distance * g[..., :1].unsqueeze(-1)) * (distance >= 0)
+        return (scale * q @ k.mT * decay) @ v
+
+    engine = SimpleNamespace(helion_chunk_retention=by_definition)
+    monkeypatch.setattr(peers, "load", lambda name: engine)
+    one = case("forward+backward", B=2)
+    assert "needs a GPU" in str(peers.Helion().why_not(one))
+    inputs = cases.make_inputs(one)
+    run = peers.Helion().prepare(one, inputs)
+    outputs = run.call()
+    assert [x.shape for x in outputs] == [getattr(inputs, x).shape for x in "vqkv"]
+    error = benchmark.error(run, outputs, benchmark.reference(one, inputs))
+    assert error is not None and error < 1e-5
 
 
 def test_longer_than_a_slow_form_is_measured():
@@ -218,3 +268,24 @@ def test_model_benchmark(tmp_path):
         assert ratio["rounds"] == 3 and ratio["minimum"] <= ratio["median"] <= ratio["maximum"]
         assert all(spread["minimum"] > 0 for spread in seconds.values())
         assert f"{result['work']:16}{result['size']}" in done.stdout
+
+
+def test_retnet_beside_a_transformer(tmp_path):
+    command = [sys.executable, "benchmarks/transformer.py", "--device", "cpu", "--quick"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "transformer.json").read_text())["results"]
+    assert all(r["status"] == "ok" for r in results)
+    by_work = {w: [r for r in results if r["work"].startswith(w)] for w in ("training", "decoding")}
+    for work, some in by_work.items():
+        names = {r["contender"] for r in some}
+        assert len(names) == 3 and "retnet" in names, work
+        sizes = {r["parameters"] for r in some}
+        assert max(sizes) <= 1.01 * min(sizes)
+        assert all(r["seconds"]["median"] > 0 and r["times_retnet"] > 0 for r in some)
+    held = {(r["contender"], r["length"]): r["state_bytes"] for r in by_work["decoding"]}
+    assert held["retnet", 16] == held["retnet", 32] == 2 * 256 * 512 * 4  # L H K V, float32
+    assert held["llama dynamic cache", 32] == 2 * 2 * 2 * 32 * 128 * 4  # k and v, L, heads, T
+    assert (tmp_path / "transformer.png").stat().st_size > 10_000

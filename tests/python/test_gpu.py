@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU shows: the host waits for nothing, calls stay on their stream, CUDA graphs hold
-them, and offsets are 64 bits wide. Skipped where there is none."""
+"""What only a GPU shows, of forward and backward: the host waits for nothing, calls stay on their
+stream and device, CUDA graphs hold them, offsets are 64 bits wide, and what runs the kernels is as
+much at home in autocast and torch.compile as the rest. Skipped where there is none."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -73,10 +74,28 @@ CALLS = {
     ),
 }
 every_call = parametrize("call", CALLS.values(), ids=CALLS.keys())
+WITH_KERNEL = {**KERNELS, "norm": CALLS["norm"], "norm_rms": CALLS["norm_rms"]}
+every_kernel = parametrize("call", WITH_KERNEL.values(), ids=WITH_KERNEL.keys())
 
 
 def clones(inputs: Inputs) -> Inputs:
     return {name: x.clone() for name, x in inputs.items()}
+
+
+def leaves_of(inputs: Inputs) -> Inputs:
+    """Copies that ask for gradients, where the operator has any. With packed sequences not for
+    log_decay's: it is not the kernel's, and the host reads the bounds for it."""
+    if "state" in inputs:
+        return clones(inputs)
+    return ask(inputs, *(("q", "k", "v", "initial_state") if "cu_seqlens" in inputs else ()))
+
+
+def run(call: Call, leaves: Inputs) -> tuple[Tensor, ...]:
+    """Outputs and, for gradients of ones, the gradients."""
+    outputs = call(leaves)
+    wanted = list(asking(leaves).values())
+    incoming = [torch.ones_like(x) for x in outputs] if wanted else []
+    return (*outputs, *(torch.autograd.grad(outputs, wanted, incoming) if wanted else ()))
 
 
 def equal(actual, expected) -> bool:
@@ -102,22 +121,10 @@ def test_the_kernel_runs(call, gpu):
 @pytest.mark.not_poisoned
 @every_call
 def test_the_host_waits_for_nothing(call, gpu):
-    inputs = call.make(device=gpu)
-    leaves = inputs if "state" in inputs else ask(inputs)
-
-    def run() -> None:
-        outputs = call(leaves)
-        if "state" not in inputs:
-            torch.autograd.grad(
-                outputs, list(asking(leaves).values()), [torch.ones_like(x) for x in outputs]
-            )
-
-    if call.op == "retention" and "cu_seqlens" in inputs:  # its backward reads them on the host
-        leaves = inputs
-        run = lambda: call(inputs)  # noqa: E731
-    run()  # once for handles and workspaces
+    leaves = leaves_of(call.make(device=gpu))
+    run(call, leaves)  # once for handles and workspaces
     with waiting_raises():
-        run()
+        run(call, leaves)
 
 
 def test_without_a_kernel_packed_sequences_are_waited_for(gpu):
@@ -131,16 +138,72 @@ def test_without_a_kernel_packed_sequences_are_waited_for(gpu):
 def test_runs_on_the_current_stream(call, gpu):
     """Its inputs arrive late there: a kernel on another stream would find zeros."""
     inputs = call.make(device=gpu)
-    expected = call(clones(inputs))
+    expected = run(call, leaves_of(inputs))
     late = {name: torch.zeros_like(x) for name, x in inputs.items()}
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(50_000_000)  # cycles, tens of milliseconds
         for name, x in late.items():
             x.copy_(inputs[name])
-        outputs = call(late)
+        results = run(call, leaves_of(late))
     torch.cuda.synchronize()
-    assert equal(outputs, expected)
+    assert equal(results, expected)
+
+
+@every_call
+def test_on_another_device_than_the_current_one(call, gpu):
+    """The same bits there, and the current device stays the current one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    if torch.cuda.get_device_name(0) != torch.cuda.get_device_name(1):
+        pytest.skip("two GPUs of different kinds")
+    expected = run(call, leaves_of(call.make(device=torch.device("cuda", 0))))
+    with torch.cuda.device(0):
+        results = run(call, leaves_of(call.make(device=torch.device("cuda", 1))))
+        assert torch.cuda.current_device() == 0
+    assert all(x.device.index == 1 for x in results)
+    assert equal([x.cpu() for x in results], [x.cpu() for x in expected])
+
+
+@every_kernel
+def test_autocast(call, gpu):
+    """float32 tokens are cast: the bits of the call with cast ones, and gradients in float32."""
+    half = leaves_of(call.make(device=gpu))
+    expected = run(call, half)
+    full = {n: x.detach().float() if x.dtype == HALF else x.detach() for n, x in half.items()}
+    leaves = leaves_of(full)
+    with torch.autocast("cuda", HALF):
+        outputs = call(leaves)
+    wanted = asking(leaves)
+    grads = torch.autograd.grad(
+        outputs, list(wanted.values()), [torch.ones_like(x) for x in outputs]
+    )
+    assert all(x.dtype == torch.float32 for x in grads)
+    assert [x.dtype for x in outputs] == [x.dtype for x in expected[: len(outputs)]]
+    assert equal(outputs, expected[: len(outputs)])
+    assert equal(grads, [x.float() for x in expected[len(outputs) :]])
+
+
+@pytest.mark.not_poisoned
+@every_kernel
+@parametrize("backend", ["aot_eager", "inductor"])
+def test_compile(backend, call, gpu):
+    """One graph, forward and backward."""
+    torch._dynamo.reset()
+    inputs = call.make(device=gpu)
+    compiled = torch.compile(lambda x: call(x), fullgraph=True, backend=backend)
+    actual, expected = (run(f, leaves_of(inputs)) for f in (compiled, call))
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@every_kernel
+def test_double_backward_raises(call, gpu):
+    leaves = leaves_of(call.make(device=gpu))
+    first = next(iter(asking(leaves).values()))
+    (grad,) = torch.autograd.grad(call(leaves)[0].square().sum(), first, create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{call.op}_backward: double backward is not supported"):
+        grad.sum().backward()
 
 
 @every_call
@@ -217,3 +280,36 @@ def test_norm_of_more_than_2_31_elements(large):
     for rows in (slice(0, 100), slice(-100, None)):
         part = large[:, rows].clone()
         assert torch.equal(out[:, rows], ops.gated_group_norm(part, part, eps=1e-5))
+
+
+@pytest.mark.not_poisoned
+def test_gradients_of_retention_of_more_than_2_31_elements(large, gpu):
+    """At its start and its end as those of a call on the tokens there. 256 tokens on, a token is
+    forgotten: by dq of those after it, by dk and dv of those before."""
+    log_decay = torch.tensor([-0.5, -1.0, -2.0, -0.7], device=gpu)
+
+    def grads(x: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for _ in "qkv"]
+        return torch.autograd.grad(ops.retention(*leaves, log_decay)[0], leaves, x)
+
+    every = grads(large)
+    for part, of_q, of_k in (
+        (slice(0, 512), slice(0, 512), slice(0, 256)),
+        (slice(-512, None), slice(256, 512), slice(0, 512)),
+    ):
+        expected = grads(large[:, part].clone())
+        for actual, reference, known in zip(every, expected, (of_q, of_k, of_k), strict=True):
+            assert_close_to_reference(
+                actual[:, part][:, known], reference[:, known].double(), dtype=HALF, factor=2
+            )
+
+
+@pytest.mark.not_poisoned
+def test_gradients_of_the_norm_of_more_than_2_31_elements(large):
+    def grads(x: Tensor) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for _ in range(2)]
+        return torch.autograd.grad(ops.gated_group_norm(*leaves, eps=1e-5), leaves, x)
+
+    every = grads(large)
+    for rows in (slice(0, 100), slice(-100, None)):
+        assert equal([x[:, rows] for x in every], grads(large[:, rows].clone()))

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import kernel_report as kr  # noqa: E402
+import sass  # noqa: E402
 
 NAME = "_ZN6retnet7kernels16chunkwise_kernelILNS0_5DTypeE2ELi3EEEvNS0_15ChunkwiseParamsEib"
 # A loop without mma, the main loop with a smaller loop in it, and the endless one behind the end.
@@ -63,9 +64,16 @@ GOAL = {"device": "H100", "architecture": "90a", "multiprocessors": 132, "clock_
     **{"dtype": "bf16", "inner": 256, "outer": 512, "heads": 32, "tokens": 6400, "tile": 3},
     **{"blocks": 128, "ns": 1.6},
 }
-NORM = {"direction": "forward", "dtype": "fp32", "value_dim": 8} | {
-    **{"counted": {"memory_bytes": 96}, "header": {"memory_bytes": 96}},
+NORM_BYTES = {"loaded": 2048, "stored": 1024, "memory_bytes": 3072}
+NORM = {"direction": "forward", "dtype": "bf16", "value_dim": 512, "vector": 8, "threads": 32} | {
+    **{"rows": 32, "counted": NORM_BYTES, "header": NORM_BYTES},
 }
+# 10,000 bytes / ns / (100 * 2) = 10 bytes a cycle of a multiprocessor: 307.2 cycles a row.
+NORM_DEVICE = {"device": "H100", "architecture": "90a", "multiprocessors": 100} | {
+    **{"clock_ghz": 2.0, "issue_per_cycle": 4, "memory_tbps": 2.0, "memory_latency_ns": 1000},
+}
+NORM_CODE = Counter({"float": 1000, "MUFU": 100, kr.PADDING: 500})
+NORM_KERNEL = kr.NormKernel("forward", "bf16", 8, 32, "90a")
 LOOP = Counter({"HMMA": 100, "LDSM": 100, "integer": 300})
 KERNEL = kr.Kernel("bf16", 3, "90a")
 
@@ -75,14 +83,14 @@ def gates(failures: list[kr.Failure]) -> list[str]:
 
 
 def test_main_loop() -> None:
-    functions = kr.parse_sass(SASS)
+    functions = sass.parse_sass(SASS)
     assert list(functions) == [("90a", NAME), ("75", NAME)]
     assert kr.chunkwise_kernel(NAME, "90a") == KERNEL
     assert kr.chunkwise_kernel(NAME.replace("chunkwise", "gated"), "90a") is None
-    assert kr.main_loop(functions["75", NAME]) == []
-    loop = kr.main_loop(functions["90a", NAME])
+    assert sass.main_loop(functions["75", NAME]) == []
+    loop = sass.main_loop(functions["90a", NAME])
     assert (loop[0].address, loop[-1].address) == (0x30, 0x100)
-    counts = Counter(map(kr.classify, loop))
+    counts = Counter(map(sass.classify, loop))
     assert counts == {
         **{"HMMA": 2, "LDSM": 1, "LDGSTS": 1, "integer": 2, "F2FP": 1, "local": 1, "branch": 3},
         **{kr.PADDING: 2, "other": 1},
@@ -131,9 +139,32 @@ def test_gates_of_the_loop(change: dict[str, int], gate: list[str]) -> None:
     assert gates(kr.check_loop(KERNEL, Counter({**LOOP, **change}), ITEM)) == gate
 
 
-def test_gate_of_the_norm() -> None:
-    assert kr.check_norm(NORM) == []
-    assert gates(kr.check_norm(NORM | {"counted": {"memory_bytes": 98}})) == ["bytes"]
+@pytest.mark.parametrize("key", NORM_BYTES)
+def test_gates_of_the_norms_bytes(key) -> None:
+    for factor, gate in ((1.0, []), (1.019, []), (1.021, ["bytes"]), (0.979, ["bytes"])):
+        counted = {**NORM_BYTES, key: NORM_BYTES[key] * factor}
+        assert gates(kr.check_norm(NORM | {"counted": counted})) == gate
+
+
+@pytest.mark.parametrize(
+    ("code", "rows", "expected"),
+    [
+        ({}, 32, []),
+        ({"float": 1128}, 32, []),
+        ({"float": 1130}, 32, ["cycles per row by issue"]),
+        ({"float": 0, "MUFU": 154}, 32, ["cycles per row by MUFU"]),
+        ({}, 10, []),
+        ({}, 9, ["bytes in flight"]),
+    ],
+    ids=str,
+)
+def test_model_of_the_norm(code, rows, expected) -> None:
+    """By hand: 3,072 B at 10 B a cycle; 4 instructions a cycle; 20,000 B per microsecond."""
+    times = kr.norm_model(NORM | {"rows": rows}, NORM_DEVICE, NORM_CODE | Counter(code))
+    assert times["memory"] == pytest.approx(307.2) and times["needed"] == pytest.approx(20_000)
+    failures = kr.check_norm_model("here", times)
+    assert [failure.where for failure in failures] == [f"here, {text}" for text in expected]
+    assert gates(failures) == ["model"] * len(expected)
 
 
 def test_model() -> None:
@@ -165,10 +196,12 @@ ptxas info    : Used 99 registers, used 1 barriers, 64 bytes smem
 def test_report(tmp_path, monkeypatch, capsys, stack, barriers, expected) -> None:
     (tmp_path / "x.o.ptxas").write_text(PTXAS.format(name=NAME, stack=stack))
     monkeypatch.setattr(kr, "loop_counts", lambda folder: {KERNEL: LOOP})
+    monkeypatch.setattr(kr, "norm_counts", lambda folder: {NORM_KERNEL: NORM_CODE})
     item = copy.deepcopy(ITEM)
     item["counted"]["barriers"] = barriers
     counts = {"chunkwise": [item], "gated_group_norm": [NORM], "goals": [GOAL]}
-    counts |= {"shared_limits": {"86": 1}, "min_capability": 80, "step": [], "step_goals": []}
+    counts |= {"devices": [NORM_DEVICE], "shared_limits": {"86": 1}, "min_capability": 80}
+    counts |= {"step": [], "step_goals": []}
     assert gates(kr.report(tmp_path, counts)) == expected
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sm_90a", "3", "256x128x64", "bf16", "99", str(stack), "100", "100"] in [

@@ -83,8 +83,10 @@ def test_repr_names_the_sizes():
 
 
 @pytest.mark.not_poisoned
-def test_compiled_training_step_takes_any_length():
+@pytest.mark.parametrize("checkpoint_layers", [False, True])
+def test_compiled_training_step_takes_any_length(checkpoint_layers):
     model = make_model(torch.float32)
+    model.checkpoint_layers = checkpoint_layers
     graphs = []
 
     def count(graph, inputs):

@@ -28,3 +28,13 @@ def test_minimal_example_is_short_and_learns():
     printed = subprocess.check_output([sys.executable, str(example), "21"], text=True)
     bits = [float(x) for x in re.findall(r"([0-9.]+) bits/byte", printed)]
     assert len(bits) == 2 and bits[0] > 7 and bits[1] < 4.5
+
+
+def test_data_parallel_example_learns(tmp_path):
+    (command,) = re.findall(r"^torchrun (.*)$", README, flags=re.MULTILINE)
+    *options, example = command.split()
+    run = [sys.executable, "-m", "torch.distributed.run", *options, str(ROOT / example), "9"]
+    printed = subprocess.check_output(run, text=True, cwd=tmp_path)
+    bits = [float(x) for x in re.findall(r"([0-9.]+) bits/byte", printed)]
+    assert len(bits) == 2 and bits[0] > 7 and bits[1] < 5  # the first step and the last
+    assert (tmp_path / "ddp/model.safetensors").stat().st_size > 0

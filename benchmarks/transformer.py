@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RetNet beside a Transformer of as many parameters: ``python benchmarks/transformer.py``.
+
+The Transformer is Hugging Face's Llama with as many parameters (within 1%), heads of 128, and the
+same width, depth and vocabulary. A training step (forward, loss, backward, AdamW) by length, with
+attention as written in the paper ("eager") and by scaled_dot_product_attention ("sdpa",
+FlashAttention on a GPU); and the decoding of a token by context length, with a cache that grows
+and with one of fixed size. What would not fit into memory is listed as such, not run. Writes
+transformer.json and transformer.png.
+"""
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import machine
+import report
+from peers import load
+from retnet import RetNetConfig
+from retnet.nn import RetNetForCausalLM
+from timing import Clock, Spread, alternate, peak_memory, rounds_within
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 256, "embed_dim": 256, "num_layers": 2, "num_heads": 1},
+    "100m": {"vocab_size": 32000, "embed_dim": 768, "num_layers": 12, "num_heads": 3},
+    "1.3b": {"vocab_size": 32000, "embed_dim": 2048, "num_layers": 24, "num_heads": 8},
+}
+LENGTHS = {"train": [2048, 8192], "decode": [128, 2048, 8192]}
+QUICK = {"train": [64], "decode": [16, 32]}
+SECONDS, LEAST = 10.0, 5  # of timed calls per contender; how many at least
+Call = Callable[[], object]
+# transformers renames the argument `past_key_values`; the old name works in all versions so far.
+warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
+
+
+def retnet_model(size: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The paper's shape: K = 256, V = 512, F = 2d; tied embeddings."""
+    sizes = SIZES[size]
+    config = RetNetConfig.preset("1.3b", **sizes, ffn_dim=2 * sizes["embed_dim"])
+    config = RetNetConfig(**{**vars(config), "tie_embeddings": True})
+    return RetNetForCausalLM(config, device=device, dtype=dtype)
+
+
+def llama_model(size: str, attention: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Its twin: 8 d^2 + 4 d^2 parameters of a RetNet layer are 4 d^2 + 3 d f of Llama's."""
+    transformers: Any = load("transformers")
+    d = SIZES[size]["embed_dim"]
+    config = transformers.LlamaConfig(
+        vocab_size=SIZES[size]["vocab_size"],
+        hidden_size=d,
+        num_hidden_layers=SIZES[size]["num_layers"],
+        num_attention_heads=d // 128,
+        num_key_value_heads=d // 128,
+        intermediate_size=8 * d // 3,
+        max_position_embeddings=1 << 20,
+        tie_word_embeddings=True,
+        attn_implementation=attention,
+        pad_token_id=None,
+    )
+    with torch.device(device):
+        return transformers.LlamaForCausalLM(config).to(dtype)
+
+
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+class Training:
+    """Training steps at one length, B = 1."""
+
+    work = "training step"
+
+    def __init__(self, size: str, device: torch.device, dtype: torch.dtype):
+        self.size, self.device, self.dtype = size, device, dtype
+        self.models = {
+            "retnet": retnet_model(size, device, dtype),
+            "llama sdpa": llama_model(size, "sdpa", device, dtype),
+            "llama eager": llama_model(size, "eager", device, dtype),
+        }
+
+    def needs(self, name: str, length: int) -> int:
+        """Bytes beyond the models that a step cannot do without: eager keeps T x T weights."""
+        if name != "llama eager":
+            return 0
+        sizes = SIZES[self.size]
+        of_a_layer = sizes["embed_dim"] // 128 * length**2 * (self.dtype.itemsize + 4)
+        return sizes["num_layers"] * of_a_layer
+
+    def call(self, name: str, length: int) -> tuple[Call, int | None]:
+        """The step, and no bytes that are held between steps."""
+        model = self.models[name].train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        ids = torch.randint(SIZES[self.size]["vocab_size"], (1, length), device=self.device)
+
+        def step() -> None:
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step, None
+
+
+class Decoding:
+    """A token after `length` others, B sequences; the cache or state is filled with noise."""
+
+    work = "decoding step"
+
+    def __init__(self, size: str, device: torch.device, dtype: torch.dtype, batch: int):
+        self.size, self.device, self.dtype, self.batch = size, device, dtype, batch
+        llama = llama_model(size, "sdpa", device, dtype)
+        self.models = {
+            "retnet": retnet_model(size, device, dtype),
+            "llama dynamic cache": llama,
+            "llama static cache": llama,
+        }
+
+    def needs(self, name: str, length: int) -> int:
+        """Bytes of the cache, and of the copy that a growing one makes."""
+        sizes = SIZES[self.size]
+        cache = 2 * sizes["num_layers"] * self.batch * sizes["embed_dim"] * length
+        return 0 if name == "retnet" else 2 * cache * self.dtype.itemsize
+
+    def call(self, name: str, length: int) -> tuple[Call, int | None]:
+        """The step, and the bytes of the state or the cache."""
+        model: Any = self.models[name].eval()
+        ids = torch.zeros(self.batch, 1, dtype=torch.long, device=self.device)
+        if name == "retnet":
+            state = model.config.make_state(self.batch, device=self.device)
+            state.retention.normal_()
+            state.positions.fill_(length)
+
+            @torch.no_grad()
+            def retnet_step() -> Tensor:
+                return model(ids, state=state, inplace=True).logits.argmax(-1)
+
+            return retnet_step, state.retention.nbytes
+        transformers: Any = load("transformers")
+        heads = SIZES[self.size]["embed_dim"] // 128
+        if "static" in name:
+            cache = transformers.StaticCache(model.config, max_cache_len=length + 128)
+        else:
+            cache = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            for layer in range(SIZES[self.size]["num_layers"]):
+                k, v = torch.randn(
+                    2, self.batch, heads, length, 128, device=self.device, dtype=self.dtype
+                )
+                cache.update(k, v, layer)
+        held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+
+        @torch.no_grad()
+        def llama_step() -> Tensor:
+            return model(ids, past_key_values=cache, use_cache=True).logits.argmax(-1)
+
+        return llama_step, held
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can be allocated now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(works: Any, length: int, clock: Clock, quick: bool) -> list[dict[str, Any]]:
+    """All contenders at one length, in turns."""
+    results = {
+        name: {
+            "work": works.work,
+            "contender": name,
+            "size": works.size,
+            "parameters": parameters(model),
+            "batch": getattr(works, "batch", 1),
+            "length": length,
+            "dtype": str(works.dtype).removeprefix("torch."),
+            "status": "not run",
+        }
+        for name, model in works.models.items()
+    }
+    calls: dict[str, Call] = {}
+    rounds: dict[str, int] = {}
+
+    def failed(name: str, error: Exception) -> None:
+        results[name] |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
+        calls.pop(name, None)
+
+    for name, result in results.items():
+        needs, free = works.needs(name, length), available(works.device)
+        if needs > free:
+            result["reason"] = f"needs {needs / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
+            continue
+        try:
+            call, held = works.call(name, length)
+            call()
+            memory, seconds = peak_memory(call, works.device)
+        except Exception as error:
+            failed(name, error)
+            continue
+        calls[name], rounds[name] = call, 2 if quick else rounds_within(SECONDS, seconds, LEAST)
+        result |= {"peak_memory_bytes": memory, "state_bytes": held}
+    tokens = works.batch if works.work == "decoding step" else length
+    for name, times in alternate(calls, rounds, clock, failed).items():
+        spread = Spread.of(times)
+        results[name] |= {"status": "ok", "seconds": vars(spread)}
+        results[name]["tokens_per_s"] = tokens / spread.median
+    ours = results["retnet"]
+    for result in results.values():
+        if result["status"] == "ok" == ours["status"]:
+            ratio = result["seconds"]["median"] / ours["seconds"]["median"]
+            result["times_retnet"] = ratio
+    return list(results.values())
+
+
+def show(results: list[dict[str, Any]]) -> str:
+    """One length as a table."""
+    first = results[0]
+    lines = [
+        f"{first['work']}   {first['size']}   B={first['batch']} T={first['length']}"
+        f"   {first['dtype']}",
+        f"  {'contender':22}{'parameters':>12}{'median ms':>11}{'quartiles':>20}{'tokens/s':>10}"
+        f"{'/ retnet':>9}{'state MiB':>11}{'peak MiB':>10}",
+    ]
+    for r in results:
+        start = f"  {r['contender']:22}{r['parameters'] / 1e6:10.1f} M"
+        if r["status"] != "ok":
+            lines.append(f"{start}  {r['status']}: {r['reason']}")
+            continue
+        s = r["seconds"]
+        quartiles = f"{report.number(s['q1'] * 1e3)}..{report.number(s['q3'] * 1e3)}"
+        mib = ["-" if r[key] is None else f"{r[key] / 2**20:,.0f}" for key in MEMORY]
+        lines.append(
+            f"{start}{report.number(s['median'] * 1e3):>11}{quartiles:>20}"
+            f"{report.number(r['tokens_per_s']):>10}{r.get('times_retnet', float('nan')):9.2f}"
+            f"{mib[0]:>11}{mib[1]:>10}"
+        )
+    return "\n".join(lines)
+
+
+MEMORY = ("state_bytes", "peak_memory_bytes")
+PANELS = [
+    ("training step", "tokens_per_s", "training, tokens/s", 1.0),
+    ("training step", "peak_memory_bytes", "training, peak memory of a step, GiB", 2.0**30),
+    ("decoding step", "seconds", "decoding, ms a token", 1e-3),
+    ("decoding step", "tokens_per_s", "decoding, tokens/s", 1.0),
+    ("decoding step", "state_bytes", "decoding, state or cache, GiB", 2.0**30),
+]
+
+
+def plot(path: Path, content: dict[str, Any]) -> None:
+    """By length: speed and memory of training and of decoding."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    done = [r for r in content["results"] if r["status"] == "ok"]
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(24, 4.6), layout="constrained")
+    for ax, (work, key, title, unit) in zip(axes, PANELS, strict=True):
+        some = [r for r in done if r["work"] == work and r[key] is not None]
+        for line in dict.fromkeys(
+            (r["contender"], r["size"], r["batch"], r["dtype"]) for r in some
+        ):
+            name, size, batch, dtype = line
+            rows = [r for r in some if (r["contender"], r["size"], r["batch"], r["dtype"]) == line]
+            y = [(r[key]["median"] if key == "seconds" else r[key]) / unit for r in rows]
+            label = f"{name}, {size}, B={batch}, {dtype}"
+            ax.plot([r["length"] for r in rows], y, "o-", label=label)
+        ax.set(xscale="log", yscale="log", title=title, xlabel="tokens")
+        ax.set_xticks(*2 * [sorted({r["length"] for r in some})], minor=False)
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=7)
+    figure.suptitle(f"{content['machine']['device']}, load {content['machine']['load_average'][0]}")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--device", help="cpu or cuda; by default the GPU where there is one")
+    parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
+    parser.add_argument("--train", default="100m", choices=SIZES, help="size of what is trained")
+    parser.add_argument("--decode", default="1.3b", choices=SIZES, help="size of what decodes")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1], help="sequences decoded at once"
+    )
+    parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
+    options = parser.parse_args()
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu" and not os.environ.keys() >= machine.MALLOC.keys():
+        os.execve(sys.executable, [sys.executable, *sys.argv], machine.MALLOC | os.environ)
+    if isinstance(load("transformers"), str):
+        print(f"transformers: {load('transformers')}")
+        return 2
+    folder = "quick" if options.quick else machine.folder_name(device)
+    out: Path = options.out or Path(__file__).parent / "results" / folder
+    if options.quick:
+        options.train = options.decode = "tiny"
+    clock, facts = Clock(device), machine.describe(device)
+    print("   ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
+    results: list[dict[str, Any]] = []
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    content = {"format": 1, "command": command, "machine": facts, "results": results}
+    lengths = QUICK if options.quick else LENGTHS
+    todo: list[tuple[Callable[[], Any], list[int]]] = []
+    for dtype in [torch.float32] if options.quick else machine.dtypes(device, quick=False):
+        todo.append((partial(Training, options.train, device, dtype), lengths["train"]))
+        for batch in options.batch:
+            decoding = partial(Decoding, options.decode, device, dtype, batch)
+            todo.append((decoding, lengths["decode"]))
+    with tqdm(total=sum(len(each) for _, each in todo), unit="case", disable=None) as bar:
+        for make, some in todo:
+            works = make()
+            for length in some:
+                measured = measure(works, length, clock, options.quick)
+                results += measured
+                tqdm.write(show(measured) + "\n")
+                report.write_json(out / "transformer.json", content)
+                bar.update()
+            del works
+    plot(out / "transformer.png", content)
+    return 1 if any(r["status"] == "failed" for r in results) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The machine code of compiled kernels: disassembled, by class of instruction, by loop."""
+
+import os
+import re
+import subprocess
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+# Classes of instructions, by the first pattern that their name without suffixes matches.
+CLASSES = {
+    "HMMA": "HMMA",
+    "LDSM": "LDSM",
+    "LDGSTS": "LDGSTS",
+    "LDS/STS": "LDS|STS",
+    "LDG/STG": "LDG|STG|LD|ST",
+    "local": "LDL|STL",
+    "MUFU": "MUFU",
+    "float": r"U?F(FMA|MUL|ADD|SEL|SETP|MNMX)\d?|H(FMA|MUL|ADD|MNMX)2",
+    "F2FP": "F2FP",
+    "integer": r"U?(IMAD|V?I?ADD\w*|LOP3|U?LEA|SHF|V?I?MNMX\w*|ISETP|SEL|PRMT|MOV|CS2R)",
+    "branch": "BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT",
+}
+# NOP and what is never executed (@!PT): what ptxas puts in for the hardware's sake.
+PADDING = "pad"
+
+
+class Instruction(NamedTuple):
+    """One line of SASS."""
+
+    address: int
+    never: bool  # predicated with !PT
+    name: str  # without suffixes
+    target: int | None  # of a branch
+
+
+def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
+    """Instructions of each (architecture, mangled name) in what cuobjdump -sass prints."""
+    functions: dict[tuple[str, str], list[Instruction]] = {}
+    line = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)([^;]*);")
+    architecture, body = "", []
+    for row in text.splitlines():
+        if found := line.match(row):
+            name = found[3].split(".")[0]
+            target = re.search(r"0x([0-9a-f]+)\s*$", found[4]) if name == "BRA" else None
+            body.append(
+                Instruction(
+                    int(found[1], 16),
+                    found[2] == "!PT",
+                    name,
+                    int(target[1], 16) if target else None,
+                )
+            )
+        elif found := re.match(r"\s*code for sm_(\w+)", row):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function : (\w+)", row):
+            body = functions.setdefault((architecture, found[1]), [])
+    return functions
+
+
+def main_loop(instructions: Sequence[Instruction], having: str = "HMMA") -> list[Instruction]:
+    """The body of the largest loop with such an instruction; empty where there is none."""
+    loops = [
+        [i for i in instructions if branch.target <= i.address <= branch.address]
+        for branch in instructions
+        if branch.target is not None and branch.target < branch.address
+    ]
+    return max((body for body in loops if any(i.name == having for i in body)), key=len, default=[])
+
+
+def classify(instruction: Instruction) -> str:
+    """The class of an instruction."""
+    if instruction.never or instruction.name == "NOP":
+        return PADDING
+    for name, pattern in CLASSES.items():
+        if re.fullmatch(pattern, instruction.name):
+            return name
+    return "other"
+
+
+def disassemble(folder: Path, name: str) -> Iterator[tuple[str, str, list[Instruction]]]:
+    """Architecture, mangled name and instructions of the kernels with `name` in theirs."""
+    programs = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
+    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
+    for ptxas in sorted(folder.rglob("*.o.ptxas")):
+        if name not in ptxas.read_text():
+            continue
+        sass = subprocess.run(
+            ["cuobjdump", "-sass", str(ptxas.with_suffix(""))],
+            env={**os.environ, "PATH": path},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
+        for (architecture, mangled), body in parse_sass(sass).items():
+            yield architecture, mangled, body
