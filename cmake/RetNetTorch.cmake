@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Imported targets for an installed torch, from torch's own files: RetNet::torch (C++ API: c10, torch_cpu and, in a
-# CUDA build of torch, torch_cuda), RetNet::c10_cuda, RetNet::torch_python. Torch's own CMake package stops with an
+# CUDA build of torch, torch_cuda), RetNet::c10_cuda, RetNet::torch_cuda,
+# RetNet::torch_python. Torch's own CMake package stops with an
 # error where the wheel is a CUDA build and the machine has no CUDA toolkit; this file needs no toolkit.
 #
 # Torch is looked for in RETNET_TORCH_DIR (a folder that holds lib/libtorch.so: an unpacked LibTorch or the `torch`
@@ -56,7 +57,7 @@ _retnet_import_torch_library(torch)
 set_target_properties(RetNet::torch PROPERTIES
   INTERFACE_LINK_LIBRARIES "RetNet::torch_cpu;RetNet::c10"
   INTERFACE_LINK_OPTIONS "LINKER:--no-as-needed")
-foreach(_retnet_optional torch_python c10_cuda)
+foreach(_retnet_optional torch_python c10_cuda torch_cuda)
   if(EXISTS "${RETNET_TORCH_DIR}/lib/lib${_retnet_optional}.so")
     _retnet_import_torch_library(${_retnet_optional})
   endif()

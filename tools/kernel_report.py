@@ -19,6 +19,8 @@ beside each goal. Exit status 1, and a line for each gate that fails, where
   model      nanoseconds per token and head exceed the goal; of the gated group norm, a row's
              instructions or its bytes in flight do not keep up with the device memory
 
+and what step_report.py has of the step of decoding.
+
 Instructions are those of the main loop's code, not those executed: what a branch leaves out counts.
 """
 
@@ -34,6 +36,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1] / "kernels"))
 import ptxas_report
 
+import step_report
 from sass import CLASSES, PADDING, classify, disassemble, main_loop
 
 DTYPES = ("fp32", "fp16", "bf16")
@@ -425,6 +428,7 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
         "device dtype I O B*H T tile tensor shared issue L2 memory model goal",
         rows,
     )
+    step_report.report(counts, lambda *gate: failures.append(Failure(*gate)), print_table)
     return failures
 
 

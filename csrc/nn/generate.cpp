@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <tuple>
+
+#include "nn/decoding_step.h"
 
 namespace retnet::nn {
 
@@ -91,12 +94,17 @@ std::vector<torch::Tensor> generate(RetNetForCausalLM model,
                             torch::dtype(torch::kBool).device(device));
 
   std::vector<torch::Tensor> written;
-  CausalLMOutput output;
+  std::optional<DecodingStep> step;
   while (static_cast<int64_t>(written.size()) < options.max_new_tokens()) {
-    output = written.empty() ? read(model, prompts)
-                             : model->forward(written.back(), output.state, std::nullopt,
-                                              std::nullopt, "chunkwise", /*inplace=*/true);
-    written.push_back(draw(output.logits.reshape({ended.size(0), -1}), options, generator));
+    torch::Tensor logits;
+    if (step) {
+      logits = (*step)(written.back());
+    } else {
+      const auto output = read(model, prompts);
+      logits = output.logits;
+      step.emplace(model, output.state);
+    }
+    written.push_back(draw(logits.reshape({ended.size(0), -1}), options, generator));
     if (options.stop_tokens().empty()) continue;
     ended = ended.logical_or(torch::isin(written.back(), stops));
     if (ended.all().item<bool>()) break;

@@ -42,6 +42,10 @@ struct RETNET_API GenerateOptions {
 ///
 /// Returns each prompt with its continuation, N tensors int64. Raises c10::ValueError when an
 /// argument is out of its range. Reads back from the device only where stop tokens are given.
+///
+/// On CUDA the third step is recorded as a CUDA graph of the whole model, which the steps after it
+/// repeat. Where that cannot be (parameters on several devices, autocast, a build without CUDA, a
+/// failure while recording) the steps run one by one, with the same text, and a warning says why, once.
 RETNET_API std::vector<torch::Tensor> generate(RetNetForCausalLM model,
                                                const std::vector<torch::Tensor>& prompts,
                                                const GenerateOptions& options);

@@ -109,4 +109,5 @@ cudaError_t launch(void (*kernel)(Args...), unsigned blocks, unsigned threads, c
 
 }  // namespace retnet::kernels::prim
 
+#include "kernels/prim/cluster.cuh"
 #include "kernels/prim/tensor_core.cuh"

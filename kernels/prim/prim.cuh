@@ -93,4 +93,24 @@ RETNET_DEVICE Packet<kDtype, kCount> pack(const float (&values)[kCount]) {
   return packet;
 }
 
+// One element, and one rounded to nearest even.
+template <DType kDtype>
+RETNET_DEVICE float load_element(const void* base, int64_t offset) {
+  if constexpr (kDtype == DType::kFloat32) {
+    return static_cast<const float*>(base)[offset];
+  } else {
+    float value, none;
+    unpack_pair<kDtype>(static_cast<const uint16_t*>(base)[offset], value, none);
+    return value;
+  }
+}
+template <DType kDtype>
+RETNET_DEVICE void store_element(void* base, int64_t offset, float value) {
+  if constexpr (kDtype == DType::kFloat32) {
+    static_cast<float*>(base)[offset] = value;
+  } else {
+    static_cast<uint16_t*>(base)[offset] = static_cast<uint16_t>(pack_pair<kDtype>(value, 0));
+  }
+}
+
 }  // namespace retnet::kernels::prim

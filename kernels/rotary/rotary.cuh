@@ -32,39 +32,11 @@
 // cosines would be a second launch and more bytes where positions differ by row.
 #pragma once
 
+#include "kernels/prim/angle.cuh"
 #include "kernels/prim/prim.cuh"
 #include "kernels/rotary/rotary_launch.h"
 
 namespace retnet::kernels {
-
-// cos and sin of `angle`, |angle| < 2^53, to 1e-10.
-RETNET_DEVICE void cos_sin(double angle, float& cos_out, float& sin_out) {
-  constexpr double kTwoOverPi = 0.63661977236758134308;
-  constexpr double kHalfPi = 1.57079632679489655800;          // pi/2 rounded to float64,
-  constexpr double kHalfPiRest = 6.12323399573676603587e-17;  // and what that lacks
-  const double turns = prim::rint(angle * kTwoOverPi);
-  // Both products are multiples of 2^-52 and their difference is below 1: exact.
-  const double high = prim::fma(-turns, kHalfPi, angle);
-  const double r = prim::fma(-turns, kHalfPiRest, high);
-  const double r2 = r * r;
-  // Taylor, to r^11 and r^10; |r| <= pi/4.
-  double sine = prim::fma(r2, -1.0 / 39916800, 1.0 / 362880);
-  sine = prim::fma(r2, sine, -1.0 / 5040);
-  sine = prim::fma(r2, sine, 1.0 / 120);
-  sine = prim::fma(r2, sine, -1.0 / 6);
-  sine = prim::fma(r2 * r, sine, r);
-  double cosine = prim::fma(r2, -1.0 / 3628800, 1.0 / 40320);
-  cosine = prim::fma(r2, cosine, -1.0 / 720);
-  cosine = prim::fma(r2, cosine, 1.0 / 24);
-  cosine = prim::fma(r2, cosine, -0.5);
-  cosine = prim::fma(r2, cosine, 1.0);
-  const auto quadrant = static_cast<int64_t>(turns) & 3;
-  const bool swapped = (quadrant & 1) != 0;
-  const auto c = static_cast<float>(swapped ? sine : cosine);
-  const auto s = static_cast<float>(swapped ? cosine : sine);
-  cos_out = quadrant == 1 || quadrant == 2 ? -c : c;
-  sin_out = quadrant >= 2 ? -s : s;
-}
 
 // The same kVector channels, and with kHalf their partners, of one head.
 template <DType kDtype, int kVector, bool kHalf>
@@ -126,7 +98,7 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
   RETNET_UNROLL
   for (int i = 0; i < Packet::kPairs; ++i) {
     const uint32_t pair = (kHalf ? column : column / 2) + i;
-    cos_sin(position * p.frequency_ptr[pair], cos[i], sin[i]);
+    prim::cos_sin(position * p.frequency_ptr[pair], cos[i], sin[i]);
     if (p.inverse) sin[i] = -sin[i];
   }
 

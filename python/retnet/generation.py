@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from retnet._decoding_step import DecodingStep
 from retnet.nn import RetNetForCausalLM
 
 __all__ = ["generate", "stream"]
@@ -25,6 +26,12 @@ def generate(
     seed: int | None = None,
 ) -> list[Tensor]:
     """Continues each prompt.
+
+    On CUDA the third step of decoding is recorded as a CUDA graph of the whole model, which the
+    steps after it repeat. Where that cannot be - a module that is not of torch.nn or retnet (LoRA),
+    hooks, a replaced forward method, parameters on several devices or of a tensor's subclass,
+    autocast, a failure while recording - the steps run one by one, with the same text, and the
+    logger `retnet._decoding_step` says why, once.
 
     Args:
         model: a RetNetForCausalLM.
@@ -90,7 +97,8 @@ def stream(
     """Yields one token of each text, [N, 1] int64, as soon as they are drawn.
 
     Arguments and errors as `generate`. It ends when every text has drawn a stop token; what a text
-    gets after its own means nothing. Only stop tokens make it wait for the device.
+    gets after its own means nothing. Only stop tokens make it wait for the device, and once the
+    recording of a CUDA graph.
 
     Example:
         >>> import torch
@@ -130,14 +138,14 @@ def stream(
     ended = torch.zeros(len(prompts), 1, dtype=torch.bool, device=device)
 
     ids, bounds = _block(prompts)
-    state = None
+    step: DecodingStep | None = None
     for _ in range(max_new_tokens):
-        if state is None:
-            output = model(ids, cu_seqlens=bounds, last_only=True)
+        if step is None:
+            logits, _, state = model(ids, cu_seqlens=bounds, last_only=True)
+            step = DecodingStep(model, state)
         else:
-            output = model(ids, state=state, inplace=True)
-        state = output.state
-        ids = _draw(output.logits.view(len(prompts), -1), temperature, top_k, top_p, generator)
+            logits = step(ids)
+        ids = _draw(logits.view(len(prompts), -1), temperature, top_k, top_p, generator)
         yield ids
         if len(stop_tokens):
             ended |= torch.isin(ids, stops)

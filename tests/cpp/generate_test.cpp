@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Writing text in C++: greedy, drawn, stopped, from prompts of unequal length.
+#include <ATen/autocast_mode.h>
+#include <retnet/nn/decoding_step.h>
 #include <retnet/nn/generate.h>
 
 #include <algorithm>
@@ -114,6 +116,30 @@ TEST_CASE("generate: a text ends with its first stop token") {
   }
   CHECK(texts[0].size(0) < whole[0].size(0));
   CHECK(texts[1].size(0) < whole[1].size(0));
+}
+
+TEST_CASE("generate: the steps' logits are those of plain calls, in the same memory") {
+  auto model = random_model(small_options());
+  const torch::NoGradGuard no_grad;
+  const auto prompt = random_ids(2, 5), tokens = random_ids(2, 6);
+  auto state = model(prompt).state;
+  retnet::nn::DecodingStep step(model, state.fork());
+  for (int64_t t = 0; t < 6; ++t) {
+    const auto ids = tokens.slice(1, t, t + 1);
+    const auto output = model->forward(ids, state);
+    state = output.state;
+    CHECK(torch::equal(step(ids), output.logits));
+  }
+}
+
+TEST_CASE("generate: why a step is not recorded as a graph") {
+  auto model = random_model(small_options());
+  using retnet::nn::graph_refusal;
+  CHECK(graph_refusal(model, torch::kCPU).empty());
+  CHECK(graph_refusal(model, torch::kMeta) == "embed_tokens.weight is on cpu, the prompts on meta");
+  at::autocast::set_autocast_enabled(torch::kCPU, true);
+  CHECK_THAT(graph_refusal(model, torch::kCPU), ContainsSubstring("autocast is on"));
+  at::autocast::set_autocast_enabled(torch::kCPU, false);
 }
 
 TEST_CASE("generate: bad arguments are named") {

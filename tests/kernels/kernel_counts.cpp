@@ -11,6 +11,7 @@
 #include "kernels/norm/gated_group_norm.h"
 #include "kernels/retention/chunkwise.h"
 #include "kernels/retention/chunkwise_model.h"
+#include "kernels/retention/step.h"
 #include "kernels/rotary/rotary.h"
 #include "simt/simt.h"
 
@@ -273,6 +274,97 @@ std::string rotary(DType dtype, bool half) {
       .str();
 }
 
+simt::LaunchCounters run_step(DType dtype, int cluster, int64_t batch) {
+  simt::Simulator simulator;
+  RetentionStepParams p;
+  p.batch = p.states = batch;
+  p.heads = 1;
+  p.key_dim = 256;
+  p.value_dim = 512;
+  p.dtype = dtype;
+  const auto tokens = [&](int64_t size, const char* name, int64_t& stride) {
+    stride = size;
+    return zeros(simulator, batch * size * element_size(dtype), name);
+  };
+  p.q_ptr = tokens(p.key_dim, "q", p.q_stride_b);
+  p.k_ptr = tokens(p.key_dim, "k", p.k_stride_b);
+  p.v_ptr = tokens(p.value_dim, "v", p.v_stride_b);
+  p.gate_ptr = tokens(p.value_dim, "gate", p.gate_stride_b);
+  p.log_decay_ptr = static_cast<float*>(zeros(simulator, 4, "log_decay"));
+  p.positions_ptr = zeros(simulator, 8 * batch, "positions");
+  p.positions_stride_b = 1;
+  p.frequencies_ptr = static_cast<float*>(zeros(simulator, 2 * p.key_dim, "frequencies"));
+  p.weight_ptr = zeros(simulator, 4 * p.value_dim, "weight");
+  p.bias_ptr = zeros(simulator, 4 * p.value_dim, "bias");
+  p.state_stride_k = p.value_dim;
+  p.state_stride_h = p.state_stride_s = p.key_dim * p.value_dim;
+  const std::vector<float> state(batch * p.state_stride_s);
+  p.state_ptr = simulator.in_out<float>(state, "state");
+  p.out_ptr = simulator.output<std::byte>(batch * p.value_dim * element_size(dtype), "out");
+  require(launch_retention_step(p, cluster, nullptr) == cudaSuccess, "step: launch");
+  return finish(simulator, "step");
+}
+
+std::string step(DType dtype, int cluster) {
+  const simt::LaunchCounters before = run_step(dtype, cluster, 1);
+  const simt::LaunchCounters after = run_step(dtype, cluster, 3);
+  const auto per_row = [](uint64_t x, uint64_t y) { return static_cast<double>(y - x) / 2; };
+  const simt::Counters &a = before.total, &b = after.total;
+  const Object counted =
+      Object()
+          .number("memory_bytes", per_row(before.unique_read_bytes + before.unique_written_bytes,
+                                          after.unique_read_bytes + after.unique_written_bytes))
+          .number("l2_loaded", per_row(a.global_load.sector_bytes, b.global_load.sector_bytes))
+          .number("l2_stored", per_row(a.global_store.sector_bytes, b.global_store.sector_bytes))
+          .number("barriers", per_row(a.barriers, b.barriers) / cluster)
+          .number("conflicts", static_cast<double>(b.bank_conflicts()));
+  return Object()
+      .text("dtype", name(dtype))
+      .number("cluster", cluster)
+      .raw("counted", counted.str())
+      .raw("header",
+           Object()
+               .number("memory_bytes", static_cast<double>(step_memory_bytes(dtype, 256, 512)))
+               .number("barriers", kStepBarriers)
+               .str())
+      .str();
+}
+
+/// The batch with the least share of all that a goal is for.
+std::string step_goal(const StepGoal& goal, const ModelDevice& device) {
+  RetentionStepParams p;
+  p.heads = goal.heads;
+  p.key_dim = goal.key_dim;
+  p.value_dim = goal.value_dim;
+  p.dtype = goal.dtype;
+  const auto time = [&](int64_t batch, int& cluster) {
+    p.batch = batch;
+    cluster = retention_step_cluster(p, device.limits);
+    return step_time(p, cluster, device.limits.multiprocessors, device.memory_tbps);
+  };
+  int cluster = 0;
+  int64_t worst = goal.batch;
+  for (int64_t batch = worst; batch <= 8 * goal.batch; ++batch) {
+    if (time(batch, cluster).share() < time(worst, cluster).share()) worst = batch;
+  }
+  const StepTime found = time(worst, cluster);
+  return Object()
+      .text("device", device.name)
+      .text("dtype", name(goal.dtype))
+      .number("heads", static_cast<double>(goal.heads))
+      .number("from", static_cast<double>(goal.batch))
+      .number("batch", static_cast<double>(worst))
+      .number("cluster", cluster)
+      .number("memory_us", found.memory_ns / 1000)
+      .number("latency_us", found.latency_ns / 1000)
+      .number("around_us", found.around_ns / 1000)
+      .number("tail_us", found.tail_ns / 1000)
+      .number("total_us", found.total() / 1000)
+      .number("share", found.share())
+      .number("goal", goal.share)
+      .str();
+}
+
 Object describe(const ModelDevice& device) {
   Object object;
   object.text("device", device.name)
@@ -315,7 +407,16 @@ std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {
 }
 
 int print() {
-  std::vector<std::string> chunkwise_items, norm_items, rotary_items, devices, goals;
+  std::vector<std::string> chunkwise_items, norm_items, rotary_items, step_items, step_goals,
+      devices, goals;
+  for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
+    for (const int cluster : {1, 8}) step_items.push_back(step(dtype, cluster));
+  }
+  for (const StepGoal& item : kStepGoals) {
+    for (const ModelDevice& device : kModelDevices) {
+      if (std::string(item.device) == device.name) step_goals.push_back(step_goal(item, device));
+    }
+  }
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (int tile = 0; tile < kChunkwiseTileCount; ++tile) {
       chunkwise_items.push_back(chunkwise(dtype, tile));
@@ -348,6 +449,8 @@ int print() {
                           .raw("rotary", list(rotary_items))
                           .raw("devices", list(devices))
                           .raw("goals", list(goals))
+                          .raw("step", list(step_items))
+                          .raw("step_goals", list(step_goals))
                           .raw("shared_limits", limits.str())
                           .number("min_capability", kChunkwiseMinCapability)
                           .str()

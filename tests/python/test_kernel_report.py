@@ -209,6 +209,7 @@ def test_report(tmp_path, monkeypatch, capsys, stack, barriers, expected) -> Non
     item["counted"]["barriers"] = barriers
     counts = {"chunkwise": [item], "gated_group_norm": [NORM], "rotary": [ROTARY], "goals": [GOAL]}
     counts |= {"devices": [NORM_DEVICE], "shared_limits": {"86": 1}, "min_capability": 80}
+    counts |= {"step": [], "step_goals": []}
     assert gates(kr.report(tmp_path, counts)) == expected
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["sm_90a", "3", "256x128x64", "bf16", "99", str(stack), "100", "100"] in [

@@ -4,6 +4,8 @@
 // injects the bug; without it the same kernel must give no finding.
 #include "simt/bug_kernels.h"
 
+#include <iterator>
+
 #include "kernels/prim/prim.cuh"
 
 namespace retnet::simt {
@@ -402,7 +404,6 @@ cudaError_t run(bool bug, const float* in, float* out) {
   BugCase { #kernel, FindingKind::expected, &run < &kernel < false>, &kernel < true>> }
 #define CASE_DYNAMIC(kernel, expected, bytes) \
   BugCase { #kernel, FindingKind::expected, &run < &kernel < false>, &kernel < true>, bytes> }
-
 constexpr BugCase kCases[] = {
     CASE(barrier_before_use, kSharedReadAfterWrite),
     CASE(barrier_before_refill, kSharedWriteAfterRead),
@@ -450,6 +451,11 @@ constexpr BugCase kCases[] = {
 
 }  // namespace
 
-std::span<const BugCase> bug_cases() { return kCases; }
+std::vector<BugCase> bug_cases() {
+  std::vector<BugCase> all(std::begin(kCases), std::end(kCases));
+  const std::span<const BugCase> of_clusters = cluster_bug_cases();
+  all.insert(all.end(), of_clusters.begin(), of_clusters.end());
+  return all;
+}
 
 }  // namespace retnet::simt

@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <span>
+#include <vector>
 
 #include "simt/report.h"
 
@@ -20,6 +21,7 @@ struct BugCase {
   cudaError_t (*launch)(bool bug, const float* in, float* out);
 };
 
-std::span<const BugCase> bug_cases();
+std::vector<BugCase> bug_cases();
+std::span<const BugCase> cluster_bug_cases();  // among them
 
 }  // namespace retnet::simt

@@ -34,6 +34,10 @@ void warp_barrier();
 enum class Shuffle : int { kIndex, kXor, kUp, kDown };
 uint32_t shuffle(uint32_t value, int operand, Shuffle mode);
 
+int cluster_rank();
+void cluster_barrier();
+void cluster_store(void* shared, int rank, float value);  // into the same place of another block
+
 void async_copy(uint32_t dst, const void* src, int bytes, int src_bytes);
 void async_commit();
 void async_wait(int groups);
@@ -47,6 +51,7 @@ struct LaunchShape {
   dim3 grid;
   dim3 block;
   size_t dynamic_shared = 0;
+  unsigned cluster = 1;  // consecutive blocks that run at the same time
 };
 cudaError_t launch(const LaunchShape& shape, void (*trampoline)(const void*), const void* arguments,
                    size_t argument_bytes);

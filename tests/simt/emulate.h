@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Takes the place of kernels/prim/cuda.cuh and kernels/prim/tensor_core.cuh where kernels run on
-// the CPU (RETNET_EMULATE): the same names with the same meaning, and what kernels use of the CUDA
+// Takes the place of kernels/prim/cuda.cuh and what that includes (cluster.cuh, tensor_core.cuh)
+// where kernels run on the CPU (RETNET_EMULATE): the same names with the same meaning, and what kernels use of the CUDA
 // language. Nothing here touches the emulated memory itself: that is the runtime's part, or the
 // compiler's instrumentation of the kernel's own loads and stores.
 #pragma once
@@ -154,6 +154,16 @@ RETNET_DEVICE float opaque(float x) { return x; }
 RETNET_DEVICE uint32_t opaque(uint32_t x) { return x; }
 RETNET_DEVICE float expm1(float x) { return std::expm1(x); }
 
+// kernels/prim/cluster.cuh
+
+inline constexpr bool kHasClusters = true;
+
+RETNET_DEVICE int cluster_rank() { return simt::cluster_rank(); }
+RETNET_DEVICE void sync_cluster() { simt::cluster_barrier(); }
+RETNET_DEVICE void store_cluster(float* shared, int rank, float value) {
+  simt::cluster_store(shared, rank, value);
+}
+
 // Launches: kernels take their parameters by value, from a copy that outlives the launch.
 namespace detail {
 template <class... Args>
@@ -166,6 +176,19 @@ struct Call {
   }
 };
 }  // namespace detail
+
+template <class... Args>
+int code_architecture(void (*)(Args...)) {
+  return 90;
+}
+
+template <class... Args>
+cudaError_t launch_clusters(void (*kernel)(Args...), unsigned blocks, unsigned cluster,
+                            unsigned threads, size_t shared_bytes, cudaStream_t, Args... args) {
+  const detail::Call<Args...> call{kernel, {args...}};
+  return simt::launch({dim3(blocks), dim3(threads), shared_bytes, cluster},
+                      &detail::Call<Args...>::run, &call, sizeof(call));
+}
 
 template <class... Args>
 cudaError_t launch(void (*kernel)(Args...), dim3 grid, unsigned threads, size_t shared_bytes,

@@ -35,6 +35,7 @@ enum class FindingKind {
   kUnmatchedCollective,  // lanes wait for others at a shuffle, sync_warp, ldmatrix or mma
   kDivergentCollective,  // lanes of one warp at different instructions of the same kind
   kBadShuffle,           // from a lane that does not exist
+  kClusterAbsent,        // store to a block that may not have started, may have ended, or is none
   // Language
   kArrayBounds,  // index past an array of known size: a register array
   kArithmetic,   // signed overflow, bad shift

@@ -9,22 +9,12 @@
 
 #include "kernels/norm/gated_group_norm.h"
 #include "ops/composite/gated_group_norm.h"
+#include "ops/cuda/dtype.h"
 
 namespace retnet::ops {
 namespace {
 
-std::optional<kernels::DType> kernel_dtype(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return kernels::DType::kFloat32;
-    case at::kHalf:
-      return kernels::DType::kFloat16;
-    case at::kBFloat16:
-      return kernels::DType::kBFloat16;
-    default:
-      return std::nullopt;
-  }
-}
+using cuda::kernel_dtype;
 
 /// t [..., H, Dv] as [N, H, Dv] with contiguous channels: a view wherever the strides allow it.
 at::Tensor as_rows(const at::Tensor& t) {

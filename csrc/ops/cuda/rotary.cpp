@@ -9,22 +9,10 @@
 
 #include "kernels/rotary/rotary.h"
 #include "ops/composite/rotary.h"
+#include "ops/cuda/dtype.h"
 
 namespace retnet::ops {
 namespace {
-
-std::optional<kernels::DType> kernel_dtype(const at::Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return kernels::DType::kFloat32;
-    case at::kHalf:
-      return kernels::DType::kFloat16;
-    case at::kBFloat16:
-      return kernels::DType::kBFloat16;
-    default:
-      return std::nullopt;
-  }
-}
 
 /// Turns `q` and `k`, of which one may be undefined, into new tensors; nothing where the kernel does
 /// not take them.
@@ -33,7 +21,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
                                                          const at::Tensor& frequencies,
                                                          std::string_view style, bool inverse) {
   const at::Tensor& any = q.defined() ? q : k;
-  const auto dtype = kernel_dtype(any);
+  const auto dtype = cuda::kernel_dtype(any);
   if (!dtype) return std::nullopt;
   const bool step = any.dim() == 3;  // [B, H, Dk]: a token in each row
   kernels::RotaryParams p;

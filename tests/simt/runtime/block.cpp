@@ -22,8 +22,10 @@ uint3 unflatten(uint32_t linear, dim3 extents) {
 
 }  // namespace
 
-Block::Block(const LaunchContext& launch, Stacks& stacks)
+Block::Block(const LaunchContext& launch, Cluster& cluster, int rank, Stacks& stacks)
     : launch_(launch),
+      cluster_(cluster),
+      rank_(rank),
       findings_(launch.findings),
       stacks_(stacks),
       shared_(launch.shape.dynamic_shared, launch.threads(), launch.findings),
@@ -40,6 +42,8 @@ Block::Block(const LaunchContext& launch, Stacks& stacks)
     lane.index = unflatten(t, launch.shape.block);
     lane.stack = stacks_.bottom(t);
   }
+  remote_.block = this;
+  remote_.thread = launch.threads();
   std::iota(warp_order_.begin(), warp_order_.end(), 0);
   if (launch.options.order == Order::kDescending) {
     std::reverse(warp_order_.begin(), warp_order_.end());
@@ -75,8 +79,11 @@ void Block::start(uint32_t block) {
   abandoned_ = false;
   shared_.reset();
   barriers_ = {};
+  cluster_barrier_ = {};
   random_.seed(launch_.options.seed * 1000003 + block);
-  const auto nothing = std::make_shared<const std::vector<uint32_t>>(lanes_.size());
+  const auto nothing = std::make_shared<const std::vector<uint32_t>>(clocks());
+  remote_.clock = 1;
+  remote_.learn(nothing);
   for (Lane& lane : lanes_) {
     lane.state = LaneState::kReady;
     lane.clock = 1;
@@ -131,8 +138,8 @@ bool Block::run_warp(int warp) {
   return any;
 }
 
-void Block::run(uint32_t block) {
-  start(block);
+bool Block::advance() {
+  bool any = false;
   while (alive_ > 0 && !abandoned_) {
     bool progress = false;
     if (launch_.options.order == Order::kRandom) {
@@ -144,11 +151,14 @@ void Block::run(uint32_t block) {
       if (abandoned_) break;
       if (launch_.options.order == Order::kRandom && progress && random_() % 4 == 0) break;
     }
-    if (!progress && !abandoned_) {
-      report_stuck();
-      break;
-    }
+    if (!progress) break;
+    any = true;
   }
+  return any;
+}
+
+void Block::end() {
+  if (alive_ > 0 && !abandoned_) report_stuck();
   for (Warp& warp : warps_) warp.log.flush(counters_);
   if (abandoned_ || alive_ > 0) return;
   for (size_t id = 0; id < barriers_.size(); ++id) {

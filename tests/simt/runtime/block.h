@@ -9,6 +9,7 @@
 
 #include "simt/device.h"
 #include "simt/runtime/access_log.h"
+#include "simt/runtime/cluster.h"
 #include "simt/runtime/fiber.h"
 #include "simt/runtime/findings.h"
 #include "simt/runtime/global_memory.h"
@@ -32,13 +33,15 @@ struct LaunchContext {
   uint32_t blocks() const { return shape.grid.x * shape.grid.y * shape.grid.z; }
 };
 
-// Runs the blocks of a launch one after the other, each with its threads as fibers of this OS
+// Runs the blocks that it is given one after the other, each with its threads as fibers of this OS
 // thread: a lane runs until it has to wait for others.
 class Block {
  public:
-  Block(const LaunchContext& launch, Stacks& stacks);
+  Block(const LaunchContext& launch, Cluster& cluster, int rank, Stacks& stacks);
 
-  void run(uint32_t block);
+  void start(uint32_t block);
+  bool advance();  // as far as it goes without other blocks; whether it did
+  void end();
   const Counters& counters() const { return counters_; }
   const SharedMemory& shared() const { return shared_; }
 
@@ -48,6 +51,9 @@ class Block {
   SharedMemory& shared() { return shared_; }
   Counters& counters() { return counters_; }
   uint32_t linear_index() const { return block_; }
+  Cluster& cluster() { return cluster_; }
+  int rank() const { return rank_; }
+  const Lane& remote() const { return remote_; }
 
   // A plain access or one through simt::load and simt::store, already known not to be to the
   // lane's own stack.
@@ -55,6 +61,11 @@ class Block {
 
   // threads < 0: all of the block.
   void barrier(Lane& lane, int id, int threads, bool wait, Pc pc);
+  void cluster_barrier(Lane& lane, Pc pc);
+  bool all_at_cluster_barrier() const {
+    return cluster_barrier_.arrived == static_cast<int>(lanes_.size());
+  }
+  void leave_cluster_barrier();
 
   // Waits until all lanes of the warp have called with the same instruction; the last one carries
   // out `act` for all.
@@ -97,20 +108,28 @@ class Block {
   };
 
   static void lane_main();
-  void start(uint32_t block);
   bool run_warp(int warp);
   void resume(Lane& lane);
   void suspend(Lane& lane, LaneState state, const char* what, int id, Pc pc);
   void finish_lane(Lane& lane);
   void report_stuck();
 
+  void release(Barrier& barrier);
+  size_t clocks() const { return lanes_.size() + 1; }
+
   const LaunchContext& launch_;
+  Cluster& cluster_;
+  const int rank_;
   Findings& findings_;
   Stacks& stacks_;
   SharedMemory shared_;
   std::vector<Lane> lanes_;
   std::vector<Warp> warps_;
+  // Stands for the threads of other blocks that store into this one's shared memory. What it knows,
+  // and what is known of it, changes at barriers of the cluster alone.
+  Lane remote_;
   std::array<Barrier, 16> barriers_;
+  Barrier cluster_barrier_;
   std::vector<int> warp_order_;
   std::mt19937_64 random_;
   Counters counters_;

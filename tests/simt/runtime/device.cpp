@@ -138,6 +138,20 @@ uint32_t shuffle(uint32_t value, int operand, Shuffle mode) {
   return argument.result;
 }
 
+int cluster_rank() { return running_lane->block->rank(); }
+
+void cluster_barrier() {
+  const Pc pc = RETNET_CALLER;
+  const Runtime runtime;
+  runtime.block.cluster_barrier(runtime.lane, pc);
+}
+
+void cluster_store(void* shared, int rank, float value) {
+  const Pc pc = RETNET_CALLER;
+  const Runtime runtime;
+  runtime.block.cluster().store(runtime.lane, shared, rank, value, pc);
+}
+
 void async_copy(uint32_t dst, const void* src, int bytes, int src_bytes) {
   const Pc pc = RETNET_CALLER;
   const Runtime runtime;

@@ -66,6 +66,8 @@ const char* name(FindingKind kind) {
       return "divergent warp-wide instruction";
     case FindingKind::kBadShuffle:
       return "shuffle from no lane";
+    case FindingKind::kClusterAbsent:
+      return "block of the cluster not known to run";
     case FindingKind::kArrayBounds:
       return "index past an array";
     case FindingKind::kArithmetic:

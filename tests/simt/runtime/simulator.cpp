@@ -24,8 +24,8 @@ namespace {
 
 thread_local Implementation* simulator_in_use = nullptr;
 
-std::vector<uint32_t> block_order(const Options& options, uint32_t blocks) {
-  std::vector<uint32_t> order(blocks);
+std::vector<uint32_t> cluster_order(const Options& options, uint32_t clusters) {
+  std::vector<uint32_t> order(clusters);
   std::iota(order.begin(), order.end(), 0);
   if (options.order == Order::kDescending) std::reverse(order.begin(), order.end());
   if (options.order == Order::kRandom) {
@@ -37,10 +37,11 @@ std::vector<uint32_t> block_order(const Options& options, uint32_t blocks) {
 
 // The shape that every CUDA device has in common.
 bool launchable(const LaunchShape& shape) {
-  const auto& [grid, block, shared] = shape;
+  const auto& [grid, block, shared, cluster] = shape;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   return grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x <= INT32_MAX && grid.y < 65536 &&
-         grid.z < 65536 && threads > 0 && threads <= 1024 && block.z <= 64;
+         grid.z < 65536 && threads > 0 && threads <= 1024 && block.z <= 64 && cluster > 0 &&
+         cluster <= 8 && grid.x % cluster == 0;
 }
 
 }  // namespace
@@ -84,8 +85,9 @@ cudaError_t launch(const LaunchShape& shape, void (*trampoline)(const void*), co
   const Options& options = simulator.options;
   if (!launchable(shape)) {
     simulator.findings.add(FindingKind::kBadLaunch, Place{}, 0, 0, [&] {
-      return format("grid %u x %u x %u of %u x %u x %u threads", shape.grid.x, shape.grid.y,
-                    shape.grid.z, shape.block.x, shape.block.y, shape.block.z);
+      return format("grid %u x %u x %u of %u x %u x %u threads in clusters of %u", shape.grid.x,
+                    shape.grid.y, shape.grid.z, shape.block.x, shape.block.y, shape.block.z,
+                    shape.cluster);
     });
     return cudaErrorInvalidConfiguration;
   }
@@ -98,17 +100,15 @@ cudaError_t launch(const LaunchShape& shape, void (*trampoline)(const void*), co
   counters.blocks.resize(context.blocks());
   counters.dynamic_shared_bytes = shape.dynamic_shared;
 
-  const std::vector<uint32_t> order = block_order(options, context.blocks());
+  const std::vector<uint32_t> order = cluster_order(options, context.blocks() / shape.cluster);
   std::atomic<size_t> next = 0;
   std::atomic<size_t> static_bytes = 0;
   const auto work = [&] {
-    static thread_local Stacks stacks;  // kept from launch to launch
-    Block block(context, stacks);
+    Cluster cluster(context);
     for (size_t i = next++; i < order.size(); i = next++) {
-      block.run(order[i]);
-      counters.blocks[order[i]] = block.counters();
+      cluster.run(order[i] * shape.cluster, counters.blocks);
     }
-    if (block.shared().static_bytes() > static_bytes) static_bytes = block.shared().static_bytes();
+    if (cluster.static_bytes() > static_bytes) static_bytes = cluster.static_bytes();
   };
   std::vector<std::thread> helpers;
   for (int i = 1; i < options.os_threads; ++i) helpers.emplace_back(work);

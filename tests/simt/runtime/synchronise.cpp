@@ -62,8 +62,12 @@ void Block::barrier(Lane& lane, int id, int threads, bool wait, Pc pc) {
     if (wait) suspend(lane, LaneState::kAtBarrier, whole_block ? "sync_block" : "bar_sync", id, pc);
     return;
   }
+  release(barrier);
+}
+
+void Block::release(Barrier& barrier) {
   ++counters_.barriers;
-  const Clocks joined = barrier.joined.result(lanes_.size());
+  const Clocks joined = barrier.joined.result(clocks());
   for (Lane* waiting : barrier.waiting) {
     waiting->learn(joined);
     waiting->state = LaneState::kReady;
@@ -71,6 +75,27 @@ void Block::barrier(Lane& lane, int id, int threads, bool wait, Pc pc) {
     if (waiting->lane == 0) warps_[waiting->warp].log.flush(counters_);
   }
   barrier = {};
+}
+
+void Block::cluster_barrier(Lane& lane, Pc pc) {
+  Barrier& barrier = cluster_barrier_;
+  if (barrier.arrived == 0) {
+    barrier.pc = pc;
+  } else if (!same_instruction(pc, barrier.pc)) {
+    findings_.add(FindingKind::kDivergentBarrier, place_of(lane), pc, barrier.pc, [] {
+      return std::string("threads of one block meet at the cluster's barrier in different places");
+    });
+  }
+  ++barrier.arrived;
+  barrier.joined.add(lane);
+  barrier.waiting.push_back(&lane);
+  if (!cluster_.leave_barrier()) suspend(lane, LaneState::kAtBarrier, "sync_cluster", 0, pc);
+}
+
+void Block::leave_cluster_barrier() {
+  cluster_barrier_.joined.add(remote_);
+  remote_.learn(cluster_barrier_.joined.result(clocks()));
+  release(cluster_barrier_);
 }
 
 void Block::collective(Lane& lane, const char* instruction, const void* argument, Pc pc,
@@ -102,7 +127,7 @@ void Block::collective(Lane& lane, const char* instruction, const void* argument
 void Block::order_warp(std::span<Lane> warp) {
   Joined joined;
   for (Lane& lane : warp) joined.add(lane);
-  const Clocks result = joined.result(lanes_.size());
+  const Clocks result = joined.result(clocks());
   for (Lane& lane : warp) lane.learn(result);
 }
 

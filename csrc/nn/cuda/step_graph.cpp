@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "nn/step_graph.h"
+
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <exception>
+#include <memory>
+
+namespace retnet::nn {
+
+namespace {
+
+/// A stream that starts after the current one's work, and whose work the current one waits for.
+class StreamBeside {
+ public:
+  explicit StreamBeside(const torch::Device& device)
+      : device_(device),
+        current_(c10::cuda::getCurrentCUDAStream(device.index())),
+        guard_(c10::cuda::getStreamFromPool(/*isHighPriority=*/false, device.index())) {
+    order(current_, guard_.current_stream());
+  }
+  void join() { order(guard_.current_stream(), current_); }
+
+ private:
+  void order(const c10::cuda::CUDAStream& before, const c10::cuda::CUDAStream& after) {
+    c10::Event event(c10::DeviceType::CUDA);
+    event.record(before);
+    event.block(after);
+  }
+
+  c10::cuda::CUDAGuard device_;
+  c10::cuda::CUDAStream current_;
+  c10::cuda::CUDAStreamGuard guard_;
+};
+
+}  // namespace
+
+void run_beside(const torch::Device& device, const std::function<void()>& step) {
+  StreamBeside stream(device);
+  step();
+  stream.join();
+}
+
+StepGraph record_step(const torch::Device& device, const std::function<void()>& step) {
+  if (c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None) {
+    return {{}, "another graph is being recorded"};
+  }
+  const auto graph = std::make_shared<at::cuda::CUDAGraph>();
+  bool recording = false;
+  try {
+    StreamBeside stream(device);
+    graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
+    recording = true;
+    step();
+    recording = false;
+    graph->capture_end();
+  } catch (const std::exception& error) {
+    if (recording) {
+      try {
+        graph->capture_end();  // ends the recording whatever came of it
+      } catch (const std::exception&) {
+      }
+    }
+    return {{}, std::string("recording it failed: ") + error.what()};
+  }
+  return {[graph] { graph->replay(); }, ""};
+}
+
+}  // namespace retnet::nn

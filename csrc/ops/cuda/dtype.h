@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "kernels/dtype.h"
+
+namespace retnet::ops::cuda {
+
+/// The dtype as kernels name it, or nothing where they have none.
+inline std::optional<kernels::DType> kernel_dtype(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return kernels::DType::kFloat32;
+    case at::kHalf:
+      return kernels::DType::kFloat16;
+    case at::kBFloat16:
+      return kernels::DType::kBFloat16;
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace retnet::ops::cuda

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One step of decoding after another over the same memory, on CUDA as a graph."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from retnet.nn import RetNetForCausalLM
+from retnet.state import RetNetState
+
+WARM_UP = 2  # steps before the one that is recorded: handles, workspaces, kernels' code are loaded
+
+_KNOWN = ("torch.nn.modules.", "retnet.nn.", "retnet.cpp")  # run the same work at every step
+
+_logger = logging.getLogger(__name__)
+
+
+class DecodingStep:
+    """Reads a token of each row and gives the logits of the next.
+
+    Tokens, state and logits lie in the same memory at every step, so that on CUDA the steps after
+    the first `WARM_UP` repeat a CUDA graph of the whole model: one launch for some hundreds. Where
+    there can be none, the steps run one by one and the reason is logged, once.
+
+    Args:
+        model: what takes the steps.
+        state: what it has read; from here on the steps' own.
+    """
+
+    def __init__(self, model: RetNetForCausalLM, state: RetNetState) -> None:
+        self._model = model
+        self._state = state
+        rows, device = state.positions.shape[0], state.positions.device
+        self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        self._logits = torch.empty(0, device=device)
+        self._replay: Callable[[], None] | None = None
+        self._until_record = WARM_UP if has_graphs(device) else -1  # -1: never
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """ids: [N, 1]. Returns logits [N, 1, vocab], which the next call overwrites."""
+        self._ids.copy_(ids)
+        if self._until_record == 0:
+            self._record()
+        if self._replay is not None:
+            self._replay()
+        elif self._until_record > 0:
+            self._until_record -= 1
+            beside(self._step, self._ids.device)
+        else:
+            self._step()
+        return self._logits
+
+    def _step(self) -> None:
+        self._logits = self._model(self._ids, state=self._state, inplace=True).logits
+
+    def _record(self) -> None:
+        self._until_record = -1
+        device = self._ids.device
+        reason = graph_refusal(self._model, device)
+        if reason is None:
+            try:
+                self._replay = record(self._step, device)
+            except RuntimeError as error:  # CUDA's errors are such; the state is as it was
+                reason = f"recording it failed: {str(error).strip().splitlines()[0]}"
+        if reason is not None:
+            say_once(reason)
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Whether steps on this device are to be recorded."""
+    return device.type == "cuda"
+
+
+def beside(step: Callable[[], None], device: torch.device) -> None:
+    """Runs `step` on a stream of its own, as a recording does, after and before all other work."""
+    current = torch.cuda.current_stream(device)
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
+        torch.cuda.current_stream().wait_stream(current)
+        step()
+        current.wait_stream(torch.cuda.current_stream())
+
+
+def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """Records what `step` launches, without running it; what it returns repeats that."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
+    return graph.replay
+
+
+def graph_refusal(model: nn.Module, device: torch.device) -> str | None:
+    """Why a step of the model cannot be recorded as far as one can tell beforehand, or None.
+
+    A graph repeats kernels, not Python: code that is not known here may do something else at each
+    step, or run on the CPU.
+    """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "there are forward hooks of all modules, which a graph would not run"
+    for name, child in model.named_modules():
+        where = f"module {name}" if name else "the model"
+        if child._forward_hooks or child._forward_pre_hooks:
+            return f"{where} has forward hooks, which a graph would not run"
+        if "forward" in vars(child):
+            return f"the forward method of {where} was replaced"
+        kind = type(child)
+        if not f"{kind.__module__}.".startswith(_KNOWN):
+            return f"{where} is a {kind.__module__}.{kind.__qualname__}, not of torch.nn or retnet"
+    for name, tensor in _tensors(model):
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return f"{name} is a {type(tensor).__module__}.{type(tensor).__qualname__}"
+        if tensor.device != device:
+            return f"{name} is on {tensor.device}, the prompts on {device}"
+    if torch.is_autocast_enabled(device.type):
+        return "autocast is on, whose copies of the weights need not outlive it"
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return "another graph is being recorded"
+    return None
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return chain(model.named_parameters(), model.named_buffers())
+
+
+@functools.lru_cache(maxsize=256)
+def say_once(reason: str) -> None:
+    """Logs why decoding goes on without a graph."""
+    _logger.warning("generate: decodes without a CUDA graph: %s", reason)

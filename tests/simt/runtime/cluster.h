@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "simt/runtime/findings.h"
+#include "simt/runtime/lane.h"
+
+namespace retnet::simt {
+
+class Block;
+struct Counters;
+struct LaunchContext;
+
+// Runs clusters one after the other, each with its blocks side by side on this OS thread: a block
+// runs as far as it can before the next one. Without clusters each is of one block.
+class Cluster {
+ public:
+  explicit Cluster(const LaunchContext& launch);
+  ~Cluster();
+
+  // The blocks from `first` on; what they count goes into `counters` at their index.
+  void run(uint32_t first, std::vector<Counters>& counters);
+  size_t static_bytes() const;
+
+  // The rest is for what runs on behalf of a lane.
+  // If all lanes of all blocks have arrived, all go on. Whether they do.
+  bool leave_barrier();
+  // Stores into the place of block `rank` where this one has `shared`.
+  void store(Lane& lane, const void* shared, int rank, float value, Pc pc);
+
+ private:
+  const LaunchContext& launch_;
+  std::vector<std::unique_ptr<Block>> blocks_;
+  uint64_t barriers_ = 0;  // completed
+  Pc stored_ = 0;          // of a store since the last one, or 0
+  Place stored_by_{};
+};
+
+}  // namespace retnet::simt
