@@ -163,6 +163,7 @@ class StepBlock {
   using Quad = StepQuad<kWide>;
   static constexpr int kColumnsOfThread = kStepMaxDim / kStepThreads;
 
+  // step_columns, which device code may not call.
   RETNET_DEVICE static int64_t step_columns_of(const RetentionStepParams& p, int cluster) {
     const int units = (static_cast<int>(p.value_dim) + kStepUnit - 1) / kStepUnit;
     return (units + cluster - 1) / cluster * kStepUnit;

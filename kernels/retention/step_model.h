@@ -33,7 +33,7 @@ constexpr int64_t step_turns(int64_t key_dim, int64_t value_dim, int cluster) {
 // busy; and of what a block does beside its state: a slot, q, k and the angles before it (two loads in
 // turn, two barriers), two barriers and a store after it.
 inline constexpr double kStepStreamShare = 0.9;
-inline constexpr double kStepLatencyNs = 1000;
+inline constexpr double kStepLatencyNs = kModelDevices[0].memory_latency_ns;
 inline constexpr double kStepAroundNs = 3000;
 
 struct StepTime {

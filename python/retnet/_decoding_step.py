@@ -68,7 +68,7 @@ class DecodingStep:
             try:
                 self._replay = record(self._step, device)
             except RuntimeError as error:  # CUDA's errors are such; the state is as it was
-                reason = f"recording it failed: {str(error).strip().splitlines()[0]}"
+                reason = f"recording it failed: {_first_line(error)}"
         if reason is not None:
             say_once(reason)
 
@@ -90,8 +90,13 @@ def beside(step: Callable[[], None], device: torch.device) -> None:
 def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
     """Records what `step` launches, without running it; what it returns repeats that."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step()
+    with torch.cuda.device(device):
+        current = torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                step()
+        finally:
+            torch.cuda.set_stream(current)  # which torch leaves to us where the recording fails
     return graph.replay
 
 
@@ -122,6 +127,13 @@ def graph_refusal(model: nn.Module, device: torch.device) -> str | None:
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return "another graph is being recorded"
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    """Of the error that came first: the end of a recording raises another one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

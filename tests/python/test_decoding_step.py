@@ -118,7 +118,8 @@ def test_no_graph_on_the_cpu(monkeypatch, caplog):
 
 def test_the_reason_is_logged_once(recorder, caplog):
     model = make_model()
-    recorder.error = RuntimeError("CUDA error: no\nand more")
+    recorder.error = RuntimeError("the recording has ended")
+    recorder.error.__context__ = RuntimeError("CUDA error: no\nand more")  # what came first
     with caplog.at_level(logging.WARNING, logger="retnet"):
         for _ in range(2):
             generate(model, random_ids(1, 4), max_new_tokens=8)

@@ -8,6 +8,7 @@
 
 #include <exception>
 #include <memory>
+#include <string>
 
 namespace retnet::nn {
 
@@ -64,7 +65,8 @@ StepGraph record_step(const torch::Device& device, const std::function<void()>& 
       } catch (const std::exception&) {
       }
     }
-    return {{}, std::string("recording it failed: ") + error.what()};
+    const std::string message = error.what();  // with a backtrace behind its first line
+    return {{}, "recording it failed: " + message.substr(0, message.find('\n'))};
   }
   return {[graph] { graph->replay(); }, ""};
 }
