@@ -98,10 +98,14 @@ RETNET_INLINE void add_decayed(Tile<Op, kRows>& tile, const float* state, float 
 template <class Op>
 struct ReadoutBuffers {
   using Item = typename Op::Item;
-  int64_t inner, outer;  // padded to whole blocks
+  int64_t inner, outer;                   // padded to whole blocks
+  int64_t row_stride, step_stride;        // in items, of tokens as rows and as steps
   Arena arena;
   BlockedState<Op> state;
-  Item *a, *b_transposed, *b, *c, *scores;
+  Item* a;             // [kChunk] rows of row_stride
+  Item* b_transposed;  // [inner / kDepth] rows of kChunkStride
+  Item* b;             // [kChunk / kDepth] rows of step_stride
+  Item *c, *scores;    // [outer / block][kChunk / kDepth][block], [kChunk][kChunk / kDepth]
   float* weight;  // [kChunk] of a chunk's tokens in the next state
   // For the derivative:
   BlockedState<Op> state_slope;
@@ -110,18 +114,19 @@ struct ReadoutBuffers {
   ReadoutBuffers(const ReadoutParams& p, void* scratch)
       : inner(round_up(p.inner, kBlock<Op>)),
         outer(round_up(p.outer, kBlock<Op>)),
+        row_stride(inner / Op::kDepth + kLine),
+        step_stride(inner + kLine),
         arena(scratch),
         state(arena, inner, outer),
-        a(items(kChunk * inner)),
-        b_transposed(items(kChunk * inner)),
-        b(items(kChunk * inner)),
-        c(items(kChunk * outer)),
-        scores(items(kChunk * kChunk)),
+        a(arena.take<Item>(kChunk * row_stride)),
+        b_transposed(arena.take<Item>(inner / Op::kDepth * kChunkStride)),
+        b(arena.take<Item>(kChunk * step_stride)),
+        c(arena.take<Item>(kChunk / Op::kDepth * outer)),
+        scores(arena.take<Item>(kChunk * kChunk / Op::kDepth)),
         weight(arena.take<float>(kChunk)),
         state_slope(arena, p.slope ? inner : 0, p.slope ? outer : 0),
-        b_slope(items(p.slope ? kChunk * inner : 0)),
-        scores_slope(items(p.slope ? kChunk * kChunk : 0)) {}
-  Item* items(int64_t values) { return arena.take<Item>(values / Op::kDepth); }
+        b_slope(arena.take<Item>(p.slope ? kChunk / Op::kDepth * step_stride : 0)),
+        scores_slope(arena.take<Item>(p.slope ? kChunk * kChunk / Op::kDepth : 0)) {}
 };
 
 template <class Op>
@@ -165,16 +170,16 @@ class Readout {
     const bool reads = (p_.y || p_.slope) && p_.a.ptr;
     if (reads) {
       const int64_t padded = round_up(length_, kWidth);
-      pack_rows<Op>(source(p_.a, p_.inner), even_, x_.inner, x_.a);
+      pack_rows<Op>(source(p_.a, p_.inner), even_, x_.inner, x_.a, x_.row_stride);
       // x_.b holds b's rows until they are transposed.
-      pack_rows<Op>(source(p_.b, p_.inner), padded, x_.inner, x_.b);
-      transpose<kLanes>(x_.b, x_.inner / kDepth, padded, x_.inner / kDepth, x_.b_transposed,
-                        kChunk);
+      pack_rows<Op>(source(p_.b, p_.inner), padded, x_.inner, x_.b, x_.row_stride);
+      transpose<kLanes>(x_.b, x_.row_stride, padded, x_.inner / kDepth, x_.b_transposed,
+                        kChunkStride);
       scores();
     }
     pack_weighted_b(p_.decay.power, x_.b);
     if (p_.slope) pack_weighted_b(p_.decay.power_slope, x_.b_slope);
-    pack_steps<Op>(source(p_.c, p_.outer), even_, x_.outer, nullptr, x_.c, kWidth,
+    pack_steps<Op>(source(p_.c, p_.outer), even_, x_.outer, nullptr, x_.c, kWidth, kWidth,
                    kChunk / kDepth * kWidth);
     for (int64_t col = 0; col < x_.outer; col += kWidth) {
       const Item* c = x_.c + col / kWidth * (kChunk / kDepth * kWidth);
@@ -190,7 +195,8 @@ class Readout {
 
   void pack_weighted_b(const float* power, Item* to) {
     for (int64_t j = 0; j < length_; ++j) x_.weight[j] = power[length_ - 1 - j];
-    pack_steps<Op>(source(p_.b, p_.inner), even_, x_.inner, x_.weight, to, x_.inner, 0);
+    pack_steps<Op>(source(p_.b, p_.inner), even_, x_.inner, x_.weight, to, x_.step_stride,
+                   x_.inner, 0);
   }
 
   /// The scores up to the diagonal, and zeros to the end of its block.
@@ -200,8 +206,8 @@ class Readout {
       for (int64_t j = 0; j < i + kRows; j += kWidth) {
         Tile<Op, kRows> tile;
         tile.clear();
-        tile.multiply_add(x_.a + i * x_.inner / kDepth, x_.inner / kDepth, 1, x_.b_transposed + j,
-                          kChunk, x_.inner / kDepth);
+        tile.multiply_add(x_.a + i * x_.row_stride, x_.row_stride, 1, x_.b_transposed + j,
+                          kChunkStride, x_.inner / kDepth);
         const auto weighted = [&](const float* table, Item* to) {
           Tile<Op, kRows> out;
           out.each([&](int r, int c, V& sum) {
@@ -216,7 +222,7 @@ class Readout {
   }
 
   template <int kRows>
-  RETNET_INLINE void read_out(Rows<kRows> rows, int64_t i, int64_t col, const Item* c) {
+  RETNET_NOINLINE void read_out(Rows<kRows> rows, int64_t i, int64_t col, const Item* c) {
     Tile<Op, kRows> tile;
     tile.clear();
     multiply_state(tile, i, x_.state.block_steps(col));
@@ -236,7 +242,7 @@ class Readout {
   /// slope += q_i . dy_i, with dy_i = scale gamma^(i+1) ((i+1) a_i S + a_i S') + sum (i-j) P_ij c_j;
   /// raw_ holds a_i S.
   template <int kRows>
-  void read_slope(Rows<kRows>, int64_t i, int64_t col, const Item* c) {
+  RETNET_NOINLINE void read_slope(Rows<kRows>, int64_t i, int64_t col, const Item* c) {
     Tile<Op, kRows> tile;
     tile.each([&](int r, int v, V& sum) {
       sum = load<V>(raw_ + r * kWidth + v * kLanes) * static_cast<float>(i + r + 1);
@@ -254,8 +260,7 @@ class Readout {
 
   template <int kRows>
   RETNET_INLINE void multiply_state(Tile<Op, kRows>& tile, int64_t i, const Item* steps) {
-    tile.multiply_add(x_.a + i * x_.inner / kDepth, x_.inner / kDepth, 1, steps, kWidth,
-                      x_.inner / kDepth);
+    tile.multiply_add(x_.a + i * x_.row_stride, x_.row_stride, 1, steps, kWidth, x_.inner / kDepth);
   }
 
   /// Stops at the diagonal.
@@ -267,10 +272,10 @@ class Readout {
   }
 
   template <int kRows>
-  RETNET_INLINE void update(Rows<kRows>, int64_t k, int64_t col, const Item* c) {
+  RETNET_NOINLINE void update(Rows<kRows>, int64_t k, int64_t col, const Item* c) {
     Tile<Op, kRows> tile;
     tile.clear();
-    tile.multiply_add(x_.b + k, 1, x_.inner, c, kWidth, even_ / kDepth);
+    tile.multiply_add(x_.b + k, 1, x_.step_stride, c, kWidth, even_ / kDepth);
     add_decayed(tile, x_.state.block(col) + k * kWidth, p_.decay.change[length_],
                 p_.decay.is_zero);
     x_.state.store(tile, k, col);
@@ -278,10 +283,10 @@ class Readout {
 
   /// S' <- gamma^L (S' + L S) + sum_j (L-1-j) gamma^(L-1-j) b_j c_j
   template <int kRows>
-  RETNET_INLINE void update_slope(Rows<kRows>, int64_t k, int64_t col, const Item* c) {
+  RETNET_NOINLINE void update_slope(Rows<kRows>, int64_t k, int64_t col, const Item* c) {
     Tile<Op, kRows> tile;
     tile.clear();
-    tile.multiply_add(x_.b_slope + k, 1, x_.inner, c, kWidth, even_ / kDepth);
+    tile.multiply_add(x_.b_slope + k, 1, x_.step_stride, c, kWidth, even_ / kDepth);
     const float weight = p_.decay.power_slope[length_];
     const float* state = x_.state.block(col) + k * kWidth;
     tile.each([&](int r, int v, V& sum) {

@@ -23,32 +23,40 @@ template <class Op>
 struct UpdateBuffers {
   using Item = typename Op::Item;
   int64_t inner, outer;  // padded to whole blocks
+  // In items: of tokens of `inner` and of `outer` channels as rows, of `inner` channels as steps.
+  int64_t inner_stride, outer_stride, step_stride;
   Arena arena;
   BlockedState<Op> adjoint;
   Item* adjoint_rows;  // [outer / block][inner][block / kDepth]; floats: the adjoint itself
-  Item *k, *grad_out;  // left factors
-  Item *q_transposed, *v_transposed, *q, *q_weighted, *grad_out_steps;
-  Item *scores, *grad_scores;  // [j][i] of the scores' transpose, [i][j] of their gradient
-  float *grad_k, *grad_k_rows;  // [inner][kChunk], [kChunk][inner]
+  Item *k, *grad_out;  // [kChunk] rows of inner_stride, of outer_stride
+  Item *q_transposed, *v_transposed;  // [inner or outer / kDepth] rows of kChunkStride
+  Item *q, *q_weighted;               // [kChunk / kDepth] rows of step_stride
+  Item* grad_out_steps;               // [outer / block][kChunk / kDepth][block]
+  Item* scores;                       // the scores' transpose, [j][i / kDepth]
+  Item* grad_scores;                  // [i / kDepth] rows of kChunkStride, j
+  float *grad_k, *grad_k_rows;        // [inner] rows of kChunkStride, [kChunk] rows of inner
 
   UpdateBuffers(const UpdateParams& p, void* scratch)
       : inner(round_up(p.inner, kBlock<Op>)),
         outer(round_up(p.outer, kBlock<Op>)),
+        inner_stride(inner / Op::kDepth + kLine),
+        outer_stride(outer / Op::kDepth + kLine),
+        step_stride(inner + kLine),
         arena(scratch),
         adjoint(arena, inner, outer),
-        adjoint_rows(Op::kDepth == 1 ? adjoint.steps : items(inner * outer)),
-        k(items(kChunk * inner)),
-        grad_out(items(kChunk * outer)),
-        q_transposed(items(kChunk * inner)),
-        v_transposed(items(kChunk * outer)),
-        q(items(kChunk * inner)),
-        q_weighted(items(kChunk * inner)),
-        grad_out_steps(items(kChunk * outer)),
-        scores(items(kChunk * kChunk)),
-        grad_scores(items(kChunk * kChunk)),
-        grad_k(arena.take<float>(kChunk * inner)),
+        adjoint_rows(Op::kDepth == 1 ? adjoint.steps
+                                     : arena.take<Item>(inner * outer / Op::kDepth)),
+        k(arena.take<Item>(kChunk * inner_stride)),
+        grad_out(arena.take<Item>(kChunk * outer_stride)),
+        q_transposed(arena.take<Item>(inner / Op::kDepth * kChunkStride)),
+        v_transposed(arena.take<Item>(outer / Op::kDepth * kChunkStride)),
+        q(arena.take<Item>(kChunk * step_stride)),
+        q_weighted(arena.take<Item>(kChunk / Op::kDepth * step_stride)),
+        grad_out_steps(arena.take<Item>(kChunk * outer_stride)),
+        scores(arena.take<Item>(kChunk * kChunk / Op::kDepth)),
+        grad_scores(arena.take<Item>(kChunk / Op::kDepth * kChunkStride)),
+        grad_k(arena.take<float>(inner * kChunkStride)),
         grad_k_rows(arena.take<float>(kChunk * inner)) {}
-  Item* items(int64_t values) { return arena.take<Item>(values / Op::kDepth); }
 };
 
 template <class Op>
@@ -109,23 +117,25 @@ class Update {
                grad_out = source(p_.grad_out, p_.outer);
     const int64_t chunk_block = kChunk / kDepth * kWidth;
     if (p_.grad_v) {
-      pack_rows<Op>(k, even_, x_.inner, x_.k);
+      pack_rows<Op>(k, even_, x_.inner, x_.k, x_.inner_stride);
       // x_.q and x_.grad_out_steps hold rows until they are transposed.
-      pack_rows<Op>(q, padded_, x_.inner, x_.q);
-      transpose<kLanes>(x_.q, x_.inner / kDepth, padded_, x_.inner / kDepth, x_.q_transposed,
-                        kChunk);
+      pack_rows<Op>(q, padded_, x_.inner, x_.q, x_.inner_stride);
+      transpose<kLanes>(x_.q, x_.inner_stride, padded_, x_.inner / kDepth, x_.q_transposed,
+                        kChunkStride);
       scores();
     }
     if (p_.grad_k) {
-      pack_rows<Op>(grad_out, even_, x_.outer, x_.grad_out);
-      pack_rows<Op>(v, padded_, x_.outer, x_.grad_out_steps);
-      transpose<kLanes>(x_.grad_out_steps, x_.outer / kDepth, padded_, x_.outer / kDepth,
-                        x_.v_transposed, kChunk);
+      pack_rows<Op>(grad_out, even_, x_.outer, x_.grad_out, x_.outer_stride);
+      pack_rows<Op>(v, padded_, x_.outer, x_.grad_out_steps, x_.outer_stride);
+      transpose<kLanes>(x_.grad_out_steps, x_.outer_stride, padded_, x_.outer / kDepth,
+                        x_.v_transposed, kChunkStride);
       grad_scores();
-      pack_steps<Op>(q, even_, x_.inner, nullptr, x_.q, x_.inner, 0);
+      pack_steps<Op>(q, even_, x_.inner, nullptr, x_.q, x_.step_stride, x_.inner, 0);
     }
-    pack_steps<Op>(q, even_, x_.inner, p_.decay.readout, x_.q_weighted, x_.inner, 0);
-    pack_steps<Op>(grad_out, even_, x_.outer, nullptr, x_.grad_out_steps, kWidth, chunk_block);
+    pack_steps<Op>(q, even_, x_.inner, p_.decay.readout, x_.q_weighted, x_.step_stride, x_.inner,
+                   0);
+    pack_steps<Op>(grad_out, even_, x_.outer, nullptr, x_.grad_out_steps, kWidth, kWidth,
+                   chunk_block);
     for (int64_t group = 0; group < x_.outer; group += kGroup) {
       const int64_t end = std::min(group + kGroup, x_.outer);
       if (p_.grad_k) {
@@ -156,8 +166,8 @@ class Update {
       for (int64_t i = j / kWidth * kWidth; i < padded_; i += kWidth) {
         Tile<Op, kRows> tile;
         tile.clear();
-        tile.multiply_add(x_.k + j * x_.inner / kDepth, x_.inner / kDepth, 1, x_.q_transposed + i,
-                          kChunk, x_.inner / kDepth);
+        tile.multiply_add(x_.k + j * x_.inner_stride, x_.inner_stride, 1, x_.q_transposed + i,
+                          kChunkStride, x_.inner / kDepth);
         tile.each([&](int r, int c, V& sum) {
           sum *= load<V>(p_.decay.column + kChunk - 1 - (j + r) + i + c * kLanes);
         });
@@ -174,47 +184,49 @@ class Update {
       for (int64_t j = 0; j < i + kRows; j += kWidth) {
         Tile<Op, kRows> tile;
         tile.clear();
-        tile.multiply_add(x_.grad_out + i * x_.outer / kDepth, x_.outer / kDepth, 1,
-                          x_.v_transposed + j, kChunk, x_.outer / kDepth);
+        tile.multiply_add(x_.grad_out + i * x_.outer_stride, x_.outer_stride, 1,
+                          x_.v_transposed + j, kChunkStride, x_.outer / kDepth);
         tile.each([&](int r, int c, V& sum) {
           sum *= load<V>(p_.decay.row + kChunk - 1 - (i + r) + j + c * kLanes);
         });
-        tile.store_steps(x_.grad_scores + i / kDepth * kChunk + j, kChunk);
+        tile.store_steps(x_.grad_scores + i / kDepth * kChunkStride + j, kChunkStride);
       }
     });
   }
 
   /// grad_k^T += X V^T over a group's columns.
   template <int kRows>
-  RETNET_INLINE void grad_k_of_group(Rows<kRows>, int64_t i, int64_t j, int64_t group,
+  RETNET_NOINLINE void grad_k_of_group(Rows<kRows>, int64_t i, int64_t j, int64_t group,
                                      int64_t end) {
     Tile<Op, kRows> tile;
-    float* to = x_.grad_k + i * kChunk + j;
+    float* to = x_.grad_k + i * kChunkStride + j;
     tile.each([&](int r, int c, V& sum) {
-      sum = group == 0 ? V{} : load<V>(to + r * kChunk + c * kLanes);
+      sum = group == 0 ? V{} : load<V>(to + r * kChunkStride + c * kLanes);
     });
     for (int64_t col = group; col < end; col += kWidth) {
       tile.multiply_add(x_.adjoint_rows + (col * x_.inner + i * kWidth) / kDepth, kWidth / kDepth,
-                        1, x_.v_transposed + col / kDepth * kChunk + j, kChunk, kWidth / kDepth);
+                        1, x_.v_transposed + col / kDepth * kChunkStride + j, kChunkStride,
+                        kWidth / kDepth);
     }
-    tile.each([&](int r, int c, V& sum) { store(to + r * kChunk + c * kLanes, sum); });
+    tile.each([&](int r, int c, V& sum) { store(to + r * kChunkStride + c * kLanes, sum); });
   }
 
   /// grad_k^T <- weight_j grad_k^T + Q^T (grad of scores): rows i >= j alone.
   template <int kRows>
-  RETNET_INLINE void finish_grad_k(Rows<kRows>, int64_t i, int64_t j) {
+  RETNET_NOINLINE void finish_grad_k(Rows<kRows>, int64_t i, int64_t j) {
     Tile<Op, kRows> tile;
-    float* to = x_.grad_k + i * kChunk + j;
+    float* to = x_.grad_k + i * kChunkStride + j;
     tile.each([&](int r, int c, V& sum) {
-      sum = load<V>(to + r * kChunk + c * kLanes) * load<V>(weight_ + j + c * kLanes);
+      sum = load<V>(to + r * kChunkStride + c * kLanes) * load<V>(weight_ + j + c * kLanes);
     });
-    tile.multiply_add(x_.q + j / kDepth * x_.inner + i, 1, x_.inner,
-                      x_.grad_scores + j / kDepth * kChunk + j, kChunk, (even_ - j) / kDepth);
-    tile.each([&](int r, int c, V& sum) { store(to + r * kChunk + c * kLanes, sum); });
+    tile.multiply_add(x_.q + j / kDepth * x_.step_stride + i, 1, x_.step_stride,
+                      x_.grad_scores + j / kDepth * kChunkStride + j, kChunkStride,
+                      (even_ - j) / kDepth);
+    tile.each([&](int r, int c, V& sum) { store(to + r * kChunkStride + c * kLanes, sum); });
   }
 
   void store_grad_k() {
-    transpose<kLanes>(x_.grad_k, kChunk, x_.inner, padded_, x_.grad_k_rows, x_.inner);
+    transpose<kLanes>(x_.grad_k, kChunkStride, x_.inner, padded_, x_.grad_k_rows, x_.inner);
     for (int64_t j = 0; j < length_; ++j) {
       auto* to = static_cast<Scalar*>(p_.grad_k) + (first_ + j) * p_.grad_k_stride;
       const float* from = x_.grad_k_rows + j * x_.inner;
@@ -231,11 +243,11 @@ class Update {
 
   /// grad_v = weight_j K X + (scores)^T grad_out: rows i >= j alone.
   template <int kRows>
-  RETNET_INLINE void grad_v(Rows<kRows>, int64_t j, int64_t col, const Item* steps) {
+  RETNET_NOINLINE void grad_v(Rows<kRows>, int64_t j, int64_t col, const Item* steps) {
     Tile<Op, kRows> tile;
     tile.clear();
-    tile.multiply_add(x_.k + j * x_.inner / kDepth, x_.inner / kDepth, 1,
-                      x_.adjoint.block_steps(col), kWidth, x_.inner / kDepth);
+    tile.multiply_add(x_.k + j * x_.inner_stride, x_.inner_stride, 1, x_.adjoint.block_steps(col),
+                      kWidth, x_.inner / kDepth);
     tile.each([&](int r, int, V& sum) { sum *= weight_[j + r]; });
     tile.multiply_add(x_.scores + (j * kChunk + j) / kDepth, kChunk / kDepth, 1,
                       steps + j / kDepth * kWidth, kWidth, (even_ - j) / kDepth);
@@ -246,10 +258,10 @@ class Update {
   }
 
   template <int kRows>
-  RETNET_INLINE void update(Rows<kRows>, int64_t i, int64_t col, const Item* steps) {
+  RETNET_NOINLINE void update(Rows<kRows>, int64_t i, int64_t col, const Item* steps) {
     Tile<Op, kRows> tile;
     tile.clear();
-    tile.multiply_add(x_.q_weighted + i, 1, x_.inner, steps, kWidth, even_ / kDepth);
+    tile.multiply_add(x_.q_weighted + i, 1, x_.step_stride, steps, kWidth, even_ / kDepth);
     add_decayed(tile, x_.adjoint.block(col) + i * kWidth, p_.decay.change[length_],
                 p_.decay.is_zero);
     x_.adjoint.store(tile, i, col);

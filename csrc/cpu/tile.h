@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cpu/operand.h"
+#include "cpu/retention.h"
 
 namespace retnet::cpu {
 namespace {
@@ -11,6 +12,11 @@ namespace {
 /// Columns of a register tile: two vectors.
 template <class Op>
 constexpr int64_t kBlock = 2 * Op::kLanes;
+
+/// 32-bit items in a cache line. Rows of packed tokens are one line longer than their channels:
+/// rows a power of two apart fall into a few sets of the L1 cache, and evict each other.
+constexpr int64_t kLine = 16;
+constexpr int64_t kChunkStride = kChunk + kLine;
 
 inline constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
@@ -101,6 +107,11 @@ struct Source {
   int64_t stride;
   int64_t rows, cols;
 
+  /// The line four rows below: rows lie pages apart, where the hardware does not look ahead.
+  RETNET_INLINE void prefetch(int64_t row, int64_t col) const {
+    if (row + 4 < rows && ptr != nullptr) __builtin_prefetch(ptr + (row + 4) * stride + col);
+  }
+
   template <int kLanes>
   RETNET_INLINE F<kLanes> vector(int64_t row, int64_t col) const {
     if (row >= rows || col >= cols || ptr == nullptr) return F<kLanes>{};
@@ -110,27 +121,31 @@ struct Source {
   }
 };
 
-/// A left factor: [rows][cols / kDepth] items.
+/// A left factor: rows of cols / kDepth items, `stride` items apart.
 template <class Op, class Scalar>
-void pack_rows(const Source<Scalar>& x, int64_t rows, int64_t cols, typename Op::Item* to) {
+RETNET_NOINLINE void pack_rows(const Source<Scalar>& x, int64_t rows, int64_t cols,
+                               typename Op::Item* to, int64_t stride) {
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t c = 0; c < cols; c += Op::kLanes) {
-      Op::store_row(to + (r * cols + c) / Op::kDepth, x.template vector<Op::kLanes>(r, c));
+      x.prefetch(r, c);
+      Op::store_row(to + r * stride + c / Op::kDepth, x.template vector<Op::kLanes>(r, c));
     }
   }
 }
 
-/// Steps along the tokens, token r times weight[r] (null: 1). In blocks of `block` columns, each
-/// [rows / kDepth][block] items, `block_stride` items apart.
+/// Steps along the tokens, token r times weight[r] (null: 1): rows of items, `stride` apart, in
+/// blocks of `block` columns, `block_stride` items apart.
 template <class Op, class Scalar>
-void pack_steps(const Source<Scalar>& x, int64_t rows, int64_t cols, const float* weight,
-                typename Op::Item* to, int64_t block, int64_t block_stride) {
+RETNET_NOINLINE void pack_steps(const Source<Scalar>& x, int64_t rows, int64_t cols,
+                                const float* weight, typename Op::Item* to, int64_t stride,
+                                int64_t block, int64_t block_stride) {
   for (int64_t r = 0; r < rows; r += Op::kDepth) {
     for (int64_t first = 0; first < cols; first += block) {
-      auto* row = to + first / block * block_stride + r / Op::kDepth * block;
+      auto* row = to + first / block * block_stride + r / Op::kDepth * stride;
       for (int64_t c = 0; c < block; c += Op::kLanes) {
         typename Op::V step[Op::kDepth];
         for (int d = 0; d < Op::kDepth; ++d) {
+          x.prefetch(r + d, first + c);
           step[d] = x.template vector<Op::kLanes>(r + d, first + c);
           if (weight != nullptr && r + d < x.rows) step[d] *= weight[r + d];
         }
