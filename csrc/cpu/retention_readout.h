@@ -42,12 +42,11 @@ struct BlockedState {
 
   /// Rows first .. of the block of columns `col`.
   template <int kRows>
-  RETNET_INLINE void store(const Tile<Op, kRows>& tile, int64_t first, int64_t col) const {
+  RETNET_INLINE void store(Tile<Op, kRows>& tile, int64_t first, int64_t col) const {
     float* p = block(col) + first * kWidth;
-    for (int r = 0; r < kRows; ++r) {
-      cpu::store(p + r * kWidth, tile.sum[r][0]);
-      cpu::store(p + r * kWidth + Op::kLanes, tile.sum[r][1]);
-    }
+    tile.each([&](int r, int c, const typename Op::V& sum) {
+      cpu::store(p + r * kWidth + c * Op::kLanes, sum);
+    });
     if constexpr (Op::kDepth > 1) {
       tile.store_steps(steps + (col * inner + first * kWidth) / Op::kDepth, kWidth);
     }
@@ -209,9 +208,9 @@ class Readout {
         tile.multiply_add(x_.a + i * x_.row_stride, x_.row_stride, 1, x_.b_transposed + j,
                           kChunkStride, x_.inner / kDepth);
         const auto weighted = [&](const float* table, Item* to) {
-          Tile<Op, kRows> out;
+          auto out = tile;
           out.each([&](int r, int c, V& sum) {
-            sum = tile.sum[r][c] * load<V>(table + kChunk - 1 - (i + r) + j + c * kLanes);
+            sum *= load<V>(table + kChunk - 1 - (i + r) + j + c * kLanes);
           });
           out.store_rows(to + (i * kChunk + j) / kDepth, kChunk / kDepth);
         };
@@ -233,10 +232,8 @@ class Readout {
     if (!p_.y) return;
     tile.each([&](int r, int, V& sum) { sum *= p_.decay.readout[i + r]; });
     multiply_scores(tile, i, x_.scores, c);
-    for (int r = 0; r < kRows && i + r < length_; ++r) {
-      store_output(tile, r, static_cast<Scalar*>(p_.y) + (first_ + i + r) * p_.y_stride, col,
-                   p_.outer);
-    }
+    store_output(tile, length_ - i, static_cast<Scalar*>(p_.y) + (first_ + i) * p_.y_stride,
+                 p_.y_stride, col, p_.outer);
   }
 
   /// slope += q_i . dy_i, with dy_i = scale gamma^(i+1) ((i+1) a_i S + a_i S') + sum (i-j) P_ij c_j;

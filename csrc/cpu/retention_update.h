@@ -251,10 +251,9 @@ class Update {
     tile.each([&](int r, int, V& sum) { sum *= weight_[j + r]; });
     tile.multiply_add(x_.scores + (j * kChunk + j) / kDepth, kChunk / kDepth, 1,
                       steps + j / kDepth * kWidth, kWidth, (even_ - j) / kDepth);
-    for (int r = 0; r < kRows && j + r < length_; ++r) {
-      store_output(tile, r, static_cast<Scalar*>(p_.grad_v) + (first_ + j + r) * p_.grad_v_stride,
-                   col, p_.outer);
-    }
+    store_output(tile, length_ - j,
+                 static_cast<Scalar*>(p_.grad_v) + (first_ + j) * p_.grad_v_stride,
+                 p_.grad_v_stride, col, p_.outer);
   }
 
   template <int kRows>

@@ -31,14 +31,11 @@ struct Tile {
     each([](int, int, V& x) { x = V{}; });
   }
 
-  /// f(row, vector, sum), unrolled.
+  /// f(row, vector, sum). By a fold and not by a loop, as everywhere here: with constant indices
+  /// the sums stay in registers.
   template <class Function>
   RETNET_INLINE void each(const Function& f) {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      f(r, 0, sum[r][0]);
-      f(r, 1, sum[r][1]);
-    }
+    each(f, std::make_integer_sequence<int, 2 * kRows>{});
   }
 
   /// sum += A B over `steps` items. A is broadcast item by item, so that A and its transpose cost
@@ -46,13 +43,8 @@ struct Tile {
   RETNET_INLINE void multiply_add(const typename Op::Item* a, int64_t a_row, int64_t a_step,
                                   const typename Op::Item* b, int64_t b_step, int64_t steps) {
     for (int64_t s = 0; s < steps; ++s) {
-      const auto b0 = Op::load_items(b), b1 = Op::load_items(b + Op::kLanes);
-#pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        const auto x = a[r * a_row];
-        sum[r][0] = Op::multiply_add(x, b0, sum[r][0]);
-        sum[r][1] = Op::multiply_add(x, b1, sum[r][1]);
-      }
+      step(a, a_row, Op::load_items(b), Op::load_items(b + Op::kLanes),
+           std::make_integer_sequence<int, kRows>{});
       a += a_step;
       b += b_step;
     }
@@ -60,25 +52,47 @@ struct Tile {
 
   /// The rows as steps of a later product: item row `i` holds rows i kDepth .. of the tile.
   RETNET_INLINE void store_steps(typename Op::Item* p, int64_t stride) const {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; r += Op::kDepth) {
-#pragma GCC unroll 2
-      for (int c = 0; c < 2; ++c) {
-        V x[Op::kDepth];
-#pragma GCC unroll 2
-        for (int d = 0; d < Op::kDepth; ++d) x[d] = sum[r + d][c];
-        Op::store_step(p + r / Op::kDepth * stride + c * Op::kLanes, x);
-      }
-    }
+    store_steps(p, stride, std::make_integer_sequence<int, 2 * kRows / Op::kDepth>{});
   }
 
   /// The rows as rows of a left factor; stride in items.
   RETNET_INLINE void store_rows(typename Op::Item* p, int64_t stride) const {
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      Op::store_row(p + r * stride, sum[r][0]);
-      Op::store_row(p + r * stride + Op::kLanes / Op::kDepth, sum[r][1]);
-    }
+    store_rows(p, stride, std::make_integer_sequence<int, 2 * kRows>{});
+  }
+
+ private:
+  template <class Function, int... i>
+  RETNET_INLINE void each(const Function& f, std::integer_sequence<int, i...>) {
+    (f(i / 2, i % 2, sum[i / 2][i % 2]), ...);
+  }
+  template <class Items, int... r>
+  RETNET_INLINE void step(const typename Op::Item* a, int64_t a_row, Items b0, Items b1,
+                          std::integer_sequence<int, r...>) {
+    const auto row = [&](auto x, V& sum0, V& sum1) {
+      sum0 = Op::multiply_add(x, b0, sum0);
+      sum1 = Op::multiply_add(x, b1, sum1);
+    };
+    (row(a[r * a_row], sum[r][0], sum[r][1]), ...);
+  }
+  template <int... i>
+  RETNET_INLINE void store_steps(typename Op::Item* p, int64_t stride,
+                                 std::integer_sequence<int, i...>) const {
+    const auto item = [&](int row, int c, const V& first, const V& last) {
+      auto* to = p + row / Op::kDepth * stride + c * Op::kLanes;
+      if constexpr (Op::kDepth == 1) {
+        Op::store_step(to, {first});
+      } else {
+        Op::store_step(to, {first, last});
+      }
+    };
+    (item(i / 2 * Op::kDepth, i % 2, sum[i / 2 * Op::kDepth][i % 2],
+          sum[i / 2 * Op::kDepth + Op::kDepth - 1][i % 2]),
+     ...);
+  }
+  template <int... i>
+  RETNET_INLINE void store_rows(typename Op::Item* p, int64_t stride,
+                                std::integer_sequence<int, i...>) const {
+    (Op::store_row(p + i / 2 * stride + i % 2 * (Op::kLanes / Op::kDepth), sum[i / 2][i % 2]), ...);
   }
 };
 
@@ -155,20 +169,21 @@ RETNET_NOINLINE void pack_steps(const Source<Scalar>& x, int64_t rows, int64_t c
   }
 }
 
-/// Row `row` of a tile at column `col` of a tensor row of `cols` columns, rounded.
+/// The first `rows` rows of a tile at column `col` of tensor rows of `cols` columns, rounded.
 template <class Op, int kRows, class Scalar>
-RETNET_INLINE void store_output(const Tile<Op, kRows>& tile, int row, Scalar* p, int64_t col,
-                                int64_t cols) {
+RETNET_INLINE void store_output(Tile<Op, kRows>& tile, int64_t rows, Scalar* p, int64_t stride,
+                                int64_t col, int64_t cols) {
   constexpr int kLanes = Op::kLanes;
-#pragma GCC unroll 2
-  for (int c = 0; c < 2; ++c) {
+  tile.each([&](int r, int c, typename Op::V& sum) {
     const int64_t at = col + c * kLanes;
+    if (r >= rows || at >= cols) return;
+    Scalar* to = p + r * stride + at;
     if (at + kLanes <= cols) {
-      store_rounded<kLanes>(p + at, tile.sum[row][c]);
-    } else if (at < cols) {
-      store_first_rounded<kLanes>(p + at, tile.sum[row][c], cols - at);
+      store_rounded<kLanes>(to, sum);
+    } else {
+      store_first_rounded<kLanes>(to, sum, cols - at);
     }
-  }
+  });
 }
 
 /// Scratch memory cut into aligned arrays; from null, their sizes alone.
