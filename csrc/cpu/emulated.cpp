@@ -19,8 +19,8 @@ struct Emulated {
 }  // namespace
 
 // Its other dtypes are kAvx2's and kPortable's arithmetic, which those run.
-extern const InstructionSet kEmulated{
-    "emulated", [] { return true; }, kPortable.float32,
-    retention_kernels<PairOperand<Emulated>, BFloat16>(), kPortable.float16};
+extern const InstructionSet kEmulated{"emulated",        [] { return true; },
+                                      kPortable.float32, kernels<PairOperand<Emulated>, BFloat16>(),
+                                      kPortable.float16, step<16>};
 
 }  // namespace retnet::cpu

@@ -12,7 +12,6 @@ struct Portable {
 
 }  // namespace
 
-extern const InstructionSet kPortable =
-    instruction_set<Portable>("portable", [] { return true; });
+extern const InstructionSet kPortable = instruction_set<Portable>("portable", [] { return true; });
 
 }  // namespace retnet::cpu

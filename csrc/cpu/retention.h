@@ -8,7 +8,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/norm.h"
+#include "cpu/rotary.h"
 #include "cpu/scalar.h"
+#include "cpu/step.h"
 
 namespace retnet::cpu {
 
@@ -39,8 +42,8 @@ struct TokenRows {
 /// out by (q, k, v), the gradient of q by (grad_out, v, k) and the transposed state.
 struct ReadoutParams {
   int64_t tokens, inner, outer;
-  TokenRows a, b, c;    // [tokens, inner], [tokens, inner], [tokens, outer]
-  void* y = nullptr;    // [tokens, outer]; null: not asked for
+  TokenRows a, b, c;  // [tokens, inner], [tokens, inner], [tokens, outer]
+  void* y = nullptr;  // [tokens, outer]; null: not asked for
   int64_t y_stride = 0;
   // [inner, outer], strides of both dimensions; null = zeros / not asked for
   const float* initial = nullptr;
@@ -74,20 +77,24 @@ struct UpdateParams {
   DecayTables decay{};
 };
 
-/// The kernels of one dtype on one instruction set. Each writes what is asked for, all of it, and
-/// works in `scratch`, of as many bytes as the function beside it says.
-struct RetentionKernels {
+/// The kernels of one dtype on one instruction set. Each writes what is asked for, all of it. Those
+/// of retention work in `scratch`, of as many bytes as the function beside it says.
+struct Kernels {
   size_t (*readout_scratch)(const ReadoutParams&);
   void (*readout)(const ReadoutParams&, void* scratch);
   size_t (*update_scratch)(const UpdateParams&);
   void (*update)(const UpdateParams&, void* scratch);
+  void (*gated_norm)(const GatedNormParams&);
+  void (*gated_norm_grad)(const GatedNormGradParams&);
+  void (*rotary)(const RotaryParams&);
 };
 
 /// The kernels of an instruction set.
 struct InstructionSet {
   const char* name;
   bool (*is_supported)();
-  RetentionKernels float32, bfloat16, float16;
+  Kernels float32, bfloat16, float16;
+  void (*step)(const StepParams&);
 };
 
 }  // namespace retnet::cpu

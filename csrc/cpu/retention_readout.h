@@ -97,15 +97,15 @@ RETNET_INLINE void add_decayed(Tile<Op, kRows>& tile, const float* state, float 
 template <class Op>
 struct ReadoutBuffers {
   using Item = typename Op::Item;
-  int64_t inner, outer;                   // padded to whole blocks
-  int64_t row_stride, step_stride;        // in items, of tokens as rows and as steps
+  int64_t inner, outer;             // padded to whole blocks
+  int64_t row_stride, step_stride;  // in items, of tokens as rows and as steps
   Arena arena;
   BlockedState<Op> state;
   Item* a;             // [kChunk] rows of row_stride
   Item* b_transposed;  // [inner / kDepth] rows of kChunkStride
   Item* b;             // [kChunk / kDepth] rows of step_stride
   Item *c, *scores;    // [outer / block][kChunk / kDepth][block], [kChunk][kChunk / kDepth]
-  float* weight;  // [kChunk] of a chunk's tokens in the next state
+  float* weight;       // [kChunk] of a chunk's tokens in the next state
   // For the derivative:
   BlockedState<Op> state_slope;
   Item *b_slope, *scores_slope;
@@ -194,8 +194,8 @@ class Readout {
 
   void pack_weighted_b(const float* power, Item* to) {
     for (int64_t j = 0; j < length_; ++j) x_.weight[j] = power[length_ - 1 - j];
-    pack_steps<Op>(source(p_.b, p_.inner), even_, x_.inner, x_.weight, to, x_.step_stride,
-                   x_.inner, 0);
+    pack_steps<Op>(source(p_.b, p_.inner), even_, x_.inner, x_.weight, to, x_.step_stride, x_.inner,
+                   0);
   }
 
   /// The scores up to the diagonal, and zeros to the end of its block.
@@ -273,8 +273,7 @@ class Readout {
     Tile<Op, kRows> tile;
     tile.clear();
     tile.multiply_add(x_.b + k, 1, x_.step_stride, c, kWidth, even_ / kDepth);
-    add_decayed(tile, x_.state.block(col) + k * kWidth, p_.decay.change[length_],
-                p_.decay.is_zero);
+    add_decayed(tile, x_.state.block(col) + k * kWidth, p_.decay.change[length_], p_.decay.is_zero);
     x_.state.store(tile, k, col);
   }
 
@@ -297,9 +296,9 @@ class Readout {
   void finish_slope() {
     if (p_.grad_state) {
       x_.state_slope.each(p_.inner, p_.outer, [&](float value, int64_t i, int64_t o) {
-        slope_ += static_cast<double>(value) *
-                  static_cast<double>(
-                      p_.grad_state[i * p_.grad_state_inner + o * p_.grad_state_outer]);
+        slope_ +=
+            static_cast<double>(value) *
+            static_cast<double>(p_.grad_state[i * p_.grad_state_inner + o * p_.grad_state_outer]);
       });
     }
     *p_.slope = slope_;

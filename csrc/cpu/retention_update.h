@@ -197,7 +197,7 @@ class Update {
   /// grad_k^T += X V^T over a group's columns.
   template <int kRows>
   RETNET_NOINLINE void grad_k_of_group(Rows<kRows>, int64_t i, int64_t j, int64_t group,
-                                     int64_t end) {
+                                       int64_t end) {
     Tile<Op, kRows> tile;
     float* to = x_.grad_k + i * kChunkStride + j;
     tile.each([&](int r, int c, V& sum) {

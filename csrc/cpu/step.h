@@ -20,15 +20,4 @@ struct StepParams {
   float* out;  // [outer]
 };
 
-/// out = (normed weight + bias) gate sigmoid(gate), with normed = (x - mean) / sqrt(var + eps), or
-/// without the mean.
-struct GatedNormParams {
-  int64_t channels;
-  const float* x;                // [channels], as all others
-  const float *gate, *weight, *bias;  // null: absent
-  float eps;
-  bool centred;  // "layer", or "rms"
-  float* out;
-};
-
 }  // namespace retnet::cpu

@@ -157,8 +157,8 @@ RETNET_INLINE void transpose_square(V (&r)[kLanes]) {
 
 /// to[c][r] = from[r][c] of 32-bit items, strides in items; rows and cols multiples of kLanes.
 template <int kLanes, class Item>
-RETNET_NOINLINE void transpose(const Item* from, int64_t from_stride, int64_t rows, int64_t cols, Item* to,
-               int64_t to_stride) {
+RETNET_NOINLINE void transpose(const Item* from, int64_t from_stride, int64_t rows, int64_t cols,
+                               Item* to, int64_t to_stride) {
   for (int64_t r = 0; r < rows; r += kLanes) {
     for (int64_t c = 0; c < cols; c += kLanes) {
       F<kLanes> square[kLanes];

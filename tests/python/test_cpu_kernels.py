@@ -11,13 +11,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases_ops import strided
+from cases_ops import ask, asking, exact, strided
 from cases_retention import as_float64, grads, make_inputs, require_grad
 from oracle_retention import packed_by_definition, retention_by_definition
-from retnet.ops import retention, retention_plan
+from retnet.ops import gated_group_norm, retention, retention_plan
+from test_determinism import OPS, incoming_of
 from test_log_decay import derivative_by_recurrence
 from test_retention import check_all
-from tolerances import LOG_DECAY_LIMITS, assert_as_good_as_composite
+from tolerances import (
+    LOG_DECAY_LIMITS,
+    assert_as_good_as_composite,
+    assert_close_to_reference,
+)
 
 parametrize = pytest.mark.parametrize
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -162,3 +167,32 @@ def test_strict_mode_has_the_bits_of_each_row(path, threads):
     together = retention(**{n: strided(x) if n in "qkv" else x for n, x in batch.items()})
     for x, y in zip(retention(**alone), together, strict=True):
         assert torch.equal(x[0], y[1])
+
+
+@parametrize("name", ["norm_layer", "norm_rms_plain", "step", "step_slots", "fused", "fused_slots"])
+@parametrize("V", [5, 37, 200])
+@parametrize("dtype", DTYPES, ids=str)
+def test_other_operators_against_their_definitions(dtype, V, name, path):
+    """Of fewer channels than a vector, of one and of several, and of some more."""
+    op = OPS[name]
+    inputs = op.make(3, 5, 4, 6, V, dtype=dtype)
+    actual, leaves = op.with_grads(inputs), exact(ask(inputs))
+    outputs = op.oracle(**leaves, **{n: x for n, x in op.options.items() if n != "form"})
+    for x, y in zip(actual.values(), outputs, strict=False):
+        assert_close_to_reference(x, y, dtype)
+    if not op.is_step:
+        incoming = [x.double() for x in incoming_of(list(actual.values())[: len(outputs)])]
+        grads = torch.autograd.grad(outputs, list(asking(leaves).values()), incoming)
+        for name, y in zip(asking(leaves), grads, strict=True):
+            assert_close_to_reference(actual[name], y, dtype, grad=True, name=name)
+
+
+def test_gates_far_out(path):
+    """The exponential at and beyond the ends of its range."""
+    x = torch.tensor([-3.0, -1.0, 1.0, 2.0, 5.0, 7.0, 11.0, 13.0]).expand(2, 8).contiguous()
+    gate = torch.tensor([-1e30, -200.0, -88.0, -87.0, 87.0, 89.0, 200.0, 1e30]).expand(2, 8)
+    out = gated_group_norm(x, gate, eps=1e-5)
+    normed = gated_group_norm(x, eps=1e-5)
+    expected = normed.double() * torch.nn.functional.silu(gate.double())
+    torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-30)
+    assert torch.isnan(gated_group_norm(x, torch.full_like(x, math.nan), eps=1e-5)).all()

@@ -6,22 +6,18 @@
 
 #include "ops/composite/deterministic.h"
 #include "ops/composite/gated_group_norm.h"
+#include "ops/composite/multi_scale_retention_step.h"
 #include "ops/composite/retention_step.h"
 #include "ops/composite/rotary.h"
 #include "ops/state.h"
 
 namespace retnet::ops {
-namespace {
+namespace composite {
 
-at::Tensor multi_scale_retention_step_composite(
-    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
-    const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,
-    const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,
-    const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
-    std::string_view style, std::optional<double> scale, const std::optional<at::Tensor>& slots) {
-  check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
-                                   bias, eps, norm, style, slots);
-  // gate, weight and bias are read after the state has been written.
+void check_step_memory(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                       const at::Tensor& gate, const at::Tensor& log_decay, const at::Tensor& state,
+                       const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,
+                       const std::optional<at::Tensor>& bias) {
   const at::Tensor none;
   check_state_memory("multi_scale_retention_step", state,
                      {{"q", q},
@@ -32,32 +28,42 @@ at::Tensor multi_scale_retention_step_composite(
                       {"frequencies", frequencies},
                       {"weight", weight ? *weight : none},
                       {"bias", bias ? *bias : none}});
+}
+
+at::Tensor multi_scale_retention_step(
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
+    const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,
+    const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,
+    const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
+    std::string_view style, std::optional<double> scale, const std::optional<at::Tensor>& slots) {
+  check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
+                                   bias, eps, norm, style, slots);
+  // gate, weight and bias are read after the state has been written.
+  check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
   const auto step = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const at::Tensor& gate, const at::Tensor& positions,
                         const std::optional<at::Tensor>& slots) {
     const auto dtype = state.scalar_type();
-    const auto rotation = composite::rotation_of(positions, frequencies, style, dtype);
-    const auto retained = composite::accumulate_retention_step(
-        composite::rotate(q, rotation, dtype), composite::rotate(k, rotation, dtype), v.to(dtype),
-        log_decay, state, scale, slots);
-    const auto out =
-        composite::accumulate_gated_group_norm(retained, gate, weight, bias, eps, norm);
-    composite::clear_skipped_rows_(out, slots);
+    const auto rotation = rotation_of(positions, frequencies, style, dtype);
+    const auto retained =
+        accumulate_retention_step(rotate(q, rotation, dtype), rotate(k, rotation, dtype),
+                                  v.to(dtype), log_decay, state, scale, slots);
+    const auto out = accumulate_gated_group_norm(retained, gate, weight, bias, eps, norm);
+    clear_skipped_rows_(out, slots);
     return out.to(q.scalar_type()).contiguous();
   };
-  if (!composite::rows_apart() || q.size(0) == 0) return step(q, k, v, gate, positions, slots);
-  const auto row_slots = composite::slots_or_rows(slots, q);
-  return composite::each_row(q.size(0), [&](int64_t b) {
-    using composite::row_of;
+  if (!rows_apart() || q.size(0) == 0) return step(q, k, v, gate, positions, slots);
+  const auto row_slots = slots_or_rows(slots, q);
+  return each_row(q.size(0), [&](int64_t b) {
     return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(gate, b), row_of(positions, b),
                 row_of(row_slots, b));
   });
 }
 
-}  // namespace
+}  // namespace composite
 
 TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
-  m.impl("multi_scale_retention_step", multi_scale_retention_step_composite);
+  m.impl("multi_scale_retention_step", composite::multi_scale_retention_step);
 }
 
 }  // namespace retnet::ops

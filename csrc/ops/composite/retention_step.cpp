@@ -72,37 +72,31 @@ at::Tensor slots_or_rows(const std::optional<at::Tensor>& slots, const at::Tenso
   return slots ? *slots : at::arange(q.size(0), q.options().dtype(at::kInt));
 }
 
-}  // namespace composite
-
-namespace {
-
-at::Tensor retention_step_composite(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                                    const at::Tensor& log_decay, const at::Tensor& state,
-                                    std::optional<double> scale,
-                                    const std::optional<at::Tensor>& slots) {
+at::Tensor retention_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& log_decay, const at::Tensor& state,
+                          std::optional<double> scale, const std::optional<at::Tensor>& slots) {
   constexpr auto op = "retention_step";
   check_retention_step(op, q, k, v, log_decay, state, slots);
   check_state_memory(op, state, {{"q", q}, {"k", k}, {"v", v}, {"log_decay", log_decay}});
   const auto step = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                         const std::optional<at::Tensor>& slots) {
     const auto dtype = state.scalar_type();
-    const auto out = composite::accumulate_retention_step(q.to(dtype), k.to(dtype), v.to(dtype),
-                                                          log_decay, state, scale, slots);
-    composite::clear_skipped_rows_(out, slots);
+    const auto out = accumulate_retention_step(q.to(dtype), k.to(dtype), v.to(dtype), log_decay,
+                                               state, scale, slots);
+    clear_skipped_rows_(out, slots);
     return out.to(q.scalar_type());
   };
-  if (!composite::rows_apart() || q.size(0) == 0) return step(q, k, v, slots);
-  const auto row_slots = composite::slots_or_rows(slots, q);
-  return composite::each_row(q.size(0), [&](int64_t b) {
-    using composite::row_of;
+  if (!rows_apart() || q.size(0) == 0) return step(q, k, v, slots);
+  const auto row_slots = slots_or_rows(slots, q);
+  return each_row(q.size(0), [&](int64_t b) {
     return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(row_slots, b));
   });
 }
 
-}  // namespace
+}  // namespace composite
 
 TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
-  m.impl("retention_step", retention_step_composite);
+  m.impl("retention_step", composite::retention_step);
 }
 
 }  // namespace retnet::ops

@@ -7,6 +7,11 @@
 
 namespace retnet::ops::composite {
 
+/// The operator as it runs where no kernel does: also what a device's implementation falls back to.
+at::Tensor retention_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                          const at::Tensor& log_decay, const at::Tensor& state,
+                          std::optional<double> scale, const std::optional<at::Tensor>& slots);
+
 /// The checked step on q, k [B, H, Dk] and v [B, H, Dv] of the dtype of accumulation: updates the
 /// state and returns out [B, H, Dv] of that dtype, unrounded. What it returns for a skipped row is
 /// not defined, and is left for the caller to overwrite once its own work on the rows is done.

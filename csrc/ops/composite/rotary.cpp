@@ -44,6 +44,28 @@ at::Tensor rotate(const at::Tensor& x, const Rotation& rotation, at::ScalarType 
   return out;
 }
 
+std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
+                                          const at::Tensor& positions,
+                                          const at::Tensor& frequencies, std::string_view style) {
+  const auto rotation = rotation_of(positions, frequencies, style, accumulate_dtype(q));
+  return {rotate(q, rotation, q.scalar_type()), rotate(k, rotation, k.scalar_type())};
+}
+
+std::tuple<at::Tensor, at::Tensor> rotary_backward(const std::optional<at::Tensor>& grad_rotated_q,
+                                                   const std::optional<at::Tensor>& grad_rotated_k,
+                                                   const at::Tensor& positions,
+                                                   const at::Tensor& frequencies,
+                                                   std::string_view style,
+                                                   std::array<bool, 2> output_mask) {
+  const auto& any = grad_rotated_q ? grad_rotated_q : grad_rotated_k;
+  if (!any) return {};
+  const auto rotation = inverse(rotation_of(positions, frequencies, style, accumulate_dtype(*any)));
+  const auto turned_back = [&](bool asked, const std::optional<at::Tensor>& grad) {
+    return asked && grad ? rotate(*grad, rotation, grad->scalar_type()) : at::Tensor();
+  };
+  return {turned_back(output_mask[0], grad_rotated_q), turned_back(output_mask[1], grad_rotated_k)};
+}
+
 }  // namespace composite
 
 namespace {
@@ -53,9 +75,7 @@ std::tuple<at::Tensor, at::Tensor> rotary_composite(const at::Tensor& q, const a
                                                     const at::Tensor& frequencies,
                                                     std::string_view style) {
   check_rotary("rotary", q, k, positions, frequencies, style);
-  const auto rotation = composite::rotation_of(positions, frequencies, style, accumulate_dtype(q));
-  return {composite::rotate(q, rotation, q.scalar_type()),
-          composite::rotate(k, rotation, k.scalar_type())};
+  return composite::rotary(q, k, positions, frequencies, style);
 }
 
 std::tuple<at::Tensor, at::Tensor> rotary_backward_composite(
@@ -63,14 +83,8 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward_composite(
     const std::optional<at::Tensor>& grad_rotated_k, const at::Tensor& positions,
     const at::Tensor& frequencies, std::string_view style, std::array<bool, 2> output_mask) {
   check_rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style);
-  const auto& any = grad_rotated_q ? grad_rotated_q : grad_rotated_k;
-  if (!any) return {};
-  const auto rotation = composite::inverse(
-      composite::rotation_of(positions, frequencies, style, accumulate_dtype(*any)));
-  const auto turned_back = [&](bool asked, const std::optional<at::Tensor>& grad) {
-    return asked && grad ? composite::rotate(*grad, rotation, grad->scalar_type()) : at::Tensor();
-  };
-  return {turned_back(output_mask[0], grad_rotated_q), turned_back(output_mask[1], grad_rotated_k)};
+  return composite::rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style,
+                                    output_mask);
 }
 
 }  // namespace

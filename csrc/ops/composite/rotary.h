@@ -5,7 +5,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
+#include <optional>
 #include <string_view>
+#include <tuple>
 
 namespace retnet::ops::composite {
 
@@ -24,5 +27,16 @@ Rotation inverse(const Rotation& rotation);
 
 /// x turned, computed in the rotation's dtype, as a new contiguous tensor of dtype `out_dtype`.
 at::Tensor rotate(const at::Tensor& x, const Rotation& rotation, at::ScalarType out_dtype);
+
+/// `ops::rotary` and its gradients; the arguments have been checked.
+std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
+                                          const at::Tensor& positions,
+                                          const at::Tensor& frequencies, std::string_view style);
+std::tuple<at::Tensor, at::Tensor> rotary_backward(const std::optional<at::Tensor>& grad_rotated_q,
+                                                   const std::optional<at::Tensor>& grad_rotated_k,
+                                                   const at::Tensor& positions,
+                                                   const at::Tensor& frequencies,
+                                                   std::string_view style,
+                                                   std::array<bool, 2> output_mask);
 
 }  // namespace retnet::ops::composite

@@ -34,4 +34,9 @@ const retnet::cpu::InstructionSet& instruction_set() {
   TORCH_CHECK_VALUE(false, "RETNET_CPU must be one of ", names, " on this machine, got ", *asked);
 }
 
+const retnet::cpu::Kernels& kernels_of(const retnet::cpu::InstructionSet& set,
+                                       at::ScalarType dtype) {
+  return dtype == at::kFloat ? set.float32 : dtype == at::kHalf ? set.float16 : set.bfloat16;
+}
+
 }  // namespace retnet::ops::cpu

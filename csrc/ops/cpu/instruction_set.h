@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include "cpu/retention.h"
 
 namespace retnet::ops::cpu {
@@ -10,5 +12,9 @@ namespace retnet::ops::cpu {
 /// (the arithmetic of avx512_bf16 on any machine, slowly). Read at each call. Raises where the
 /// machine cannot run it.
 const retnet::cpu::InstructionSet& instruction_set();
+
+/// Its kernels for float32, bfloat16 or float16.
+const retnet::cpu::Kernels& kernels_of(const retnet::cpu::InstructionSet& set,
+                                       at::ScalarType dtype);
 
 }  // namespace retnet::ops::cpu

@@ -4,6 +4,9 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <cmath>
+#include <vector>
+
 #include "ops/composite/multi_scale_retention_step.h"
 #include "ops/cpu/step.h"
 #include "ops/state.h"
@@ -78,24 +81,23 @@ at::Tensor multi_scale_retention_step_cpu(
     return x ? x->row(of->dim() == 2 ? h : 0, V) : nullptr;
   };
   const Turns turns(positions, frequencies, style);
-  const auto gated_norm = cpu::instruction_set().gated_norm;
+  const auto gated_norm = cpu::instruction_set().float32.gated_norm;
   auto out = at::empty({q.size(0), H, V}, q.options().dtype(at::kFloat));
-  cpu::each_step(log_decay, state, scale, slots, q.size(0), out,
-                 [&](int64_t row, auto& p, const auto& run) {
-                   const int64_t b = row / H, h = row % H;
-                   std::vector<float> rotated(2 * K), retained(V);
-                   turns.turn(b, queries.row(row, K), rotated.data());
-                   turns.turn(b, keys.row(row, K), rotated.data() + K);
-                   p.q = rotated.data();
-                   p.k = rotated.data() + K;
-                   p.v = values.row(row, V);
-                   p.out = retained.data();
-                   run(p);
-                   gated_norm({V, retained.data(), gates.row(row, V),
-                               affine_row(weights, weight, h), affine_row(biases, bias, h),
-                               static_cast<float>(eps), norm == "layer",
-                               out.mutable_data_ptr<float>() + row * V});
-                 });
+  cpu::each_step(
+      log_decay, state, scale, slots, q.size(0), out, [&](int64_t row, auto& p, const auto& run) {
+        const int64_t b = row / H, h = row % H;
+        std::vector<float> rotated(2 * K), retained(V);
+        turns.turn(b, queries.row(row, K), rotated.data());
+        turns.turn(b, keys.row(row, K), rotated.data() + K);
+        p.q = rotated.data();
+        p.k = rotated.data() + K;
+        p.v = values.row(row, V);
+        p.out = retained.data();
+        run(p);
+        gated_norm({V, static_cast<float>(eps), norm == "layer", retained.data(), gates.row(row, V),
+                    affine_row(weights, weight, h), affine_row(biases, bias, h),
+                    out.mutable_data_ptr<float>() + row * V});
+      });
   return out.to(q.scalar_type());
 }
 

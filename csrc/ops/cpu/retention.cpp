@@ -31,8 +31,8 @@ std::tuple<at::Tensor, at::Tensor> retention_cpu(const at::Tensor& q, const at::
   const auto sequences = cpu::sequences_of("retention", q, cu_seqlens);
   const int64_t H = q.size(2), K = q.size(3), V = v.size(3);
   auto out = cpu::empty_output(v.sizes(), q.options());
-  auto final_state = cpu::empty_output({static_cast<int64_t>(sequences.size()), H, K, V},
-                                       log_decay.options());
+  auto final_state =
+      cpu::empty_output({static_cast<int64_t>(sequences.size()), H, K, V}, log_decay.options());
   if (final_state.numel() == 0) return {out, final_state};
   // These own what the parameters point to.
   const auto a = cpu::dense_rows(q), b = cpu::dense_rows(k), c = cpu::dense_rows(v);
@@ -92,7 +92,8 @@ RetentionPlanTuple retention_plan_cpu(const at::Tensor& q, const at::Tensor& k, 
     return {"composite", refusal, 0, 0, 0, 0, 0, 0, refusal};
   }
   const auto cut = cpu::cut_of(sequences, q.size(2), v.size(3));
-  const auto segments = static_cast<int64_t>(cpu::segments_of(sequences, cut.segment_length).size());
+  const auto segments =
+      static_cast<int64_t>(cpu::segments_of(sequences, cut.segment_length).size());
   const int64_t copies = (q.stride(3) != 1) + (k.stride(3) != 1) + (v.stride(3) != 1);
   return {std::string("cpu_") + cpu::instruction_set().name,
           "",

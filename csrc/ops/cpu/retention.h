@@ -17,9 +17,6 @@ namespace retnet::ops::cpu {
 /// Why the kernels do not take a call, or null.
 const char* refusal(const at::Tensor& q, std::string_view form, std::optional<int64_t> chunk_size);
 
-const retnet::cpu::RetentionKernels& kernels_of(const retnet::cpu::InstructionSet& set,
-                                                at::ScalarType dtype);
-
 /// x, or a copy where its last dimension is not dense.
 at::Tensor dense_rows(const at::Tensor& x);
 
@@ -71,17 +68,17 @@ StateMatrix matrix_of(const at::Tensor& state, int64_t row, int64_t head);
 
 /// The states at the start of every segment, [segments, H, Dk, Dv], forward in time from
 /// initial_state (undefined: zeros): the local end states of the segments side by side, then a scan.
-at::Tensor states_of_segments(const retnet::cpu::RetentionKernels& kernels,
-                              const DecayOfHeads& decay, const at::Tensor& log_decay,
-                              const std::vector<Span>& segments, const at::Tensor& k,
-                              const at::Tensor& v, const at::Tensor& initial_state);
+at::Tensor states_of_segments(const retnet::cpu::Kernels& kernels, const DecayOfHeads& decay,
+                              const at::Tensor& log_decay, const std::vector<Span>& segments,
+                              const at::Tensor& k, const at::Tensor& v,
+                              const at::Tensor& initial_state);
 
 /// The adjoints of the state at the end of every segment, [segments, H, Dk, Dv], backward in time
 /// from grad_state (undefined: zeros).
-at::Tensor adjoints_of_segments(const retnet::cpu::RetentionKernels& kernels,
-                                const DecayOfHeads& decay, const at::Tensor& log_decay,
-                                const std::vector<Span>& segments, const at::Tensor& q,
-                                const at::Tensor& grad_out, const at::Tensor& grad_state);
+at::Tensor adjoints_of_segments(const retnet::cpu::Kernels& kernels, const DecayOfHeads& decay,
+                                const at::Tensor& log_decay, const std::vector<Span>& segments,
+                                const at::Tensor& q, const at::Tensor& grad_out,
+                                const at::Tensor& grad_state);
 
 /// An uninitialised tensor. Where it is large, the system is advised to back it by huge pages: page
 /// faults are a third of the time of a fast forward pass.

@@ -19,7 +19,7 @@ using retnet::cpu::UpdateParams;
 
 /// A call whose arguments are checked and readable. Undefined tensors: absent, not asked for.
 struct Backward {
-  const retnet::cpu::RetentionKernels& kernels;
+  const retnet::cpu::Kernels& kernels;
   const cpu::DecayOfHeads& decay;
   const std::vector<cpu::Span>& sequences;
   at::Tensor q, k, v, log_decay, initial_state, grad_out, grad_state;
@@ -43,9 +43,9 @@ void Backward::readout(const at::Tensor& grad_q, const at::Tensor& grad_log_deca
   const auto cut = cpu::cut_of(sequences, H, inner());
   const auto spans = cpu::segments_of(sequences, slope ? 0 : cut.segment_length);
   const bool segmented = spans.size() > sequences.size();
-  const auto initial = segmented ? cpu::states_of_segments(kernels, decay, log_decay, spans, k, v,
-                                                           initial_state)
-                                 : initial_state;
+  const auto initial =
+      segmented ? cpu::states_of_segments(kernels, decay, log_decay, spans, k, v, initial_state)
+                : initial_state;
   const int64_t slices = cut.slices(inner());
   const auto tasks = static_cast<int64_t>(spans.size()) * H * slices;
   std::vector<double> slopes(slope ? tasks : 0);
@@ -139,8 +139,8 @@ void Backward::update(const at::Tensor& grad_k, const at::Tensor& grad_v,
     return p;
   };
   if (slices == 0) return;
-  const auto scratch = std::max(kernels.update_scratch(params_of(0)),
-                                kernels.update_scratch(params_of(slices - 1)));
+  const auto scratch =
+      std::max(kernels.update_scratch(params_of(0)), kernels.update_scratch(params_of(slices - 1)));
   cpu::run_tasks(static_cast<int64_t>(spans.size()) * H * slices, scratch,
                  [&](int64_t task, void* memory) { kernels.update(params_of(task), memory); });
 }
@@ -167,8 +167,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   auto grad_q = like(ask_q, q), grad_k = like(ask_k, k), grad_v = like(ask_v, v),
        grad_log_decay = like(ask_log_decay, log_decay),
        grad_initial_state = initial_state ? like(ask_state, *initial_state) : at::Tensor();
-  const cpu::DecayOfHeads decay(
-      log_decay, scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3)))));
+  const cpu::DecayOfHeads decay(log_decay,
+                                scale.value_or(1 / std::sqrt(static_cast<double>(q.size(3)))));
   const Backward call{cpu::kernels_of(cpu::instruction_set(), q.scalar_type()),
                       decay,
                       sequences,

@@ -25,11 +25,6 @@ const char* refusal(const at::Tensor& q, std::string_view form, std::optional<in
   return nullptr;
 }
 
-const kernels::RetentionKernels& kernels_of(const kernels::InstructionSet& set,
-                                            at::ScalarType dtype) {
-  return dtype == at::kFloat ? set.float32 : dtype == at::kHalf ? set.float16 : set.bfloat16;
-}
-
 at::Tensor dense_rows(const at::Tensor& x) {
   return x.stride(-1) == 1 ? x : x.clone(at::MemoryFormat::Contiguous);
 }
@@ -59,8 +54,7 @@ DecayOfHeads::DecayOfHeads(const at::Tensor& log_decay, double scale) {
   for (int64_t h = 0; h < values.numel(); ++h) {
     const double g = values.const_data_ptr<float>()[h];
     float *power = take(kPowers), *change = take(kPowers), *slope = take(kPowers),
-          *readout = take(kChunk), *row = take(kRow), *column = take(kRow),
-          *row_slope = take(kRow);
+          *readout = take(kChunk), *row = take(kRow), *column = take(kRow), *row_slope = take(kRow);
     for (int64_t n = 0; n <= kChunk; ++n) {
       // In float64, rounded once. 0 * -inf is NaN, and gamma^0 is 1 also for gamma = 0.
       const double exact = n == 0 ? 1 : std::exp(static_cast<double>(n) * g);
@@ -79,8 +73,10 @@ DecayOfHeads::DecayOfHeads(const at::Tensor& log_decay, double scale) {
 
 namespace {
 
-constexpr int64_t kSliceWidth = 64;      // the least: below, packing and scores cost more than they save
-constexpr int64_t kSegmentLength = 512;  // the least: a segment's start costs half of a pass over it
+constexpr int64_t kSliceWidth =
+    64;  // the least: below, packing and scores cost more than they save
+constexpr int64_t kSegmentLength =
+    512;  // the least: a segment's start costs half of a pass over it
 
 }  // namespace
 
@@ -128,8 +124,7 @@ kernels::TokenRows rows_of(const at::Tensor& x, const Span& span, int64_t head, 
 StateMatrix matrix_of(const at::Tensor& state, int64_t row, int64_t head) {
   if (!state.defined()) return {};
   auto* ptr = const_cast<float*>(state.const_data_ptr<float>());  // written where it is an output
-  return {ptr + row * state.stride(0) + head * state.stride(1),
-          state.stride(2), state.stride(3)};
+  return {ptr + row * state.stride(0) + head * state.stride(1), state.stride(2), state.stride(3)};
 }
 
 at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
@@ -137,7 +132,8 @@ at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options)
   auto x = at::empty(sizes, options);
   if (x.nbytes() >= kLarge) {
     const auto begin = reinterpret_cast<uintptr_t>(x.data_ptr());
-    const auto first = (begin + kPage - 1) / kPage * kPage, last = (begin + x.nbytes()) / kPage * kPage;
+    const auto first = (begin + kPage - 1) / kPage * kPage,
+               last = (begin + x.nbytes()) / kPage * kPage;
     // Advice: where the system does not take it, nothing is lost.
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }

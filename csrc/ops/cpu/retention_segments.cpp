@@ -35,8 +35,7 @@ at::Tensor scan(const DecayOfHeads& decay, const at::Tensor& log_decay,
   // The segment that goes on where n stops, or -1.
   const auto next_of = [&](int64_t n) {
     const int64_t next = n + step;
-    const bool goes_on =
-        next >= 0 && next < N && segments[next].state_row == segments[n].state_row;
+    const bool goes_on = next >= 0 && next < N && segments[next].state_row == segments[n].state_row;
     return goes_on ? next : -1;
   };
   auto* states = result.mutable_data_ptr<float>();
@@ -54,8 +53,7 @@ at::Tensor scan(const DecayOfHeads& decay, const at::Tensor& log_decay,
           const auto from = matrix_of(boundary, segments[n].state_row, h);
           for (int64_t k = 0; k < K; ++k) {
             for (int64_t v = 0; v < V; ++v) {
-              state_of(n, h)[k * V + v] =
-                  from.ptr ? from.ptr[k * from.row + v * from.col] : 0.0F;
+              state_of(n, h)[k * V + v] = from.ptr ? from.ptr[k * from.row + v * from.col] : 0.0F;
             }
           }
         }
@@ -71,10 +69,10 @@ at::Tensor scan(const DecayOfHeads& decay, const at::Tensor& log_decay,
 
 }  // namespace
 
-at::Tensor states_of_segments(const retnet::cpu::RetentionKernels& kernels,
-                              const DecayOfHeads& decay, const at::Tensor& log_decay,
-                              const std::vector<Span>& segments, const at::Tensor& k,
-                              const at::Tensor& v, const at::Tensor& initial_state) {
+at::Tensor states_of_segments(const retnet::cpu::Kernels& kernels, const DecayOfHeads& decay,
+                              const at::Tensor& log_decay, const std::vector<Span>& segments,
+                              const at::Tensor& k, const at::Tensor& v,
+                              const at::Tensor& initial_state) {
   retnet::cpu::ReadoutParams shape;
   shape.inner = k.size(3);
   shape.outer = v.size(3);
@@ -92,15 +90,16 @@ at::Tensor states_of_segments(const retnet::cpu::RetentionKernels& kernels,
               });
 }
 
-at::Tensor adjoints_of_segments(const retnet::cpu::RetentionKernels& kernels,
-                                const DecayOfHeads& decay, const at::Tensor& log_decay,
-                                const std::vector<Span>& segments, const at::Tensor& q,
-                                const at::Tensor& grad_out, const at::Tensor& grad_state) {
+at::Tensor adjoints_of_segments(const retnet::cpu::Kernels& kernels, const DecayOfHeads& decay,
+                                const at::Tensor& log_decay, const std::vector<Span>& segments,
+                                const at::Tensor& q, const at::Tensor& grad_out,
+                                const at::Tensor& grad_state) {
   retnet::cpu::UpdateParams shape;
   shape.inner = q.size(3);
   shape.outer = (grad_out.defined() ? grad_out : grad_state).size(3);
   return scan(decay, log_decay, segments, grad_state, shape.inner, shape.outer, true,
-              kernels.update_scratch(shape), [&](int64_t n, int64_t h, float* start, void* scratch) {
+              kernels.update_scratch(shape),
+              [&](int64_t n, int64_t h, float* start, void* scratch) {
                 auto p = shape;
                 p.tokens = segments[n].tokens;
                 p.q = rows_of(q, segments[n], h);

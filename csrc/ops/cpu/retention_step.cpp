@@ -13,8 +13,7 @@ namespace {
 
 at::Tensor retention_step_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const at::Tensor& log_decay, const at::Tensor& state,
-                              std::optional<double> scale,
-                              const std::optional<at::Tensor>& slots) {
+                              std::optional<double> scale, const std::optional<at::Tensor>& slots) {
   if (!cpu::takes_step(q, state)) {
     return composite::retention_step(q, k, v, log_decay, state, scale, slots);
   }

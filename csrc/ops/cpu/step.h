@@ -6,12 +6,13 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
-#include <vector>
 
 #include "cpu/retention.h"
+#include "ops/cpu/floats.h"
 #include "ops/cpu/instruction_set.h"
 
 namespace retnet::ops::cpu {
@@ -21,20 +22,6 @@ inline bool takes_step(const at::Tensor& q, const at::Tensor& state) {
   return q.scalar_type() != at::kDouble && state.dim() == 4 && state.stride(3) == 1 &&
          state.numel() > 0 && q.numel() > 0;
 }
-
-/// A tensor as contiguous floats: itself where it is that already.
-class Floats {
- public:
-  explicit Floats(const at::Tensor& x)
-      : x_(x.to(at::kFloat, /*non_blocking=*/false, /*copy=*/false, at::MemoryFormat::Contiguous)
-               .contiguous()) {}
-  const float* row(int64_t row, int64_t columns) const {
-    return x_.const_data_ptr<float>() + row * columns;
-  }
-
- private:
-  at::Tensor x_;
-};
 
 /// For each row b H + h that slots do not skip, side by side: body(row, params, run), with params
 /// of its state and decay set; out [B, H, Dv] is cleared where they do. run(params) makes the step.
@@ -46,8 +33,7 @@ void each_step(const at::Tensor& log_decay, const at::Tensor& state, std::option
   const int64_t H = state.size(1), K = state.size(2), V = state.size(3);
   const auto decays = log_decay.detach().contiguous();
   const auto rows = slots ? slots->contiguous() : at::Tensor();
-  const auto factor =
-      static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(K))));
+  const auto factor = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(K))));
   auto* states = state.mutable_data_ptr<float>();
   auto* outs = out.mutable_data_ptr<float>();
   at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
