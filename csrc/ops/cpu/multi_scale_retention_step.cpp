@@ -57,8 +57,8 @@ at::Tensor multi_scale_retention_step_cpu(
                                                  slots);
   }
   constexpr auto op = "multi_scale_retention_step";
-  check_multi_scale_retention_step(op, q, k, v, gate, log_decay, state, positions, frequencies,
-                                   weight, bias, eps, norm, style, slots);
+  check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
+                                   bias, eps, norm, style, slots);
   const at::Tensor none;
   check_state_memory(op, state,
                      {{"q", q},
