@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the rules that hold the layers apart; prints each breach and exits 1 where there is one.
 
-Layers point one way: kernels <- csrc/ops <- csrc/nn <- csrc/bindings <- python.
+Layers point one way: kernels, csrc/cpu <- csrc/ops <- csrc/nn <- csrc/bindings <- python.
 """
 
 import re
@@ -17,6 +17,11 @@ RULES = [
         r"kernels/",
         INCLUDE + r"(torch|ATen|c10|pybind11)",
         "kernels know pointers, strides and a stream only",
+    ),
+    (
+        r"csrc/cpu/",
+        INCLUDE + r"(torch|ATen|c10|pybind11|ops/|nn/)",
+        "the CPU's kernels know pointers and strides only: each is compiled for an instruction set",
     ),
     (
         r"(?!kernels/|csrc/ops/cuda/|tests/(kernels/|simt/|python/test_kernel_))",

@@ -39,8 +39,9 @@ namespace retnet::ops {
 /// Returns out [B, T, H, Dv] of q's dtype and final_state [N, H, Dk, Dv] = S_{T-1} of log_decay's
 /// dtype (T = 0: a copy of initial_state, or zeros). Both are contiguous and share no memory with
 /// an input. Sums and states are kept in log_decay's dtype. Where no kernel runs, nothing but out is
-/// rounded to q's dtype; the chunkwise kernel (CUDA, bfloat16 and float16) multiplies operands of
-/// q's dtype, scores and states among them (docs/numerics.md).
+/// rounded to q's dtype; the chunkwise kernels multiply operands of 16 bits, scores and states
+/// among them, on CUDA (bfloat16 and float16) and where the CPU multiplies bfloat16
+/// (docs/numerics.md).
 ///
 /// Differentiable once in q, k, v, log_decay and initial_state; every form gives the same
 /// gradients. A log_decay that is positive or NaN raises on the CPU; on other devices, where

@@ -13,11 +13,11 @@ namespace retnet::ops {
 
 /// What a call of `retention` and of its gradients runs.
 struct RetentionPlan {
-  std::string implementation;  ///< "kernel" or "composite"
+  std::string implementation;  ///< "kernel", "cpu_" and an instruction set, or "composite"
   std::string reason;          ///< why not the kernel; empty where it runs
   // Of the kernel, else 0:
   int64_t inner;           ///< Dk is padded to this
-  int64_t slice;           ///< columns of Dv that one block of threads owns
+  int64_t slice;           ///< columns of Dv that one block of threads (CPU: thread) owns
   int64_t chunk;           ///< tokens of a chunk
   int64_t segment_length;  ///< tokens after which a sequence is cut into parts; 0: not cut
   int64_t segments;        ///< sequences, or room for their parts
@@ -28,8 +28,8 @@ struct RetentionPlan {
 };
 
 /// The plan of `retention` with the same arguments, which are checked as there. It depends on
-/// shapes, strides, dtype, device and torch.use_deterministic_algorithms, never on values, and
-/// copies nothing.
+/// shapes, strides, dtype, device and torch.use_deterministic_algorithms, on the CPU also on the
+/// number of threads, cu_seqlens and RETNET_CPU, never on other values, and copies nothing.
 RETNET_API RetentionPlan retention_plan(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state = std::nullopt,

@@ -98,10 +98,11 @@ class RetentionPlan(NamedTuple):
     """What a call of :func:`retention` runs. The numbers are those of the kernel, else 0.
 
     Attributes:
-        implementation: ``"kernel"`` or ``"composite"``.
+        implementation: ``"kernel"`` (CUDA), ``"cpu_"`` and the instruction set of the CPU's kernel,
+            such as ``"cpu_avx2"``, or ``"composite"``.
         reason: why not the kernel; empty where it runs.
         inner: Dk is padded to this.
-        slice: columns of Dv that one block of threads owns.
+        slice: columns of Dv that one block of threads, or one thread of the CPU, owns.
         chunk: tokens of a chunk.
         segment_length: tokens after which a sequence is cut into parts; 0: not cut.
         segments: sequences, or room for their parts.
@@ -135,8 +136,9 @@ def retention_plan(
 ) -> RetentionPlan:
     """Which implementation :func:`retention` takes with these arguments, and why.
 
-    It depends on shapes, strides, dtype, device and
-    :func:`torch.use_deterministic_algorithms`, never on values.
+    It depends on shapes, strides, dtype, device,
+    :func:`torch.use_deterministic_algorithms` and, on the CPU, the number of threads and the
+    environment variable ``RETNET_CPU``; never on values, but for ``cu_seqlens`` on the CPU.
 
     Raises:
         RuntimeError: as :func:`retention`.
@@ -146,8 +148,10 @@ def retention_plan(
         >>> from retnet.ops import retention_plan
         >>> q = k = v = torch.randn(1, 100, 4, 32)
         >>> plan = retention_plan(q, k, v, torch.zeros(4))
-        >>> plan.implementation  # on the CPU; plan.reason says why
-        'composite'
+        >>> plan.chunk, plan.implementation.startswith("cpu_")
+        (64, True)
+        >>> retention_plan(q.double(), q.double(), q.double(), torch.zeros(4).double()).reason
+        'the kernel takes float32, bfloat16 and float16'
     """
     plan = torch.ops.retnet.retention_plan(
         q,

@@ -240,10 +240,10 @@ def test_rows_apart_of_nothing(shape, op, device, request):
 
 @parametrize("form", FORMS)
 def test_rows_are_apart_under_the_strict_mode_alone(form, request):
-    """By the number of matrix products of the whole batch and of one row."""
+    """By the number of matrix products of the whole batch and of one row, in the composite."""
 
     def products(B: int) -> int:
-        inputs = make_inputs(B, 20, dtype=torch.float32)
+        inputs = make_inputs(B, 20, dtype=torch.float64)
         with torch.profiler.profile() as profile:
             ops.retention(**inputs, form=form)
         return sum(event.name == "aten::bmm" for event in profile.events())

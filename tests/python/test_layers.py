@@ -18,6 +18,8 @@ BREACHES = [
     ("kernels/norm/x.cuh", "#include <torch/library.h>"),
     ("kernels/prim/x.cuh", "#include <ATen/core/Tensor.h>"),
     ("kernels/norm/x.cu.in", "# include <c10/cuda/CUDAStream.h>"),
+    ("csrc/cpu/x.h", "#include <ATen/core/Tensor.h>"),
+    ("csrc/cpu/x.cpp", '#include "ops/check.h"'),
     ("csrc/ops/x.cpp", KERNEL),
     ("csrc/ops/composite/x.cpp", KERNEL),
     ("csrc/bindings/module.cpp", KERNEL),
@@ -46,6 +48,7 @@ ALLOWED = [
     ("kernels/prim/x.cuh", "#ifdef RETNET_EMULATE"),
     ("kernels/norm/x.cuh", "// asm, #if and torch are for others"),
     ("csrc/ops/cuda/x.cpp", "#include <torch/library.h>"),
+    ("csrc/cpu/x.cpp", "#include <immintrin.h>"),
     ("csrc/bindings/module.cpp", "#include <torch/extension.h>"),
     ("csrc/io/x.cpp", '#include "io/files.h"'),
 ]

@@ -20,18 +20,69 @@ def plan_of(*shape: int, device="cpu", dtype=torch.bfloat16, **options) -> Reten
 
 @parametrize("form", FORMS)
 @parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
-@parametrize("device", ["cpu", "meta"])
-def test_no_kernel_here(device, dtype, form):
-    plan = plan_of(2, 20, 4, 8, 12, device=device, dtype=dtype, form=form)
-    reason = f"no kernel for {device} in this build"
+def test_no_kernel_for_meta(dtype, form):
+    plan = plan_of(2, 20, 4, 8, 12, device="meta", dtype=dtype, form=form)
+    reason = "no kernel for meta in this build"
     assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
     assert plan.implementation == "composite" and plan.reason.startswith("no kernel")
 
 
+@parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": torch.float64}, "the kernel takes float32, bfloat16 and float16"),
+        ({"form": "parallel"}, "the kernel is of the chunkwise form"),
+        ({"form": "recurrent"}, "the kernel is of the chunkwise form"),
+        ({"chunk_size": 32}, "the kernel has chunks of 64 tokens"),
+    ],
+    ids=str,
+)
+def test_refusal_on_the_cpu(change, reason):
+    plan = plan_of(2, 20, 4, 8, 12, **change)
+    assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
+
+
+@parametrize("chunk_size", [None, 64])
+@parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_kernel_on_the_cpu(dtype, chunk_size, monkeypatch):
+    monkeypatch.setenv("RETNET_CPU", "portable")
+    plan = plan_of(2, 20, 4, 8, 12, dtype=dtype, chunk_size=chunk_size)
+    assert plan == ("cpu_portable", "", 8, 12, 64, 0, 2, 0, "")
+
+
 def test_packed():
     inputs = make_inputs(1, 20, dtype=torch.bfloat16, num_states=2)
+    inputs["q"] = inputs["q"].mT.contiguous().mT
     cu_seqlens = torch.tensor([0, 5, 20], dtype=torch.int32)
-    assert retention_plan(**inputs, cu_seqlens=cu_seqlens).implementation == "composite"
+    plan = retention_plan(**inputs, cu_seqlens=cu_seqlens)
+    assert plan.implementation.startswith("cpu_") and (plan.segments, plan.copies) == (2, 1)
+
+
+# threads, B, H, Dv, T: slice, segment_length, segments
+CUTS = {
+    (2, 1, 2, 512, 8192): (512, 0, 1),
+    (2, 1, 1, 512, 8192): (256, 0, 1),
+    (3, 1, 2, 432, 100): (256, 0, 1),
+    (8, 1, 1, 128, 8192): (64, 2048, 4),
+    (8, 2, 1, 64, 1500): (64, 512, 6),
+    (8, 1, 1, 64, 500): (64, 0, 1),
+}
+
+
+@parametrize(("call", "cut"), CUTS.items(), ids=str)
+def test_cut_on_the_cpu(call, cut, threads):
+    """Fewer heads than threads: slices of columns, then segments of tokens."""
+    threads(call[0])
+    _, B, H, Dv, T = call
+    plan = plan_of(B, T, H, 8, Dv)
+    assert (plan.slice, plan.segment_length, plan.segments) == cut
+
+
+@pytest.mark.usefixtures("strictly_deterministic")
+def test_no_segments_in_the_strict_mode_on_the_cpu(threads):
+    threads(8)
+    plan = plan_of(1, 8192, 1, 8, 128)
+    assert (plan.slice, plan.segment_length, plan.segments) == (64, 0, 1)
 
 
 # Dk, Dv, chunk_size: inner, slice, chunk

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <immintrin.h>
+
+#include "cpu/instance.h"
+#include "cpu/instruction_sets.h"
+
+namespace retnet::cpu {
+namespace {
+
+struct Avx512Bf16 {
+  static constexpr int kLanes = 16;
+  static constexpr int kTileRows = 8;
+  static RETNET_INLINE F<16> dot(F<16> sum, U<16> a, U<16> b) {
+    return _mm512_dpbf16_ps(sum, bits<__m512bh>(a), bits<__m512bh>(b));
+  }
+  static RETNET_INLINE H<16> round(F<16> x) { return bits<H<16>>(_mm512_cvtneps_pbh(x)); }
+};
+
+bool is_supported() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+}  // namespace
+
+extern const InstructionSet kAvx512Bf16 =
+    instruction_set<Avx512Bf16, PairOperand<Avx512Bf16>>("avx512_bf16", is_supported);
+
+}  // namespace retnet::cpu

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/instance.h"
+#include "cpu/instruction_sets.h"
+
+namespace retnet::cpu {
+namespace {
+
+struct Emulated {
+  static constexpr int kLanes = 16;
+  static constexpr int kTileRows = 8;
+  static F<16> dot(F<16> sum, U<16> a, U<16> b) {
+    const auto low = [](U<16> x) { return bits<F<16>>(x << 16); };
+    const auto high = [](U<16> x) { return bits<F<16>>(x & 0xffff0000u); };
+    return sum + low(a) * low(b) + high(a) * high(b);
+  }
+  static H<16> round(F<16> x) { return narrow<16>(x, BFloat16{}); }
+};
+
+}  // namespace
+
+// Its other dtypes are kAvx2's and kPortable's arithmetic, which those run.
+extern const InstructionSet kEmulated{"emulated",        [] { return true; },
+                                      kPortable.float32, kernels<PairOperand<Emulated>, BFloat16>(),
+                                      kPortable.float16, step<16>};
+
+}  // namespace retnet::cpu

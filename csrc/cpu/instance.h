@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The kernels of one instruction set, for the translation unit that is compiled for it.
+#pragma once
+
+#include "cpu/norm_kernels.h"
+#include "cpu/retention_readout.h"
+#include "cpu/retention_update.h"
+#include "cpu/rotary_kernels.h"
+#include "cpu/step_kernels.h"
+
+namespace retnet::cpu {
+namespace {
+
+template <class Op, class Scalar>
+constexpr Kernels kernels() {
+  return {readout_scratch<Op>,
+          readout<Op, Scalar>,
+          update_scratch<Op>,
+          update<Op, Scalar>,
+          gated_norm<Op::kLanes, Scalar>,
+          gated_norm_grad<Op::kLanes, Scalar>,
+          rotary<Op::kLanes, Scalar>};
+}
+
+/// Bfloat16Op multiplies bfloat16's factors; those of the other dtypes are floats.
+template <class Isa, class Bfloat16Op = FloatOperand<Isa>>
+constexpr InstructionSet instruction_set(const char* name, bool (*is_supported)()) {
+  return {name,
+          is_supported,
+          kernels<FloatOperand<Isa>, float>(),
+          kernels<Bfloat16Op, BFloat16>(),
+          kernels<FloatOperand<Isa>, Float16>(),
+          step<Isa::kLanes>};
+}
+
+}  // namespace
+}  // namespace retnet::cpu

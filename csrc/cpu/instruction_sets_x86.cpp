@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/instruction_sets.h"
+
+namespace retnet::cpu {
+
+const std::vector<const InstructionSet*>& instruction_sets() {
+  static const std::vector<const InstructionSet*> sets{&kAvx512Bf16, &kAvx512, &kAvx2, &kPortable,
+                                                       &kEmulated};
+  return sets;
+}
+
+}  // namespace retnet::cpu

@@ -1,0 +1,17 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "cpu/instance.h"
+#include "cpu/instruction_sets.h"
+
+namespace retnet::cpu {
+namespace {
+
+struct Portable {
+  static constexpr int kLanes = 4;
+  static constexpr int kTileRows = 4;
+};
+
+}  // namespace
+
+extern const InstructionSet kPortable = instruction_set<Portable>("portable", [] { return true; });
+
+}  // namespace retnet::cpu

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "ops/composite/deterministic.h"
+#include "ops/composite/retention.h"
+#include "ops/cpu/parallel.h"
+#include "ops/cpu/retention.h"
+
+namespace retnet::ops::cpu {
+
+namespace kernels = retnet::cpu;
+using kernels::kChunk;
+
+const char* refusal(const at::Tensor& q, std::string_view form, std::optional<int64_t> chunk_size) {
+  if (form != "chunkwise") return "the kernel is of the chunkwise form";
+  if (q.scalar_type() == at::kDouble) return "the kernel takes float32, bfloat16 and float16";
+  if (chunk_size.value_or(kChunk) != kChunk) return "the kernel has chunks of 64 tokens";
+  return nullptr;
+}
+
+at::Tensor dense_rows(const at::Tensor& x) {
+  return x.stride(-1) == 1 ? x : x.clone(at::MemoryFormat::Contiguous);
+}
+
+std::vector<Span> sequences_of(const char* op, const at::Tensor& q,
+                               const std::optional<at::Tensor>& cu_seqlens) {
+  std::vector<Span> spans;
+  if (!cu_seqlens) {
+    for (int64_t b = 0; b < q.size(0); ++b) spans.push_back({b, 0, q.size(1), b});
+    return spans;
+  }
+  const auto bounds = composite::packed_bounds(op, q, *cu_seqlens);
+  const int32_t* bound = bounds.const_data_ptr<int32_t>();
+  for (int64_t n = 0; n + 1 < bounds.numel(); ++n) {
+    spans.push_back({0, bound[n], bound[n + 1] - bound[n], n});
+  }
+  return spans;
+}
+
+DecayOfHeads::DecayOfHeads(const at::Tensor& log_decay, double scale) {
+  const auto values = log_decay.detach().contiguous();
+  constexpr int64_t kPowers = kChunk + 1, kRow = 2 * kChunk;
+  constexpr int64_t kFloats = 3 * kPowers + kChunk + 3 * kRow;
+  memory_.resize(values.numel() * kFloats);  // zeros
+  auto* at = memory_.data();
+  const auto take = [&](int64_t n) { return std::exchange(at, at + n); };
+  for (int64_t h = 0; h < values.numel(); ++h) {
+    const double g = values.const_data_ptr<float>()[h];
+    float *power = take(kPowers), *change = take(kPowers), *slope = take(kPowers),
+          *readout = take(kChunk), *row = take(kRow), *column = take(kRow), *row_slope = take(kRow);
+    for (int64_t n = 0; n <= kChunk; ++n) {
+      // In float64, rounded once. 0 * -inf is NaN, and gamma^0 is 1 also for gamma = 0.
+      const double exact = n == 0 ? 1 : std::exp(static_cast<double>(n) * g);
+      power[n] = static_cast<float>(exact);
+      change[n] = n == 0 ? 0 : static_cast<float>(std::expm1(static_cast<double>(n) * g));
+      slope[n] = static_cast<float>(static_cast<double>(n) * exact);
+      if (n > 0) readout[n - 1] = static_cast<float>(scale * exact);
+      if (n == kChunk) break;
+      row[kChunk - 1 - n] = column[kChunk - 1 + n] = static_cast<float>(scale * exact);
+      row_slope[kChunk - 1 - n] = static_cast<float>(scale * static_cast<double>(n) * exact);
+    }
+    const bool is_zero = g == -std::numeric_limits<double>::infinity();
+    tables_.push_back({is_zero, power, change, readout, row, column, slope, row_slope});
+  }
+}
+
+namespace {
+
+constexpr int64_t kSliceWidth =
+    64;  // the least: below, packing and scores cost more than they save
+constexpr int64_t kSegmentLength =
+    512;  // the least: a segment's start costs half of a pass over it
+
+}  // namespace
+
+Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns) {
+  const int64_t units = std::max<int64_t>(1, static_cast<int64_t>(sequences.size()) * heads);
+  const int64_t threads = at::get_num_threads();
+  const auto parts_of = [](int64_t whole, int64_t parts, int64_t least) {
+    const int64_t part = (whole + parts - 1) / parts;
+    return std::max((part + least - 1) / least * least, least);
+  };
+  const int64_t wanted = (threads + units - 1) / units;
+  Cut cut{parts_of(columns, wanted, kSliceWidth), 0};
+  const int64_t parts = (wanted + cut.slices(columns) - 1) / cut.slices(columns);
+  if (parts == 1 || composite::rows_apart()) return cut;
+  int64_t longest = 0;
+  for (const auto& span : sequences) longest = std::max(longest, span.tokens);
+  const int64_t length = parts_of(longest, parts, kSegmentLength);
+  if (length < longest) cut.segment_length = length;
+  return cut;
+}
+
+std::vector<Span> segments_of(const std::vector<Span>& sequences, int64_t segment_length) {
+  if (segment_length == 0) return sequences;
+  std::vector<Span> segments;
+  for (auto span : sequences) {
+    const int64_t end = span.first + span.tokens;
+    do {  // a sequence without tokens is a segment, too
+      span.tokens = std::min(segment_length, end - span.first);
+      segments.push_back(span);
+      span.first += span.tokens;
+    } while (span.first < end);
+  }
+  return segments;
+}
+
+kernels::TokenRows rows_of(const at::Tensor& x, const Span& span, int64_t head, int64_t first) {
+  if (!x.defined()) return {};
+  const int64_t offset =
+      span.batch_row * x.stride(0) + span.first * x.stride(1) + head * x.stride(2) + first;
+  return {static_cast<const char*>(x.const_data_ptr()) +
+              offset * static_cast<int64_t>(x.element_size()),
+          x.stride(1)};
+}
+
+StateMatrix matrix_of(const at::Tensor& state, int64_t row, int64_t head) {
+  if (!state.defined()) return {};
+  auto* ptr = const_cast<float*>(state.const_data_ptr<float>());  // written where it is an output
+  return {ptr + row * state.stride(0) + head * state.stride(1), state.stride(2), state.stride(3)};
+}
+
+at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  constexpr uintptr_t kPage = uintptr_t{1} << 21, kLarge = uintptr_t{4} << 20;
+  auto x = at::empty(sizes, options);
+  if (x.nbytes() >= kLarge) {
+    const auto begin = reinterpret_cast<uintptr_t>(x.data_ptr());
+    const auto first = (begin + kPage - 1) / kPage * kPage,
+               last = (begin + x.nbytes()) / kPage * kPage;
+    // Advice: where the system does not take it, nothing is lost.
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+  return x;
+}
+
+}  // namespace retnet::ops::cpu

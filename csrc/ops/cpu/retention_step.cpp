@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/retention_step.h"
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "ops/composite/retention_step.h"
+#include "ops/cpu/step.h"
+#include "ops/state.h"
+
+namespace retnet::ops {
+namespace {
+
+at::Tensor retention_step_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                              const at::Tensor& log_decay, const at::Tensor& state,
+                              std::optional<double> scale, const std::optional<at::Tensor>& slots) {
+  if (!cpu::takes_step(q, state)) {
+    return composite::retention_step(q, k, v, log_decay, state, scale, slots);
+  }
+  constexpr auto op = "retention_step";
+  check_retention_step(op, q, k, v, log_decay, state, slots);
+  check_state_memory(op, state, {{"q", q}, {"k", k}, {"v", v}, {"log_decay", log_decay}});
+  const int64_t K = q.size(2), V = v.size(2);
+  const cpu::Floats queries(q), keys(k), values(v);
+  auto out = at::empty({q.size(0), q.size(1), V}, q.options().dtype(at::kFloat));
+  cpu::each_step(log_decay, state, scale, slots, q.size(0), out,
+                 [&](int64_t row, auto& p, const auto& run) {
+                   p.q = queries.row(row, K);
+                   p.k = keys.row(row, K);
+                   p.v = values.row(row, V);
+                   p.out = out.mutable_data_ptr<float>() + row * V;
+                   run(p);
+                 });
+  return out.to(q.scalar_type());
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("retention_step", retention_step_cpu); }
+
+}  // namespace retnet::ops
