@@ -44,9 +44,9 @@ def report(counts: dict[str, Any], fail: Fail, table: Table) -> None:
     for item in counts["step"]:
         check_counts(item, fail)
         counted, header = item["counted"], item["header"]
-        both = [f"{counted[key]:g}/{header[key]:g}" for key in ("memory_bytes", "barriers")]
+        both = [f"{counted[key]:.10g}/{header[key]:.10g}" for key in ("memory_bytes", "barriers")]
         l2_bytes = counted["l2_loaded"] + counted["l2_stored"]
-        rows.append([item["dtype"], f"{item['cluster']:g}", *both, f"{l2_bytes:g}"])
+        rows.append([item["dtype"], f"{item['cluster']:g}", *both, f"{l2_bytes:.10g}"])
     title = "step, K = 256, V = 512, counted / header: bytes per row and head, barriers of a block"
     table(title, "dtype blocks-a-head memory_bytes barriers l2_bytes", rows)
 
