@@ -5,6 +5,8 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "ops/composite/rotary.h"
 #include "ops/cpu/instruction_set.h"
 
@@ -12,6 +14,8 @@ namespace retnet::ops {
 namespace {
 
 using composite::Rotation;
+
+constexpr int64_t kGrain = 32768;  // elements: fewer are not worth another thread
 
 bool takes(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
 
@@ -25,7 +29,7 @@ at::Tensor turned(const at::Tensor& x, const Rotation& rotation) {
   const auto bytes = static_cast<int64_t>(x.element_size());
   const auto* source = static_cast<const char*>(from.const_data_ptr());
   auto* target = static_cast<char*>(out.mutable_data_ptr());
-  const int64_t grain = std::max<int64_t>(1, at::internal::GRAIN_SIZE / (H * Dk));
+  const int64_t grain = std::max<int64_t>(1, kGrain / (H * Dk));
   at::parallel_for(0, x.numel() / (H * Dk), grain, [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       const int64_t turn =
