@@ -10,7 +10,7 @@ namespace retnet::cpu {
 namespace {
 
 /// e^x to 2 units in the last place: 2^n times a polynomial on |r| <= ln 2 / 2. Beyond +-87 as
-/// there; NaN stays NaN.
+/// there, infinite above 88; NaN stays NaN.
 template <int kLanes>
 RETNET_INLINE F<kLanes> exponential(F<kLanes> x) {
   using V = F<kLanes>;
@@ -26,7 +26,8 @@ RETNET_INLINE F<kLanes> exponential(F<kLanes> x) {
   e = e * r + 1.6666665459e-1F;
   e = e * r + 5.0000001201e-1F;
   e = e * (r * r) + r + 1.0F;
-  const V result = bits<V>(bits<U<kLanes>>(e) + (bits<U<kLanes>>(shifted) << 23));
+  const V scaled = bits<V>(bits<U<kLanes>>(e) + (bits<U<kLanes>>(shifted) << 23));
+  const V result = x > 88.0F ? V{} + INFINITY : scaled;
   return x == x ? result : x;
 }
 
