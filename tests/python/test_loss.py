@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """linear_cross_entropy against F.cross_entropy of all logits."""
 
-import json
 import subprocess
 import sys
 
@@ -289,8 +288,11 @@ def test_chunks(B, T, vocab, lengths):
 
 
 PEAK = """
-import json, resource, sys, torch, retnet, retnet.cpp
+import pathlib, re, sys, torch, retnet, retnet.cpp
 from retnet import RetNetConfig
+def peak():  # getrusage would begin with that of the process this one comes from
+    status = pathlib.Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"VmHWM:\\s*(\\d+)", status)[1])
 config = RetNetConfig(vocab_size=50_000, embed_dim=16, num_layers=1, num_heads=1, key_dim=8,
                       value_dim=16, ffn_dim=16)
 made = {"Python": retnet.nn.RetNetForCausalLM, "C++": retnet.cpp.RetNetForCausalLM}
@@ -299,9 +301,9 @@ if sys.argv[2] == "hooked":
     model.lm_head.register_forward_hook(lambda *call: None)
 ids = torch.randint(50_000, (1, int(sys.argv[3])))
 model(ids[:, :64], labels=ids[:, :64]).loss.backward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 model(ids, labels=ids).loss.backward()
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak() - before)
 """
 
 
@@ -313,7 +315,7 @@ def test_peak_memory(kind):
     would, 1.6 GB in float32; other ways are tried on 4096."""
     ran = subprocess.run([sys.executable, "-c", PEAK, *kind], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout) < 0.5 * 8192 * 50_000 * 4
+    assert 0 < int(ran.stdout) < 0.5 * 8192 * 50_000 * 4
 
 
 # torch.compile, torch.export

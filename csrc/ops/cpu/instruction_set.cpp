@@ -32,6 +32,7 @@ const retnet::cpu::InstructionSet& instruction_set() {
     names += std::string(names.empty() ? "" : ", ") + set->name;
   }
   TORCH_CHECK_VALUE(false, "RETNET_CPU must be one of ", names, " on this machine, got ", *asked);
+  return best();  // not reached
 }
 
 const retnet::cpu::Kernels& kernels_of(const retnet::cpu::InstructionSet& set,
