@@ -31,7 +31,7 @@ def generate(
     steps after it repeat. Where that cannot be - a module that is not of torch.nn or retnet (LoRA),
     hooks, a replaced forward method, parameters on several devices or of a tensor's subclass,
     autocast, a failure while recording - the steps run one by one, with the same text, and the
-    logger `retnet._decoding_step` says why, once.
+    logger ``retnet._decoding_step`` says why, once.
 
     Args:
         model: a RetNetForCausalLM.

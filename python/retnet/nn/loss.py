@@ -52,7 +52,7 @@ def linear_cross_entropy(
         reduction: "mean" over the targets that are not ignored (NaN without any), or "sum".
 
     Returns:
-        The loss in nats, a scalar: float64 of float64 logits, else float32.
+        A scalar, the loss in nats; float64 where the logits are, else float32.
 
     Raises:
         ValueError: hidden, targets or reduction is not as above.
