@@ -33,8 +33,8 @@ namespace retnet::ops {
 ///   chunk_size     tokens per chunk of the chunkwise form, any positive number; absent = chosen by
 ///                  the implementation
 ///   cu_seqlens     [N+1] int32: B is 1 and sequence n takes the tokens cu_seqlens[n] ..
-///                  cu_seqlens[n+1] - 1; starts at 0, ends at T, never falls. The composite
-///                  implementation reads it on the host, once
+///                  cu_seqlens[n+1] - 1; starts at 0, ends at T, never falls. It is read on the
+///                  host, once, but by the CUDA kernel
 ///
 /// Returns out [B, T, H, Dv] of q's dtype and final_state [N, H, Dk, Dv] = S_{T-1} of log_decay's
 /// dtype (T = 0: a copy of initial_state, or zeros). Both are contiguous and share no memory with

@@ -55,7 +55,7 @@ def retention(
             ``"recurrent"`` (Eq. 6, token by token). All give the same result and gradients.
         chunk_size: tokens per chunk of the chunkwise form; chosen where it is not given.
         cu_seqlens: ``[N + 1]`` int32, bounds of sequences packed along T (then B = 1): starts at 0,
-            ends at T, never falls. Where no kernel runs it is read on the host, once.
+            ends at T, never falls. It is read on the host, once, but by the CUDA kernel.
 
     Returns:
         ``out [B, T, H, Dv]`` of q's dtype and ``final_state [N, H, Dk, Dv]`` of log_decay's dtype.

@@ -9,7 +9,6 @@
 
 #include "ops/composite/multi_scale_retention_step.h"
 #include "ops/cpu/step.h"
-#include "ops/state.h"
 
 namespace retnet::ops {
 namespace {
@@ -56,19 +55,9 @@ at::Tensor multi_scale_retention_step_cpu(
                                                  frequencies, weight, bias, eps, norm, style, scale,
                                                  slots);
   }
-  constexpr auto op = "multi_scale_retention_step";
   check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
                                    bias, eps, norm, style, slots);
-  const at::Tensor none;
-  check_state_memory(op, state,
-                     {{"q", q},
-                      {"k", k},
-                      {"v", v},
-                      {"gate", gate},
-                      {"log_decay", log_decay},
-                      {"frequencies", frequencies},
-                      {"weight", weight ? *weight : none},
-                      {"bias", bias ? *bias : none}});
+  composite::check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
   const int64_t H = q.size(1), K = q.size(2), V = v.size(2);
   const cpu::Floats queries(q), keys(k), values(v), gates(gate);
   const auto affine_of = [](const std::optional<at::Tensor>& x) {

@@ -7,7 +7,6 @@
 #include "ops/composite/multi_scale_retention_step.h"
 #include "ops/cuda/dtype.h"
 #include "ops/cuda/step.h"
-#include "ops/state.h"
 
 namespace retnet::ops {
 namespace {
