@@ -280,10 +280,14 @@ class Trainer:
 
 
 class Log:
-    """log.jsonl, one line a step or check, and TensorBoard where it is installed."""
+    """log.jsonl, one line a step or check, and TensorBoard where it is installed.
+
+    Where one of them cannot be written, each method raises an OSError that names the folder.
+    """
 
     def __init__(self, folder: Path, size: int, step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
         self._file = (folder / LOG).open("ab")
         if self._file.tell() > size:
             self._file.truncate(size)
@@ -296,22 +300,52 @@ class Log:
 
     def write(self, step: int, **values: float) -> None:
         """Adds a line."""
-        self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
-        if self._board:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+        with self._named_errors():
+            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
+            if self._board:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
 
     def sync(self) -> int:
         """Flushes all lines to the disk; returns their bytes."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        return self._file.tell()
+        with self._named_errors():
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            return self._file.tell()
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        if self._board:
-            self._board.close()
+        with self._named_errors():
+            try:
+                self._file.close()
+            finally:
+                if self._board:
+                    self._board.close()
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = f"the log could not be written: {error.strerror or error}"
+            raise OSError(f"{self._folder}: {reason}") from error
+
+
+@contextmanager
+def _quiet_board() -> Iterator[None]:
+    """TensorBoard's thread prints no traceback: its error is raised by the next call of the log."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        is_board = type(args.thread).__module__.startswith("tensorboard.")
+        if not (is_board and isinstance(args.exc_value, OSError)):
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def train(trainer: Trainer) -> int:
@@ -342,7 +376,7 @@ def train(trainer: Trainer) -> int:
         mininterval=0.1 if terminal else 10,
     )
     try:
-        with bar, _signals() as caught:
+        with bar, _quiet_board(), _signals() as caught:
             while trainer.progress < 1 and not caught:
                 trainer.step()
                 spent = time.monotonic() - begin

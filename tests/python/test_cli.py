@@ -397,6 +397,20 @@ def test_full_disk(folder, capsys):
     assert len(losses(folder / "run")) == 8
 
 
+def test_a_full_disk_is_one_line_whatever_was_written(folder):
+    """The log and TensorBoard's files, long before a checkpoint; the other thread keeps quiet."""
+    command = [sys.executable, "-m", "retnet", "train", folder / "run.toml", "--steps", "400"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with full_disk(4000):
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    *bar, error = ended.stderr.strip().splitlines()
+    assert ended.returncode == 1
+    assert re.fullmatch(
+        r"retnet train: .*/run: the log could not be written: File too large", error
+    )
+    assert "Traceback" not in ended.stderr and "Exception" not in ended.stderr, bar
+
+
 def test_bad_models(folder, capsys):
     make_byte_model(vocab_size=300).save(folder / "big")
     (folder / "foreign").mkdir()

@@ -14,11 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import reference_torchscale_v1 as v1
 import retnet
+from cases_convert import converted
 from cases_nn import VARIANTS, make_config, make_model, random_ids
 from retnet import RetNetState, checkpoint
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
+from test_convert import OLD
 
 BUILD = Path(os.environ.get("RETNET_BUILD_DIR", Path(__file__).resolve().parents[2] / "build"))
 EXECUTABLE = BUILD / "tests/cpp/retnet_exchange"
@@ -37,35 +40,56 @@ def model_of(name, dtype):
     return make_model(DTYPES[dtype], **SWITCHES[name])
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """The folder of each case, which C++ has read and written to, in one process."""
+def exchange(folders):
+    """C++ reads the folders and writes to them, in one process."""
     if not EXECUTABLE.exists():
         pytest.skip(f"{EXECUTABLE} was not built (RETNET_TESTS=ON, nlohmann_json)")
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [EXECUTABLE, *folders]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
+    assert done.returncode == 0, done.stderr
+
+
+def write_inputs(folder, model, ids):
+    model(ids).state.detach().save(folder / "state")
+    save_file({"ids": ids}, folder / "ids")
+
+
+def check_results(folder, model, ids):
+    """The same logits bit by bit, after the state too, and the same text."""
+    results = load_file(folder / "cpp/results")
+    assert torch.equal(results["logits"], model(ids, state=model(ids).state).logits)
+    text = torch.stack(generate(model, ids, max_new_tokens=12, temperature=0))
+    assert torch.equal(results["text"], text)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The folder of each case, which C++ has read and written to."""
     made = {}
     for name, dtype in CASES:
         folder = made[name, dtype] = tmp_path_factory.mktemp("exchange")
         model, ids = model_of(name, dtype), random_ids(2, 9)
         model.save(folder)
-        model(ids).state.detach().save(folder / "state")
-        save_file({"ids": ids}, folder / "ids")
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [EXECUTABLE, *made.values()]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
-    assert done.returncode == 0, done.stderr
+        write_inputs(folder, model, ids)
+    exchange(made.values())
     return made
 
 
 @each_case
 @torch.no_grad()
 def test_cpp_reads_what_python_wrote(folders, name, dtype):
-    """The same logits bit by bit, after the state too, and the same text."""
-    model, ids = model_of(name, dtype), random_ids(2, 9)
-    results = load_file(folders[name, dtype] / "cpp/results")
-    output = model(ids, state=model(ids).state)
-    assert torch.equal(results["logits"], output.logits)
-    text = torch.stack(generate(model, ids, max_new_tokens=12, temperature=0))
-    assert torch.equal(results["text"], text)
+    check_results(folders[name, dtype], model_of(name, dtype), random_ids(2, 9))
+
+
+@torch.no_grad()
+def test_cpp_reads_what_convert_wrote(tmp_path):
+    kind, layout, options, _ = OLD["fairseq"]  # tied, with a norm of the embeddings
+    torch.save(layout(v1.make_state(**kind)), tmp_path / "old.pt")
+    model = converted(tmp_path / "old.pt", tmp_path / "new", **options)
+    write_inputs(tmp_path / "new", model, random_ids(2, 9))
+    exchange([tmp_path / "new"])
+    check_results(tmp_path / "new", model, random_ids(2, 9))
 
 
 @each_case
