@@ -44,7 +44,7 @@ class RetNetConfig:
         vocab_size: number of token ids; as every size <= 2^31 - 1.
         embed_dim: d, width of the residual stream.
         num_layers: L, <= 65536.
-        num_heads: H.
+        num_heads: H, heads of a layer.
         key_dim: K, size of a head's queries and keys; even (rotary pairs).
         value_dim: V, size of a head's values.
         ffn_dim: F, inner size of the feed-forward network.

@@ -70,7 +70,7 @@ def convert(
         group_norm_eps: of the heads' norm.
         embed_scale: factor on the embeddings.
         residual_scale: factor on the residual branch.
-        num_heads: H.
+        num_heads: H, heads of a layer.
 
     Returns:
         The configuration of the new checkpoint.
