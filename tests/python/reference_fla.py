@@ -82,8 +82,7 @@ def expected(model, forms):
     output = model(ids, labels=ids)
     model.zero_grad()
     output.loss.backward()
-    norms = torch.stack([p.grad.norm() for p in model.parameters()])
-    result = {"ids": ids, "loss": output.loss, "gradient_norms": norms}
+    result = {"ids": ids, "loss": output.loss}
     with torch.no_grad():
         for form in forms:
             for layer in model.model.layers:
@@ -109,6 +108,9 @@ def main(folder):
         model.eval()
         model.save_pretrained(folder / name, **options)
         save_file(expected(model, forms), folder / f"{name}.safetensors")
+        for parameter in model.parameters():
+            parameter.data = parameter.grad
+        model.save_pretrained(folder / f"{name}, gradients", **options)
 
 
 if __name__ == "__main__":

@@ -87,8 +87,7 @@ def expected(model):
     loss = next_token_loss(logits, ids)
     model.zero_grad()
     loss.backward()
-    norms = torch.stack([p.grad.norm() for p in model.parameters()])
-    result = {"ids": ids, "loss": loss, "gradient_norms": norms, "logits parallel": logits}
+    result = {"ids": ids, "loss": loss, "logits parallel": logits}
     with torch.no_grad():
         model.chunkwise_recurrent = True
         result["logits chunkwise"] = model(ids)[0]
@@ -137,6 +136,9 @@ def main(folder):
         model.eval()
         torch.save(checkpoint(model, args, layout), folder / f"{name}.pt")
         save_file(expected(model), folder / f"{name}.safetensors")
+        for parameter in model.parameters():
+            parameter.data = parameter.grad
+        torch.save(checkpoint(model, args, layout), folder / f"{name}, gradients.pt")
 
 
 if __name__ == "__main__":

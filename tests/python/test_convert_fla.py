@@ -23,14 +23,16 @@ def folder(tmp_path_factory):
     return path
 
 
-def check_fla(model, folder, name):
-    check(model, folder / f"{name}.safetensors", dict.fromkeys(CASES[name], 1e-5), 1e-5)
+def check_fla(model, folder, name, tmp_path):
+    gradients = converted(folder / f"{name}, gradients", tmp_path / "gradients")
+    tolerances = dict.fromkeys(CASES[name], 1e-5)
+    check(model, gradients, folder / f"{name}.safetensors", tolerances, 1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_converted_model_computes_the_same(name, folder, tmp_path):
     model = converted(folder / name, tmp_path / "new")
-    check_fla(model, folder, name)
+    check_fla(model, folder, name, tmp_path)
     tied = name == "plain"  # which is sharded, without affine head norms
     assert model.config.tie_embeddings == tied and model.config.group_norm_affine != tied
     assert (folder / name / "model.safetensors.index.json").exists() == tied
@@ -53,7 +55,7 @@ def test_the_layout_before_2025_02_09(folder, tmp_path):
     edit_config(
         tmp_path / "old", ("num_heads", "norm_eps"), num_attention_heads=2, rms_norm_eps=1e-6
     )
-    check_fla(converted(tmp_path / "old", tmp_path / "new"), folder, "fused")
+    check_fla(converted(tmp_path / "old", tmp_path / "new"), folder, "fused", tmp_path)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -75,4 +77,4 @@ def test_pickled_weights(shards, folder, tmp_path):
         (tmp_path / "old" / "pytorch_model.bin.index.json").write_text(
             json.dumps({"metadata": {}, "weight_map": places})
         )
-    check_fla(converted(tmp_path / "old", tmp_path / "new"), folder, "plain")
+    check_fla(converted(tmp_path / "old", tmp_path / "new"), folder, "plain", tmp_path)
