@@ -82,11 +82,8 @@ def test_repr_names_the_sizes():
 # torch.compile
 
 
-@pytest.mark.not_poisoned
-@pytest.mark.parametrize("checkpoint_layers", [False, True])
-def test_compiled_training_step_takes_any_length(checkpoint_layers):
-    model = make_model(torch.float32)
-    model.checkpoint_layers = checkpoint_layers
+def compile_and_count(function, dynamic):
+    """The function compiled as one graph, and the list of the graphs made so far."""
     graphs = []
 
     def count(graph, inputs):
@@ -94,9 +91,15 @@ def test_compiled_training_step_takes_any_length(checkpoint_layers):
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda ids: model(ids, labels=ids).loss, fullgraph=True, dynamic=True, backend=count
-    )
+    return torch.compile(function, fullgraph=True, dynamic=dynamic, backend=count), graphs
+
+
+@pytest.mark.not_poisoned
+@pytest.mark.parametrize("checkpoint_layers", [False, True])
+def test_compiled_training_step_takes_any_length(checkpoint_layers):
+    model = make_model(torch.float32)
+    model.checkpoint_layers = checkpoint_layers
+    compiled, graphs = compile_and_count(lambda ids: model(ids, labels=ids).loss, dynamic=True)
     counts = []
     for length in (9, 16, 33, 70, 128):
         ids = random_ids(2, length)
@@ -116,12 +119,9 @@ def test_compiled_training_step_takes_any_length(checkpoint_layers):
 @pytest.mark.not_poisoned
 def test_compiled_decoding_step():
     model = make_model(torch.float32)
-    torch._dynamo.reset()
-
-    def step(ids, state):
-        return model(ids, state=state, inplace=True)
-
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled, graphs = compile_and_count(
+        lambda ids, state: model(ids, state=state, inplace=True), dynamic=None
+    )
     ids = random_ids(2, 5)
     with torch.no_grad():
         whole = model(ids)
@@ -129,7 +129,7 @@ def test_compiled_decoding_step():
         for t in range(5):
             output = compiled(ids[:, t : t + 1], state)
             close(output.logits[:, 0], whole.logits[:, t], 1e-4)
-    assert state.positions.tolist() == [5, 5]
+    assert state.positions.tolist() == [5, 5] and len(graphs) == 1
 
 
 # torch.export
