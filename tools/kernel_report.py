@@ -405,6 +405,7 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
         failures += check_loop(kernel, loop, items[kernel.dtype, kernel.tile])
     print_counts(items.values())
     print_loops(loops, items, entries)
+    print_registers("log_decay", entries, names)
     print_registers("gated_group_norm", entries, names)
     print_norm(counts["gated_group_norm"])
     print_registers("rotary", entries, names)

@@ -432,18 +432,7 @@ class ChunkwiseBlock {
         }
       }
       if (!update) continue;
-      RETNET_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        uint32_t weight[2];
-        prim::load(weight, weights + (16 * k + 8 * half) * 4);
-        RETNET_UNROLL
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          float value[2];
-          prim::unpack_pair<kDtype>(c[i], value[0], value[1]);
-          c[i] = prim::pack_pair<kDtype>(value[0] * prim::word_to_float(weight[0]),
-                                         value[1] * prim::word_to_float(weight[1]));
-        }
-      }
+      weigh_fragment<kDtype>(c, c, weights + 16 * k * 4);
       RETNET_UNROLL
       for (int n = 0; n < kOwnInner / 16; ++n) {
         uint32_t b[4];

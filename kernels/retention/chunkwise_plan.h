@@ -64,6 +64,7 @@ struct ChunkwiseGradients {
   void* k_ptr = nullptr;                   // [B, T, H, Dk] contiguous
   void* v_ptr = nullptr;                   // [B, T, H, Dv] contiguous
   float* initial_state_ptr = nullptr;      // [N, H, Dk, Dv] contiguous: with v's
+  double* log_decay_ptr = nullptr;         // [N, H, slices] of log_decay_plan: parts of it
 };
 
 enum class ChunkwisePass { kQ, kK, kV };

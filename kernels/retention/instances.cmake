@@ -14,6 +14,19 @@ function(retnet_chunkwise_sources result folder extension)
   set(${result} "${files}" PARENT_SCOPE)
 endfunction()
 
+# The same of the gradient of log_decay: one for each dtype and entry of kLogDecayTiles.
+function(retnet_log_decay_sources result folder extension)
+  set(files)
+  foreach(DTYPE IN ITEMS kFloat16 kBFloat16)
+    foreach(TILE RANGE 3)
+      set(file ${folder}/log_decay_${DTYPE}_${TILE}.${extension})
+      configure_file(${CMAKE_CURRENT_FUNCTION_LIST_DIR}/log_decay.cu.in ${file} @ONLY)
+      list(APPEND files ${file})
+    endforeach()
+  endforeach()
+  set(${result} "${files}" PARENT_SCOPE)
+endfunction()
+
 # The same of the step of decoding: one for each dtype and width of the accesses to the state.
 function(retnet_step_sources result folder extension)
   set(files)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Tiles of 16-bit elements in shared memory: their swizzle, and copies into them.
+// Tiles of 16-bit elements in shared memory: their swizzle, copies into them, and weights of their rows.
 #pragma once
 
 #include "kernels/prim/prim.cuh"
@@ -21,6 +21,25 @@ RETNET_DEVICE uint32_t swizzled(uint32_t row, uint32_t unit) {
 // to the instruction's immediate offset.
 RETNET_DEVICE uint32_t step_columns(uint32_t address, int k) {
   return (address ^ (k % 4 * 32)) + k / 4 * 128;
+}
+
+// The fragment of 16 tokens that ldmatrix_x4_t gives, as 16 columns' A operand, times the weights of its
+// tokens: in shared memory, this lane's first (2 (lane % 4)) at `weights`.
+template <DType kDtype>
+RETNET_DEVICE void weigh_fragment(uint32_t (&to)[4], const uint32_t (&from)[4],
+                                  const unsigned char* weights) {
+  RETNET_UNROLL
+  for (int half = 0; half < 2; ++half) {  // 8 tokens
+    uint32_t weight[2];
+    prim::load(weight, weights + 8 * half * 4);
+    RETNET_UNROLL
+    for (int i = 2 * half; i < 2 * half + 2; ++i) {
+      float value[2];
+      prim::unpack_pair<kDtype>(from[i], value[0], value[1]);
+      to[i] = prim::pack_pair<kDtype>(value[0] * prim::word_to_float(weight[0]),
+                                      value[1] * prim::word_to_float(weight[1]));
+    }
+  }
 }
 
 // Copies kRows rows of kColumns columns: row `row` of an array at `src`, whose rows lie `stride` elements

@@ -7,34 +7,6 @@
 namespace retnet::kernels {
 namespace {
 
-struct BackwardCase : ChunkwiseCase {
-  bool grad_out = true, grad_state = true;
-  size_t shared = kShared80;  // that the device has; tile: of the passes of q and k
-
-  std::string name() const {
-    return "backward " + ChunkwiseCase::name() + " grads " + std::to_string(grad_out) +
-           std::to_string(grad_state);
-  }
-};
-
-struct BackwardInputs : ChunkwiseInputs {
-  Array grad_out;
-  std::vector<float> grad_state;
-};
-
-BackwardInputs make_backward_inputs(const BackwardCase& c) {
-  BackwardInputs in{make_inputs(c), {}, {}};
-  if (c.grad_out) {
-    in.grad_out = encode(random_values(c.B * c.T * c.H * c.values(), 0, 1, 5), c.dtype);
-  }
-  if (c.grad_state) {
-    for (const double x : random_values(c.sequences() * c.H * c.keys() * c.values(), 0, 1, 6)) {
-      in.grad_state.push_back(static_cast<float>(x));
-    }
-  }
-  return in;
-}
-
 struct Gradients {
   std::vector<double> q, k, v, state;
 };
@@ -107,31 +79,8 @@ BackwardBits run(const BackwardCase& c, const BackwardInputs& in, simt::Order or
   options.seed = ++totals.cases;
   options.shared_limit = c.shared;
   simt::Simulator simulator(options);
-  ChunkwiseParams p;
-  p.batch = static_cast<int64_t>(c.B);
-  p.tokens = static_cast<int64_t>(c.T);
-  p.heads = static_cast<int64_t>(c.H);
-  p.inner = static_cast<int64_t>(c.keys());
-  p.outer = static_cast<int64_t>(c.values());
-  p.dtype = c.dtype;
-  p.scale = static_cast<float>(chunkwise_scale(c));
-  p.sequences = static_cast<int64_t>(c.sequences());
-  p.readout = chunkwise_operand(simulator, c, in.q, c.keys(), "q");
-  p.key = chunkwise_operand(simulator, c, in.k, c.keys(), "k");
-  p.value = chunkwise_operand(simulator, c, in.v, c.values(), "v");
-  std::vector<float> log_decay;
-  for (size_t h = 0; h < c.H; ++h) log_decay.push_back(c.decay(h));
-  p.log_decay_ptr = simulator.input<float>(log_decay, "log_decay");
-  if (!c.cu_seqlens.empty()) {
-    p.cu_seqlens_ptr = simulator.input<int32_t>(c.cu_seqlens, "cu_seqlens");
-  }
-  if (c.initial_state) p.initial_state_ptr = simulator.input<float>(in.initial_state, "initial", 4);
-
-  ChunkwiseGradients grads;
-  if (c.grad_out) {
-    grads.out = chunkwise_operand(simulator, c, in.grad_out, c.values(), "grad_out");
-  }
-  if (c.grad_state) grads.final_state_ptr = simulator.input<float>(in.grad_state, "grad_state", 4);
+  const ChunkwiseParams p = forward_params(simulator, c, in);
+  ChunkwiseGradients grads = incoming_gradients(simulator, c, in);
   const size_t rows = c.B * c.T * c.H, states = c.sequences() * c.H * c.keys() * c.values();
   auto* q = simulator.output<uint16_t>(rows * c.keys(), "grad_q");
   auto* k = simulator.output<uint16_t>(rows * c.keys(), "grad_k");

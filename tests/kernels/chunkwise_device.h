@@ -190,11 +190,9 @@ inline RetentionOperand chunkwise_operand(simt::Simulator& simulator, const Chun
   return result;
 }
 
-/// As csrc/ops/cuda calls it: plan, workspace, launch.
-inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs& in,
-                                  simt::Options options) {
-  options.shared_limit = c.tile == 4 ? kShared86 : kShared80;
-  simt::Simulator simulator(options);
+/// What a call says of its forward pass, its inputs on the device.
+inline ChunkwiseParams forward_params(simt::Simulator& simulator, const ChunkwiseCase& c,
+                                      const ChunkwiseInputs& in) {
   ChunkwiseParams p;
   p.batch = static_cast<int64_t>(c.B);
   p.tokens = static_cast<int64_t>(c.T);
@@ -218,6 +216,15 @@ inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs&
   if (c.initial_state) {
     p.initial_state_ptr = simulator.input<float>(in.initial_state, "initial_state", 4);
   }
+  return p;
+}
+
+/// As csrc/ops/cuda calls it: plan, workspace, launch.
+inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs& in,
+                                  simt::Options options) {
+  options.shared_limit = c.tile == 4 ? kShared86 : kShared80;
+  simt::Simulator simulator(options);
+  ChunkwiseParams p = forward_params(simulator, c, in);
   const size_t out_size = c.B * c.T * c.H * c.values();
   const size_t state_size = c.sequences() * c.H * c.keys() * c.values();
   auto* out = simulator.output<uint16_t>(out_size, "out");
@@ -242,6 +249,46 @@ inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs&
   run.bits.out.assign(out, out + out_size);
   run.bits.final_state.assign(p.final_state_ptr, p.final_state_ptr + state_size);
   return run;
+}
+
+/// A call of the gradients. tile: of the passes of q and k.
+struct BackwardCase : ChunkwiseCase {
+  bool grad_out = true, grad_state = true;
+  size_t shared = kShared80;  // that the device has
+
+  std::string name() const {
+    return "backward " + ChunkwiseCase::name() + " grads " + std::to_string(grad_out) +
+           std::to_string(grad_state);
+  }
+};
+
+struct BackwardInputs : ChunkwiseInputs {
+  Array grad_out;
+  std::vector<float> grad_state;
+};
+
+inline BackwardInputs make_backward_inputs(const BackwardCase& c) {
+  BackwardInputs in{make_inputs(c), {}, {}};
+  if (c.grad_out) {
+    in.grad_out = encode(random_values(c.B * c.T * c.H * c.values(), 0, 1, 5), c.dtype);
+  }
+  if (c.grad_state) {
+    for (const double x : random_values(c.sequences() * c.H * c.keys() * c.values(), 0, 1, 6)) {
+      in.grad_state.push_back(static_cast<float>(x));
+    }
+  }
+  return in;
+}
+
+/// The gradients that come in, on the device.
+inline ChunkwiseGradients incoming_gradients(simt::Simulator& simulator, const BackwardCase& c,
+                                             const BackwardInputs& in) {
+  ChunkwiseGradients grads;
+  if (c.grad_out) {
+    grads.out = chunkwise_operand(simulator, c, in.grad_out, c.values(), "grad_out");
+  }
+  if (c.grad_state) grads.final_state_ptr = simulator.input<float>(in.grad_state, "grad_state", 4);
+  return grads;
 }
 
 }  // namespace retnet::kernels

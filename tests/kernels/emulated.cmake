@@ -10,6 +10,7 @@ include(${PROJECT_SOURCE_DIR}/kernels/retention/instances.cmake)
 include(${PROJECT_SOURCE_DIR}/kernels/rotary/instances.cmake)
 retnet_gated_group_norm_sources(norm_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 retnet_chunkwise_sources(chunkwise_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
+retnet_log_decay_sources(log_decay_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 retnet_rotary_sources(rotary_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 retnet_step_sources(step_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 
@@ -19,16 +20,19 @@ add_library(retnet_kernels_emulated OBJECT
   ${PROJECT_SOURCE_DIR}/kernels/norm/gated_group_norm.cpp
   ${PROJECT_SOURCE_DIR}/kernels/retention/chunkwise.cpp
   ${PROJECT_SOURCE_DIR}/kernels/retention/chunkwise_plan.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/retention/log_decay.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/retention/log_decay_plan.cpp
   ${PROJECT_SOURCE_DIR}/kernels/retention/step.cpp
   ${PROJECT_SOURCE_DIR}/kernels/rotary/rotary.cpp
   ${norm_sources}
   ${chunkwise_sources}
+  ${log_decay_sources}
   ${rotary_sources}
   ${step_sources})
 target_include_directories(retnet_kernels_emulated PRIVATE ${CMAKE_CURRENT_LIST_DIR})
 target_link_libraries(retnet_kernels_emulated PRIVATE retnet_simt_kernel_flags)
 
-foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_backward rotary step)
+foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_backward log_decay rotary step)
   add_executable(${kernel}_emulated_test ${CMAKE_CURRENT_LIST_DIR}/${kernel}_emulated.cpp)
   target_link_libraries(${kernel}_emulated_test PRIVATE
     retnet_catch_main retnet_kernels_emulated retnet_simt retnet_warnings)

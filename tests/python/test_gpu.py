@@ -3,6 +3,7 @@
 stream and device, CUDA graphs hold them, offsets are 64 bits wide, and what runs the kernels is as
 much at home in autocast and torch.compile as the rest. Skipped where there is none."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from cases_ops import (
     Inputs,
     ask,
     asking,
+    exact,
     fused_inputs,
     norm_inputs,
     rotary_inputs,
@@ -24,7 +26,7 @@ from cases_ops import (
 )
 from cases_retention import FORMS, make_inputs
 from retnet import ops
-from tolerances import assert_close_to_reference
+from tolerances import LOG_DECAY_LIMITS, assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
 HALF = torch.bfloat16
@@ -98,11 +100,8 @@ def clones(inputs: Inputs) -> Inputs:
 
 
 def leaves_of(inputs: Inputs) -> Inputs:
-    """Copies that ask for gradients, where the operator has any. With packed sequences not for
-    log_decay's: it is not the kernel's, and the host reads the bounds for it."""
-    if "state" in inputs:
-        return clones(inputs)
-    return ask(inputs, *(("q", "k", "v", "initial_state") if "cu_seqlens" in inputs else ()))
+    """Copies that ask for gradients, where the operator has any."""
+    return clones(inputs) if "state" in inputs else ask(inputs)
 
 
 def run(call: Call, leaves: Inputs) -> tuple[Tensor, ...]:
@@ -131,6 +130,39 @@ def test_the_kernel_runs(call, gpu):
     plan = ops.retention_plan(**call.make(device=gpu))
     assert plan.implementation == "kernel"
     assert (plan.segment_length > 0) == (call is KERNELS["retention_segments"])
+
+
+@parametrize("bounds", [None, [0, 70, 70, 71, 500]], ids=["whole", "packed"])
+def test_gradient_of_log_decay(bounds, gpu):
+    """By its kernel, in one launch, for which the host does not wait; as the composite's, here and
+    in float64 on the CPU, over heads of one gamma: a single sum may cancel."""
+    B, N, H = (2, 2, 16) if bounds is None else (1, len(bounds) - 1, 16)
+    decays = [math.log1p(-1 / 64)] * H
+    inputs = make_inputs(B, 500, H, 64, 128, dtype=HALF, num_states=N, log_decay=decays, device=gpu)
+    if bounds is not None:
+        inputs["cu_seqlens"] = torch.tensor(bounds, dtype=torch.int32, device=gpu)
+    leaves = ask(inputs)
+    launched: list[str] = []
+
+    def gradient(leaves: Inputs, form: str = "chunkwise") -> Tensor:
+        outputs = ops.retention(**leaves, form=form)
+        generator = torch.Generator().manual_seed(1)
+        incoming = [torch.randint(-4, 5, x.shape, generator=generator).to(x) for x in outputs]
+        torch.cuda.synchronize()
+        launched.clear()
+        with torch.profiler.profile() as profile:
+            (grad,) = torch.autograd.grad(outputs, leaves["log_decay"], incoming)
+            torch.cuda.synchronize()
+        launched.extend(e.name for e in profile.events() if "log_decay_kernel" in e.name)
+        return grad.double().cpu()
+
+    composite, expected = gradient(leaves, "recurrent"), gradient(exact(leaves))
+    assert not launched
+    actual = gradient(leaves)
+    assert len(launched) == 1
+    limit = LOG_DECAY_LIMITS[HALF] * expected.square().mean().sqrt()
+    assert (actual - expected).square().mean().sqrt() <= limit
+    assert (actual - composite).square().mean().sqrt() <= limit
 
 
 @parametrize("style", STYLES)

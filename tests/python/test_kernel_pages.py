@@ -136,7 +136,7 @@ def test_code_computes_retention(case, version, results):
 def test_excerpts_are_verbatim(page, languages):
     sources = [
         " ".join((ROOT / "kernels/retention" / name).read_text().split())
-        for name in ("chunkwise.cuh", "segments.cuh", "tile.cuh")
+        for name in ("chunkwise.cuh", "log_decay.cuh", "segments.cuh", "tile.cuh")
     ]
     excerpts = [text for language, _, text in blocks(page) if language == "cuda"]
     assert len(excerpts) >= 2
@@ -207,3 +207,31 @@ int main() {
         assert f"| {resource} | {time} |" in BACKWARD, (resource, time)
     for time in sums.split():
         assert time in BACKWARD, time
+
+
+def test_counts_of_log_decay_are_those_of_its_header(tmp_path):
+    source = """
+#include <cstdio>
+#include "kernels/retention/chunkwise_model.h"
+#include "kernels/retention/log_decay_model.h"
+using namespace retnet::kernels;
+int main() {
+  const LogDecayTile& tile = kLogDecayTiles[2];
+  const ModelDevice& device = kModelDevices[0];
+  const int waves = log_decay_wavefronts(tile).total(), mma = log_decay_mma(tile).total();
+  std::printf("%d %d %zu\\n", mma, waves, tile.shared_bytes());
+  // Of a cycle a chunk, per token and head: 8 slices of as many heads as there are multiprocessors.
+  const double ns = 8 / device.clock_ghz / tile.chunk / device.limits.multiprocessors;
+  const auto l2 = static_cast<double>(log_decay_l2_bytes(tile, 256, 512));
+  std::printf("%.2f %.2f %.2f %.2f\\n", ns * waves / device.wavefronts_per_cycle,
+              ns * mma / device.mma_per_cycle, l2 / device.l2_tbps / 1000,
+              static_cast<double>(log_decay_memory_bytes(256, 512)) / device.memory_tbps / 1000);
+}
+"""
+    counts, times = compile_and_run(tmp_path, source, f"-I{ROOT}").splitlines()
+    for count in counts.split():
+        assert f"{int(count):,}" in BACKWARD, count
+    section = BACKWARD[BACKWARD.index("| resource, log_decay |") :]
+    rows = ("shared memory", "tensor cores", "L2", "memory")
+    for resource, time in zip(rows, times.split(), strict=True):
+        assert f"| {resource} | {time} |" in section, (resource, time)

@@ -9,6 +9,7 @@
 
 #include <cmath>
 
+#include "kernels/retention/log_decay_plan.h"
 #include "ops/composite/deterministic.h"
 #include "ops/composite/retention.h"
 #include "ops/retention.h"
@@ -129,9 +130,6 @@ std::tuple<at::Tensor, at::Tensor> retention_cuda(const at::Tensor& q, const at:
   return {out, final_state};
 }
 
-constexpr const char* kLogDecayByComposite =
-    "the kernel computes no gradient of log_decay: the composite does, the others are the kernel's";
-
 RetentionPlanTuple retention_plan_cuda(const at::Tensor& q, const at::Tensor& k,
                                        const at::Tensor& v, const at::Tensor& log_decay,
                                        const std::optional<at::Tensor>& initial_state,
@@ -143,10 +141,12 @@ RetentionPlanTuple retention_plan_cuda(const at::Tensor& q, const at::Tensor& k,
   const c10::cuda::CUDAGuard guard(q.device());
   const auto call = cuda::plan_call(q, v, scale, form, chunk_size, cu_seqlens);
   const auto& [p, plan] = call;
-  const char* refusal = cuda::backward_refusal(call, cuda::device_limits(q.device().index()));
-  const std::string backward = refusal != nullptr          ? refusal
-                               : log_decay.requires_grad() ? kLogDecayByComposite
-                                                           : "";
+  const auto device = cuda::device_limits(q.device().index());
+  const char* refusal = cuda::backward_refusal(call, device);
+  if (refusal == nullptr && log_decay.requires_grad()) {
+    refusal = kernels::log_decay_plan(p, device).refusal;
+  }
+  const std::string backward = refusal != nullptr ? refusal : "";
   if (plan.refusal != nullptr) return {"composite", plan.refusal, 0, 0, 0, 0, 0, 0, backward};
   const auto& tile = kernels::kChunkwiseTiles[plan.tile];
   const int64_t copies = !cuda::readable(q, p) + !cuda::readable(k, p) + !cuda::readable(v, p);

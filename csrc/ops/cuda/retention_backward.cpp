@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/cuda/CUDAException.h>
 #include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
+#include "kernels/retention/log_decay.h"
 #include "ops/composite/retention.h"
 #include "ops/cuda/retention.h"
 #include "ops/retention.h"
@@ -31,9 +34,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   auto forward = cuda::plan_call(q, v, scale, form, chunk_size, cu_seqlens);
   if (cuda::backward_refusal(forward, device) != nullptr) return by_composite(output_mask);
   const auto [ask_q, ask_k, ask_v, ask_log_decay, ask_state] = output_mask;
-  at::Tensor grad_log_decay;
-  if (ask_log_decay) grad_log_decay = std::get<3>(by_composite({false, false, false, true, false}));
-
   auto& p = forward.params;
   // These own what the parameters point to until the launches.
   const auto readout = cuda::readable_or_copy(q, p), key = cuda::readable_or_copy(k, p),
@@ -53,10 +53,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   if (grad_out) gradients.out = cuda::operand_of(grad);
   if (grad_state) gradients.final_state_ptr = end.const_data_ptr<float>();
 
-  at::Tensor grad_q, grad_k, grad_v, grad_initial_state;
+  at::Tensor grad_q, grad_k, grad_v, grad_log_decay, grad_initial_state;
   if (initial_state && ask_state) {
     grad_initial_state = at::empty(initial_state->sizes(), initial_state->options());
     gradients.initial_state_ptr = grad_initial_state.mutable_data_ptr<float>();
+  }
+  const auto log_decay_plan = kernels::log_decay_plan(p, device);
+  if (ask_log_decay && log_decay_plan.refusal != nullptr) {
+    grad_log_decay = std::get<3>(by_composite({false, false, false, true, false}));
+  } else if (ask_log_decay) {
+    const auto parts = at::empty({p.sequences, p.heads, log_decay_plan.slices},
+                                 log_decay.options().dtype(at::kDouble));
+    gradients.log_decay_ptr = parts.mutable_data_ptr<double>();
+    C10_CUDA_CHECK(
+        kernels::launch_log_decay(p, gradients, log_decay_plan, c10::cuda::getCurrentCUDAStream()));
+    grad_log_decay = parts.sum(at::IntArrayRef({0, 2})).to(log_decay.scalar_type());
   }
   const auto run = [&](ChunkwisePass pass) {
     auto call = cuda::plan_gradient(pass, p, gradients, device);

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The tile table and plan of the kernel of log_decay's gradient.
+#include "kernels/retention/log_decay_plan.h"
+
+#include <string>
+
+#include "catch.h"
+
+namespace retnet::kernels {
+namespace {
+
+constexpr DeviceLimits kA100{80, 108, kShared80}, kRtx4090{89, 128, kShared86};
+constexpr DeviceLimits kH100{90, 132, kShared90}, kT4{75, 40, 64 << 10};
+
+ChunkwiseParams call(int64_t N, int64_t T, int64_t H, int64_t K, int64_t V,
+                     DType dtype = DType::kBFloat16) {
+  ChunkwiseParams p;
+  p.batch = p.sequences = N;
+  p.tokens = T;
+  p.heads = H;
+  p.inner = K;
+  p.outer = V;
+  p.dtype = dtype;
+  return p;
+}
+
+std::string refusal(const LogDecayPlan& plan) { return plan.refusal ? plan.refusal : ""; }
+
+}  // namespace
+
+TEST_CASE("log_decay: every head that the kernel promises has a tile on every device") {
+  for (const DeviceLimits& device : {kA100, kRtx4090, kH100}) {
+    for (int64_t K = 4; K <= kChunkwiseMaxKey; K += 4) {
+      for (int64_t V = 4; V <= kChunkwiseMaxValue; V += 4) {
+        const LogDecayPlan plan = log_decay_plan(call(4, 1000, 16, K, V), device);
+        REQUIRE(plan.refusal == nullptr);
+        const LogDecayTile& tile = kLogDecayTiles[plan.tile];
+        REQUIRE(tile.inner >= K);
+        REQUIRE((plan.tile == 0 || kLogDecayTiles[plan.tile - 1].inner <= tile.inner));
+        REQUIRE(tile.shared_bytes() <= device.shared_bytes);
+        REQUIRE(plan.slices == (V + tile.slice - 1) / tile.slice);
+      }
+    }
+  }
+}
+
+TEST_CASE("log_decay: the tile depends on the head and the device alone") {
+  for (const int64_t T : {1, 64, 100000}) {
+    for (const int64_t N : {1, 64}) {
+      CHECK(log_decay_plan(call(N, T, 3, 64, 64), kA100).tile == 0);
+      CHECK(log_decay_plan(call(N, T, 3, 68, 64), kRtx4090).tile == 1);
+      CHECK(log_decay_plan(call(N, T, 3, 256, 512), kH100).tile == 2);
+      CHECK(log_decay_plan(call(N, T, 3, 132, 512), kRtx4090).tile == 3);
+    }
+  }
+  CHECK(kLogDecayTiles[2].shared_bytes() == (160 << 10) + 1536);
+}
+
+TEST_CASE("log_decay: refusals") {
+  CHECK(refusal(log_decay_plan(call(1, 1, 1, 64, 64, DType::kFloat32), kH100)) ==
+        "the kernel takes bfloat16 and float16");
+  CHECK(refusal(log_decay_plan(call(1, 1, 1, 64, 64), kT4)) ==
+        "the kernel needs compute capability 8.0");
+  CHECK(refusal(log_decay_plan(call(1, 1, 1, 260, 64), kH100)) ==
+        "Dk must be at most 256 and Dv at most 512");
+  CHECK(refusal(log_decay_plan(call(1, 1, 1, 66, 64), kH100)) ==
+        "Dk and Dv must be multiples of 4");
+  // The forward kernel's tile has slices of 128.
+  CHECK(refusal(log_decay_plan(call(1 << 20, 1, 256, 256, 512), kH100)) ==
+        "more than 2^31 - 1 blocks for log_decay's gradient");
+  CHECK(refusal(log_decay_plan(call(1, 1, 1, 256, 64), {86, 80, 79 << 10})) != "");
+  CHECK(log_decay_plan(call(1 << 20, 1, 255, 256, 512), kH100).refusal == nullptr);
+}
+
+TEST_CASE("log_decay: wide copies need all four operands at multiples of 16 bytes") {
+  ChunkwiseParams p = call(1, 10, 1, 64, 64);
+  const RetentionOperand at16{reinterpret_cast<const void*>(1024), 640, 64, 64};
+  const RetentionOperand at8{reinterpret_cast<const void*>(1032), 640, 64, 64};
+  const RetentionOperand between{reinterpret_cast<const void*>(1024), 640, 68, 64};
+  p.readout = p.key = p.value = at16;
+  CHECK(log_decay_wide(p, at16));
+  CHECK(log_decay_wide(p, {}));
+  CHECK_FALSE(log_decay_wide(p, at8));
+  CHECK_FALSE(log_decay_wide(p, between));
+  p.readout = at8;
+  CHECK_FALSE(log_decay_wide(p, at16));
+}
+
+}  // namespace retnet::kernels
