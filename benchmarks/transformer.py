@@ -70,6 +70,27 @@ def llama_model(size: str, attention: str, device: torch.device, dtype: torch.dt
         return transformers.LlamaForCausalLM(config).to(dtype)
 
 
+def kept_numbers(size: str, length: int) -> int:
+    """What autograd keeps of RetNet for the backward, B = 1, in numbers of the model's dtype.
+
+    Of a token in a layer 18 d: input and output of both norms (4), rotated q and k (2), v (2), gate
+    (2), retention's output (2), the gated norm's (2), and the FFN's two inner activations (4). After
+    the layers, the last norm's input and the gradient of its output (2).
+    """
+    return length * SIZES[size]["embed_dim"] * (18 * SIZES[size]["num_layers"] + 2)
+
+
+def least_memory(size: str, length: int, dtype: torch.dtype) -> int:
+    """Bytes that a training step of RetNet adds at least, at the start of its backward.
+
+    What is kept, the head's gradient, and a chunk of logits beside its gradient (as
+    linear_cross_entropy has them), these two in float32.
+    """
+    vocab, d = SIZES[size]["vocab_size"], SIZES[size]["embed_dim"]
+    chunk = min(length, max(1024, (1 << 25) // vocab))
+    return kept_numbers(size, length) * dtype.itemsize + 4 * vocab * d + 2 * 4 * vocab * chunk
+
+
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
@@ -207,6 +228,8 @@ def measure(works: Any, length: int, clock: Clock, quick: bool) -> list[dict[str
             continue
         calls[name], rounds[name] = call, 2 if quick else rounds_within(SECONDS, seconds, LEAST)
         result |= {"peak_memory_bytes": memory, "state_bytes": held}
+        if (works.work, name) == ("training step", "retnet"):
+            result["least_memory_bytes"] = least_memory(works.size, length, works.dtype)
     tokens = works.batch if works.work == "decoding step" else length
     for name, times in alternate(calls, rounds, clock, failed).items():
         spread = Spread.of(times)
@@ -241,6 +264,11 @@ def show(results: list[dict[str, Any]]) -> str:
             f"{start}{report.number(s['median'] * 1e3):>11}{quartiles:>20}"
             f"{report.number(r['tokens_per_s']):>10}{r.get('times_retnet', float('nan')):9.2f}"
             f"{mib[0]:>11}{mib[1]:>10}"
+            + (
+                f"  (least {r['least_memory_bytes'] / 2**20:,.0f})"
+                if "least_memory_bytes" in r
+                else ""
+            )
         )
     return "\n".join(lines)
 
@@ -296,8 +324,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu" and not os.environ.keys() >= machine.MALLOC.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], machine.MALLOC | os.environ)
+    machine.keep_memory_mapped(device)
     if isinstance(load("transformers"), str):
         print(f"transformers: {load('transformers')}")
         return 2
