@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 LENGTHS = {"train": [2048, 8192], "decode": [128, 2048, 8192]}
 QUICK = {"train": [64], "decode": [16, 32]}
-SECONDS, LEAST = 10.0, 5  # of timed calls per contender; how many at least
+SECONDS = 10.0  # of timed calls per contender
 Call = Callable[[], object]
 # transformers renames the argument `past_key_values`; the old name works in all versions so far.
 warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
@@ -74,7 +74,7 @@ def kept_numbers(size: str, length: int) -> int:
     """What autograd keeps of RetNet for the backward, B = 1, in numbers of the model's dtype.
 
     Of a token in a layer 18 d: input and output of both norms (4), rotated q and k (2), v (2), gate
-    (2), retention's output (2), the gated norm's (2), and the FFN's two inner activations (4). After
+    (2), retention's output (2), the gated norm's (2), the FFN's two inner activations (4). After
     the layers, the last norm's input and the gradient of its output (2).
     """
     return length * SIZES[size]["embed_dim"] * (18 * SIZES[size]["num_layers"] + 2)
@@ -192,8 +192,10 @@ def available(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(works: Any, length: int, clock: Clock, quick: bool) -> list[dict[str, Any]]:
-    """All contenders at one length, in turns."""
+def measure(
+    works: Any, length: int, clock: Clock, least: int, enough: float
+) -> list[dict[str, Any]]:
+    """All contenders at one length, in turns, each for ``enough`` seconds and ``least`` times."""
     results = {
         name: {
             "work": works.work,
@@ -226,7 +228,8 @@ def measure(works: Any, length: int, clock: Clock, quick: bool) -> list[dict[str
         except Exception as error:
             failed(name, error)
             continue
-        calls[name], rounds[name] = call, 2 if quick else rounds_within(SECONDS, seconds, LEAST)
+        calls[name] = call
+        rounds[name] = rounds_within(enough, seconds, least)
         result |= {"peak_memory_bytes": memory, "state_bytes": held}
         if (works.work, name) == ("training step", "retnet"):
             result["least_memory_bytes"] = least_memory(works.size, length, works.dtype)
@@ -321,6 +324,10 @@ def main() -> int:
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1], help="sequences decoded at once"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="timed calls of each contender, at least"
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", help="only these of the lengths")
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -332,23 +339,30 @@ def main() -> int:
     out: Path = options.out or Path(__file__).parent / "results" / folder
     if options.quick:
         options.train = options.decode = "tiny"
+        options.rounds = 2
+    enough = 0.0 if options.quick else SECONDS
     clock, facts = Clock(device), machine.describe(device)
     print("   ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
     results: list[dict[str, Any]] = []
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     content = {"format": 1, "command": command, "machine": facts, "results": results}
-    lengths = QUICK if options.quick else LENGTHS
-    todo: list[tuple[Callable[[], Any], list[int]]] = []
+    lengths = {
+        work: [n for n in some if not options.lengths or n in options.lengths]
+        for work, some in (QUICK if options.quick else LENGTHS).items()
+    }
+    # Decoding reads weights: in 16 bits on every machine.
+    decoded = torch.float32 if options.quick else torch.bfloat16
+    todo: list[tuple[Callable[[], Any], list[int]]] = [
+        (partial(Decoding, options.decode, device, decoded, batch), lengths["decode"])
+        for batch in options.batch
+    ]
     for dtype in [torch.float32] if options.quick else machine.dtypes(device, quick=False):
         todo.append((partial(Training, options.train, device, dtype), lengths["train"]))
-        for batch in options.batch:
-            decoding = partial(Decoding, options.decode, device, dtype, batch)
-            todo.append((decoding, lengths["decode"]))
     with tqdm(total=sum(len(each) for _, each in todo), unit="case", disable=None) as bar:
         for make, some in todo:
             works = make()
             for length in some:
-                measured = measure(works, length, clock, options.quick)
+                measured = measure(works, length, clock, options.rounds, enough)
                 results += measured
                 tqdm.write(show(measured) + "\n")
                 report.write_json(out / "transformer.json", content)
