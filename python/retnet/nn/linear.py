@@ -17,8 +17,8 @@ _ROWS = 4  # csrc/cpu/linear.h has it too
 class Linear(nn.Linear):
     """torch's `nn.Linear`, by `retnet.ops.linear_step` where that is faster.
 
-    That is: on a CPU, in bfloat16, for up to 4 rows, with grad mode off. An exported program holds
-    torch's linear.
+    That is: on a CPU, in bfloat16, for up to 4 rows, with grad mode off. A program exported by
+    torch.export (strict=False, its default) holds torch's linear.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -27,14 +27,13 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` as `Linear` computes it. Subclasses of tensors are left to torch."""
+    """`F.linear` as `Linear` computes it; torch's own for subclasses of tensors, as in export."""
     if (
         not torch.is_grad_enabled()
         and x.dtype == weight.dtype == torch.bfloat16
         and x.device.type == "cpu"
-        and x.numel() <= _ROWS * x.shape[-1]
         and all(type(t) in (Tensor, nn.Parameter) for t in (x, weight))
-        and not torch.compiler.is_exporting()
+        and x.numel() <= _ROWS * x.shape[-1]  # last: no bound on a dimension that is exported
     ):
         return ops.linear_step(x, weight, bias)
     return F.linear(x, weight, bias)
