@@ -31,7 +31,16 @@ class MultiScaleRetention(_Module):
         inplace: bool,
     ) -> tuple[Tensor, Tensor]: ...
 
-class DecoderLayer(MultiScaleRetention): ...
+class DecoderLayer(_Module):
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        positions: Tensor | None,
+        cu_seqlens: Tensor | None,
+        form: str,
+        inplace: bool,
+    ) -> tuple[Tensor, Tensor]: ...
 
 class RetNet(_Module):
     checkpoint_layers: bool

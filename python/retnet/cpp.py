@@ -6,10 +6,10 @@ C++'s own tensors, so that `state_dict`, `load_state_dict`, optimizers, `.to()`,
 copies, pickles and DistributedDataParallel are torch's own code on them.
 
 C++ calls the children of a module itself. Hooks therefore fire on the module that Python calls, and
-registering one on a child raises. A parameter or a child that is replaced by another object or
-removed (assignment, `load_state_dict(assign=True)`, `torch.func.functional_call`, a move to the
-meta device) would leave C++ with the old one: the next call raises. Modules and parameters may be
-added.
+registering one on a child, or replacing its `forward`, raises. A parameter or a child that is
+replaced by another object or removed (assignment, `load_state_dict(assign=True)`,
+`torch.func.functional_call`, a move to the meta device) would leave C++ with the old one: the next
+call raises. Modules and parameters may be added.
 """
 
 from __future__ import annotations
@@ -70,6 +70,14 @@ class _Child(_Module):
     register_backward_hook = _refuse_hook
     register_full_backward_hook = _refuse_hook
     register_full_backward_pre_hook = _refuse_hook
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            raise RuntimeError(
+                "retnet.cpp: a child's forward would never be called, since C++ calls the "
+                "children; replace that of the module that Python calls, or use retnet.nn"
+            )
+        super().__setattr__(name, value)
 
 
 class CppModule(_Module):

@@ -51,6 +51,13 @@ def as_tokens(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0).byte()
 
 
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # one of read(2) does not name the file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class ByteTokenizer:
     """One token a byte of UTF-8."""
 
@@ -59,7 +66,7 @@ class ByteTokenizer:
 
     def read(self, path: Path) -> Document:
         """Returns the bytes of a file."""
-        ids = as_tokens(path.read_bytes())
+        ids = as_tokens(_bytes_of(path))
         return Document(ids, max(len(ids) - 1, 0))
 
     def encode(self, text: str) -> list[int]:
@@ -101,7 +108,7 @@ class FileTokenizer:
     def read(self, path: Path) -> Document:
         """Returns the tokens of a UTF-8 file."""
         try:
-            text = path.read_bytes().decode()
+            text = _bytes_of(path).decode()
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: must be UTF-8 for a tokenizer: {error}") from error
         encoding = self._tokenizer.encode(text)

@@ -58,6 +58,10 @@ def losses(folder):
     return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
 
+def cut_short(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
 def run(*arguments):
     return main([str(argument) for argument in arguments])
 
@@ -72,7 +76,14 @@ def wait_for(condition):
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize("kind", [(), ("--stream", "--accumulate", "2")], ids=["windows", "stream"])
+KINDS = {
+    "windows": (),
+    "stream": ("--stream", "--accumulate", "2"),
+    "bfloat16": ("--precision", "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_kill_9_and_resume_gives_the_losses_of_a_straight_run(kind, folder):
     steps = ("--steps", 60)
     assert run("train", folder / "run.toml", "--out", folder / "straight", *steps, *kind) == 0
@@ -97,7 +108,8 @@ def test_kill_9_and_resume_gives_the_losses_of_a_straight_run(kind, folder):
         assert torch.equal(x, y)
 
 
-def test_sigterm_saves_and_says_so(folder):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_says_so(number, folder):
     process = subprocess.Popen(
         [
             sys.executable,
@@ -116,9 +128,9 @@ def test_sigterm_saves_and_says_so(folder):
         text=True,
     )
     wait_for(lambda: (folder / "run" / "model.safetensors").exists())
-    process.terminate()
+    process.send_signal(number)
     printed = process.communicate()[0]
-    assert process.returncode == 128 + signal.SIGTERM and "Go on with --resume" in printed
+    assert process.returncode == 128 + number and "Go on with --resume" in printed
     step = int(retnet.checkpoint.read_metadata(folder / "run")["step"])
     assert len(losses(folder / "run")) == step
     assert run("train", folder / "run.toml", "--resume", "--steps", step + 2) == 0
@@ -323,6 +335,8 @@ BAD_RUNS = {
     "precision": (("run.toml", "--precision", "int8"), 1, "precision must be one of float32, bfl"),
     "tokenizer": (("run.toml", "--tokenizer", "empty.txt"), 1, "tokenizer.json|pip install"),
     "init": (("plain.toml", "--init", "empty"), 1, "must hold config.json and model.safetensors"),
+    "cut init": (("plain.toml", "--init", "cut"), 1, "cut/model.safetensors: must be a whole saf"),
+    "unreadable": (("run.toml", "--data", "memory"), 1, "memory: Input/output error"),
     "out": (("run.toml", "--out", "empty.txt/x"), 1, "empty.txt/x: Not a directory"),
 }
 
@@ -332,6 +346,9 @@ def test_bad_run(arguments, status, message, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     (folder / "empty.txt").touch()
+    (folder / "memory").symlink_to("/proc/self/mem")  # opens, and cannot be read at its start
+    make_byte_model().save(folder / "cut")
+    cut_short(folder / "cut" / "model.safetensors")
     (folder / "bad.toml").write_text("lr = = 1")
     (folder / "nested.toml").write_text("x = " + "[" * 200_000)
     (folder / "small.toml").write_text('model = "small"')
@@ -416,8 +433,7 @@ def test_bad_models(folder, capsys):
     (folder / "foreign").mkdir()
     (folder / "foreign" / "config.json").write_text('{"model_type": "gpt2"}')
     make_byte_model().save(folder / "cut")
-    weights = folder / "cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:9000])
+    cut_short(folder / "cut" / "model.safetensors")
     for name, message in (
         ("none", "must hold config.json and model.safetensors"),
         ("big", "vocab_size = 300 is not that of bytes; name one by --tokenizer"),
@@ -430,6 +446,44 @@ def test_bad_models(folder, capsys):
             printed = capsys.readouterr()
             assert printed.err.startswith(f"retnet {command[0]}: ") and printed.out == ""
             assert message in printed.err and printed.err.count("\n") == 1
+
+
+def test_tokens_beyond_the_vocabulary(word_run, capsys):
+    """A tokenizer may have added tokens: more than the vocabulary size it states."""
+    words = json.loads((word_run / "words.json").read_text())
+    words["model"]["vocab"]["dog"] = 1000
+    (word_run / "more.json").write_text(json.dumps(words))
+    make_byte_model(vocab_size=8).save(word_run / "model")
+    (word_run / "dog.txt").write_text("the dog")
+    tokenizer = ("--tokenizer", word_run / "more.json")
+    for command, name in (
+        (("generate", word_run / "model", "--prompt", "the dog", *tokenizer), "prompt"),
+        (("eval", word_run / "model", word_run / "dog.txt", *tokenizer), "data"),
+    ):
+        assert run(*command) == 1
+        printed = capsys.readouterr()
+        message = f"{name}: token ids must be < vocab_size = 8, got 1000\n"
+        assert printed.err == f"retnet {command[0]}: {message}" and printed.out == ""
+
+
+def test_resume_of_a_damaged_run(folder, capsys):
+    assert run("train", folder / "run.toml", "--steps", 2) == 0
+    out = folder / "run"
+    whole = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for name, message in (
+        ("model.safetensors", "must be a whole safetensors file"),
+        ("training-2.pt", "training-2.pt: must be "),
+        ("config.json", "config.json: must be JSON"),
+    ):
+        cut_short(out / name)
+        capsys.readouterr()
+        assert run("train", folder / "run.toml", "--resume") == 1
+        printed = capsys.readouterr().err
+        assert message in printed and printed.count("\n") == 1, printed
+        (out / name).write_bytes(whole[out / name])
+    assert {path: path.read_bytes() for path in whole} == whole
+    assert run("train", folder / "run.toml", "--resume") == 0
+    assert len(losses(out)) == 6
 
 
 def test_bad_calls(folder, capsys):

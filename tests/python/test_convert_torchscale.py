@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converted models beside torchscale 0.3.0, which builds, trains and runs them."""
 
+import copy
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -40,6 +42,24 @@ def test_a_converted_model_computes_the_same(name, folder, tmp_path):
     if trained:  # 1e-2 and more before
         chunkwise = (want["logits parallel"] - want["logits chunkwise"]).abs().max().item()
         assert 0 < own < 2e-2 and chunkwise < 2e-2
+
+
+@pytest.mark.parametrize("low", ["autocast", "bfloat16"])
+@torch.no_grad()
+def test_bfloat16_does_not_depend_on_the_length(low, folder, tmp_path):
+    """torchscale rounds its angles too, and is 2e-1 off at 512 tokens and 5e-1 at 1,500."""
+    model = converted(folder / "trained.pt", tmp_path / "new", **OPTIONS["trained"])
+    rounded = copy.deepcopy(model)
+    if low == "bfloat16":
+        rounded.bfloat16()
+    for length in (128, 512, 1500):
+        ids = torch.randint(model.config.vocab_size, (2, length))
+        with torch.autocast("cpu", torch.bfloat16, enabled=low == "autocast"):
+            logits = rounded(ids).logits
+        want = model(ids).logits
+        error = (logits.float() - want).square().mean().sqrt() / want.std()
+        print(low, length, f"rms {error:.1e}")  # pytest -rP shows it
+        assert 1e-3 < error < 2e-2
 
 
 def test_a_half_precision_file_keeps_the_rounded_decay(folder, tmp_path):

@@ -4,6 +4,7 @@
 import copy
 import io
 import multiprocessing
+import pickle
 
 import pytest
 import torch
@@ -216,8 +217,7 @@ def odd_models():
 def saved_and_loaded(model):
     buffer = io.BytesIO()
     torch.save(model, buffer)
-    buffer.seek(0)
-    return torch.load(buffer, weights_only=False)
+    return torch.load(io.BytesIO(buffer.getvalue()), weights_only=False)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
@@ -246,7 +246,9 @@ def test_a_copied_optimizer_trains_the_copied_model():
         copy.deepcopy((optimizer, model))
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, saved_and_loaded])
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, saved_and_loaded, lambda model: pickle.loads(pickle.dumps(model))]
+)
 def test_copies(copied):
     ids = random_ids(2, 5)
     for model in odd_models():
@@ -307,6 +309,8 @@ def test_parameter_and_forward_hooks():
     for kind in ("forward", "forward_pre", "backward", "full_backward", "full_backward_pre"):
         with pytest.raises(RuntimeError, match=r"hook of a child would never fire"):
             getattr(model.embed_tokens, f"register_{kind}_hook")(lambda *args: None)
+    with pytest.raises(RuntimeError, match="a child's forward would never be called"):
+        model.embed_tokens.forward = lambda ids: ids
 
 
 @pytest.mark.parametrize("kind", ["C++", "Python"])

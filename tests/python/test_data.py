@@ -91,6 +91,32 @@ def test_vocabulary_with_gaps(tmp_path):
     assert FileTokenizer(tmp_path / "gaps.json").vocab_size == 10
 
 
+def test_pairs_of_bytes(tmp_path):
+    """A character may be spread over tokens: it appears when its last one comes."""
+    tokenizers = pytest.importorskip("tokenizers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=260,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat"] * 9, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    ours = FileTokenizer(tmp_path / "tokenizer.json")
+    text = "the cät 𝄞 sat"
+    ids = ours.encode(text)
+    assert ours.vocab_size == 260 and len(ids) < len(text.encode())
+    decode = ours.decoder()
+    pieces = [decode(token) for token in ids]
+    assert "".join(pieces) == text and "" in pieces
+    (tmp_path / "text").write_text(text)
+    document = ours.read(tmp_path / "text")
+    assert document.ids.tolist() == ids
+    assert document.predicted_bytes == len(text.encode()) - len(pieces[0].encode())
+
+
 def test_tokenizer_error(tokenizer_file, tmp_path):
     (tmp_path / "text").write_bytes(b"\xff")
     with pytest.raises(ValueError, match="text: must be UTF-8"):

@@ -7,12 +7,16 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import retnet.cpp
-from cases_nn import make_model, random_ids
+from cases_nn import each_variant, make_config, make_model, random_ids
 from retnet import _decoding_step
 from retnet._decoding_step import WARM_UP, DecodingStep, graph_refusal
 from retnet.generation import generate
+from retnet.nn import RetNetForCausalLM
 
 CPU = torch.device("cpu")
 GREEDY = {"temperature": 0}
@@ -130,6 +134,64 @@ def test_the_reason_is_logged_once(recorder, caplog):
         start + "recording it failed: CUDA error: no",
         start + "module lm_head has forward hooks, which a graph would not run",
     ]
+
+
+# What reads a tensor's values on the host, or has an output whose shape they decide.
+READS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}
+READS |= {"aten::masked_select", "aten::unique", "aten::repeat_interleave"}
+
+
+def operators(call) -> set[str]:
+    """All that are called, those inside operators and C++ modules too."""
+    with profile() as recorded, torch.no_grad():
+        call()
+    return {event.key for event in recorded.key_averages()}
+
+
+@each_variant
+def test_a_step_reads_nothing_on_the_host(changes):
+    model = make_model(torch.float32, **changes)
+    for each in (model, retnet.cpp.RetNetForCausalLM(model.config)):
+        with torch.no_grad():
+            step = DecodingStep(each, each(random_ids(2, 5)).state)
+        names = operators(lambda step=step: step(random_ids(2, 1)))
+        assert "retnet::multi_scale_retention_step" in names
+        assert not names & READS
+
+
+def test_reading_would_show():
+    model = make_model()
+    stops = {"max_new_tokens": 3, "stop_tokens": [1]}
+    assert operators(lambda: generate(model, random_ids(1, 4), **stops)) & READS
+
+
+class Devices(TorchDispatchMode):
+    """Of all tensors that operators take and give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, torch.Tensor):
+                self.seen.add(leaf.device.type)
+        return result
+
+
+@each_variant
+def test_a_step_copies_nothing_from_the_host(changes):
+    config = make_config(**changes)
+    model = RetNetForCausalLM(config, device="meta")
+    step = DecodingStep(model, config.make_state(2, device="meta"))
+    ids = torch.zeros(2, 1, dtype=torch.int64, device="meta")
+    with torch.no_grad(), Devices() as devices:
+        step(ids)
+    assert devices.seen == {"meta"}
+    with Devices() as devices:
+        torch.zeros(2, device="meta").copy_(torch.zeros(2))
+    assert devices.seen == {"meta", "cpu"}
 
 
 class Adapted(nn.Linear):

@@ -12,6 +12,7 @@ pytest.importorskip("matplotlib")
 from torch.nn import functional as F
 
 import retnet
+import test_cpp_io
 from retnet.config import RetNetConfig
 from retnet.demo import __main__ as command
 from retnet.demo.corpus import Corpus, load_corpus
@@ -220,6 +221,15 @@ def test_command_end_to_end(small_demo, tmp_path, capsys):
     other.save(tmp_path)
     assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 0
     assert retnet.load(tmp_path).config == make_model().config
+
+
+def test_cpp_reads_the_checkpoint(small_demo, tmp_path):
+    assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 0
+    model, ids = retnet.load(tmp_path), as_tokens(TEXT[:40]).long().view(2, 20)
+    with torch.no_grad():
+        test_cpp_io.write_inputs(tmp_path, model, ids)
+        test_cpp_io.exchange([tmp_path])
+        test_cpp_io.check_results(tmp_path, model, ids)
 
 
 def test_command_reports_an_interruption(small_demo, tmp_path, capsys, monkeypatch):

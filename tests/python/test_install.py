@@ -153,6 +153,17 @@ def test_wheel(tmp_path):
     code = "import retnet, torch; print(retnet.__file__, torch.ops.retnet.rotary)"
     out = run(sys.executable, "-c", code, env={**os.environ, "PYTHONPATH": str(tmp_path / "site")})
     assert out.split() == [str(tmp_path / "site/retnet/__init__.py"), "retnet.rotary"]
+    assert (tmp_path / "site/retnet/py.typed").exists()
+    assert (tmp_path / "site/retnet/_C.pyi").exists()
+
+
+def test_the_stubs_tell_what_the_extension_has(tmp_path):
+    pytest.importorskip("mypy")
+    # Of a class itself: pybind11's metaclass, which no stub can name. Its members are compared.
+    (tmp_path / "ignored").write_text(r"retnet\._C\.\w+")
+    run(
+        sys.executable, "-m", "mypy.stubtest", "retnet._C", "--allowlist", str(tmp_path / "ignored")
+    )
 
 
 @pytest.mark.skipif("TORCH_CUDA_ARCH_LIST" not in os.environ, reason="kernels were not asked for")
