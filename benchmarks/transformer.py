@@ -309,7 +309,8 @@ def plot(path: Path, content: dict[str, Any]) -> None:
         ax.set_xticks(*2 * [sorted({r["length"] for r in some})], minor=False)
         ax.minorticks_off()
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
+        if some:
+            ax.legend(fontsize=7)
     figure.suptitle(f"{content['machine']['device']}, load {content['machine']['load_average'][0]}")
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -360,6 +361,8 @@ def main() -> int:
         todo.append((partial(Training, options.train, device, dtype), lengths["train"]))
     with tqdm(total=sum(len(each) for _, each in todo), unit="case", disable=None) as bar:
         for make, some in todo:
+            if not some:
+                continue
             works = make()
             for length in some:
                 measured = measure(works, length, clock, options.rounds, enough)
