@@ -26,8 +26,8 @@ namespace retnet::ops {
 RETNET_API at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
                                   const std::optional<at::Tensor>& bias = std::nullopt);
 
-/// The rows of x that a kernel takes: with more, and with other dtypes and devices, linear_step is
-/// torch's linear and a caller may as well call that.
+/// Whether there may be a kernel for x and weight, by their device, dtype and number of rows. Else
+/// linear_step is torch's linear.
 RETNET_API bool has_linear_step(const at::Tensor& x, const at::Tensor& weight);
 
 /// Every implementation's first statement: shapes, dtypes and devices.
