@@ -55,7 +55,12 @@ RETNET_INLINE void linear_rows(const LinearParams& p, int64_t first) {
   int64_t c = 0;
   for (; c + 2 * kLanes <= p.in; c += 2 * kLanes) {
 #pragma GCC unroll 4
-    for (int o = 0; o < kOut; ++o) step(o, c, load<U<kLanes>>(weight + o * p.weight_stride + c));
+    for (int o = 0; o < kOut; ++o) {
+      const BFloat16* row = weight + o * p.weight_stride + c;
+      // Past the last row this is beyond the weight: a prefetch does not fault.
+      if (c % 32 == 0) __builtin_prefetch(row + kOut * p.weight_stride);
+      step(o, c, load<U<kLanes>>(row));
+    }
   }
   if (c < p.in) {
 #pragma GCC unroll 4

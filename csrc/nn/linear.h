@@ -44,7 +44,7 @@ class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
 TORCH_MODULE(Linear);
 
 /// torch's linear as `Linear` computes it; an undefined bias is left out.
-torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
-                     const torch::Tensor& bias = {});
+RETNET_API torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
+                                const torch::Tensor& bias = {});
 
 }  // namespace retnet::nn

@@ -359,6 +359,21 @@ def test_model_benchmark(tmp_path):
         assert f"{result['work']:16}{result['size']}" in done.stdout
 
 
+def test_linear_benchmark(tmp_path):
+    command = [sys.executable, "benchmarks/linear.py", "--quick", "--rounds", "3"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "linear.json").read_text())["results"]
+    assert [(r["shape"], r["tokens"]) for r in results] == [([32, 64], n) for n in (1, 2, 4)]
+    for result in results:
+        rate, seconds = result["bytes_per_s"], result["seconds"]
+        assert result["speedup"] == pytest.approx(rate["linear_step"] / rate["F.linear"])
+        assert rate["read"] == pytest.approx(2 * 32 * 64 / seconds["read"]["median"])
+        assert all(spread["rounds"] == 3 for spread in seconds.values())
+
+
 @pytest.mark.not_poisoned
 def test_what_autograd_keeps_of_a_training_step(monkeypatch):
     """The formula against the tensors that autograd saves, statistics of norms and ids left out."""

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/linear_step.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <c10/util/env.h>
@@ -11,13 +10,14 @@
 #include <vector>
 
 #include "ops/cpu/instruction_set.h"
+#include "ops/cpu/parallel.h"
 
 namespace retnet::ops {
 namespace {
 
 using retnet::cpu::BFloat16;
 
-constexpr int64_t kGrain = 32768;  // elements of the weight: fewer are not worth another thread
+constexpr int64_t kPart = 65536;  // elements of the weight that a thread takes at once
 
 bool is_on() {
   const auto asked = c10::utils::get_env("RETNET_CPU_LINEAR");
@@ -51,9 +51,12 @@ at::Tensor linear_step_cpu(const at::Tensor& x, const at::Tensor& weight,
   auto y = at::empty(sizes, x.options());
   auto* result = static_cast<BFloat16*>(y.mutable_data_ptr());
   const int64_t stride = weight.stride(0);
-  at::parallel_for(0, out, std::max<int64_t>(4, kGrain / in), [&](int64_t begin, int64_t end) {
-    set.linear({tokens, in, end - begin, floats.data(), elements(weight) + begin * stride, stride,
-                bias ? elements(dense_bias) + begin : nullptr, result + begin, out});
+  const int64_t part = std::max<int64_t>(4, kPart / in / 4 * 4);
+  cpu::run_tasks((out + part - 1) / part, 0, [&](int64_t task, void*) {
+    const int64_t first = task * part;
+    set.linear({tokens, in, std::min(part, out - first), floats.data(),
+                elements(weight) + first * stride, stride,
+                bias ? elements(dense_bias) + first : nullptr, result + first, out});
   });
   return y;
 }

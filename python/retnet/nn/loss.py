@@ -39,11 +39,12 @@ def linear_cross_entropy(
     Each chunk's logits come from a call of `head`, and are gone before the next chunk's.
 
     Where one chunk holds everything, this is `F.cross_entropy` itself. Otherwise, with grad mode
-    on, a plain `head`, which is a weight or an `nn.Linear` without hooks (no subclass, nor one of
-    Tensor), has its gradients computed chunk by chunk in the forward pass, so that no logit is
-    computed twice; those of its parameters are summed in float32 or wider, and differentiating
-    them again raises. Any other module, and any under `torch.compile`, is called a second time for
-    each chunk in the backward pass (activation checkpointing), hooks included.
+    on, a plain `head`, which is a weight or an `nn.Linear`, torch's or retnet's, without hooks (no
+    other subclass, nor one of Tensor), has its gradients computed chunk by chunk in the forward
+    pass, so that no logit is computed twice; those of its parameters are summed in float32 or
+    wider, and differentiating them again raises. Any other module, and any under `torch.compile`,
+    is called a second time for each chunk in the backward pass (activation checkpointing), hooks
+    included.
 
     Args:
         hidden: [B, T, d].
