@@ -3,7 +3,8 @@
 
 A token-head is one head at one token. Work is credited by formula, whatever a contender executes,
 so that TFLOP/s compare as times do: a sequence by the chunkwise form at C = 64, its backward as
-three more retentions; a step by the decay, update and readout of one state.
+three more retentions; a step by the decay, update and readout of one state. A share of the CPU's
+peak is of least_flop, which counts the causal half of a chunk alone.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,7 @@ Work = Literal["forward", "forward+backward", "step", "step in a CUDA graph"]
 CHUNK = 64
 ATTENTION_HEAD = 128
 HEADS = [(256, 512), (256, 256), (128, 256), (128, 128)]  # K, V; the paper's first
+CPU_HEADS = [(4, 256, 432), (8, 128, 256), (8, 128, 128), (16, 64, 64)]  # H, K, V
 CHECKED = 1 << 18  # token-heads whose outputs are compared
 
 
@@ -57,6 +59,7 @@ class Case:
     shape: Shape
     dtype: torch.dtype
     device: torch.device
+    peers: bool = True  # False: retnet's fastest form alone, for what it does at other shapes
 
     @property
     def token_heads(self) -> int:
@@ -100,6 +103,16 @@ def retention_credit(case: Case) -> Credit:
             flop, traffic = 4 * flop, traffic + size * (4 * K + 3 * V)
             formula = f"4 ({formula})"
     return Credit(flop * case.token_heads, traffic * case.token_heads, formula)
+
+
+def least_flop(case: Case) -> float:
+    """What the chunkwise form cannot do without at C = 64: forward 4KV + C(K+V) per token-head, dq,
+    dk and dv 10KV + C(3K+2V) more."""
+    K, V = case.shape.K, case.shape.V
+    flop = 4 * K * V + CHUNK * (K + V)
+    if case.backward:
+        flop += 10 * K * V + CHUNK * (3 * K + 2 * V)
+    return flop * case.token_heads
 
 
 def attention_credit(case: Case) -> Credit:
@@ -168,8 +181,8 @@ def cases(device: torch.device, dtypes: list[torch.dtype], quick: bool) -> list[
         steps = [Shape(4, 8192, 8, K, V) for K, V in HEADS]
         steps += [Shape(B, 8192, H, *paper) for B, H in ((1, 4), (16, 8))]
     else:
-        sequences = [Shape(1, T, 4, *paper) for T in (2048, 8192)] + [Shape(1, 2048, 4, *HEADS[-1])]
-        steps = [Shape(B, 2048, 4, *paper) for B in (1, 8)]
+        sequences = [Shape(1, T, 4, *paper) for T in (8192, 2048)] + [Shape(1, 2048, 4, *HEADS[-1])]
+        steps = [Shape(1, 2048, 4, *paper), Shape(8, 2048, 16, *paper)]
     sequence_works: list[Work] = ["forward", "forward+backward"]
     step_works: list[Work] = ["step"]
     if device.type == "cuda":
@@ -177,7 +190,20 @@ def cases(device: torch.device, dtypes: list[torch.dtype], quick: bool) -> list[
     plan = [(work, sequences[0]) for work in sequence_works]
     plan += [(work, shape) for work in step_works for shape in steps]
     plan += [(work, shape) for shape in sequences[1:] for work in sequence_works]
-    return [Case(work, shape, dtype, device) for work, shape in plan for dtype in dtypes]
+    every = [Case(work, shape, dtype, device) for work, shape in plan for dtype in dtypes]
+    if device.type == "cpu" and not quick:
+        every += [
+            Case(work, Shape(1, 8192, *head), dtype, device, peers=False)
+            for work in sequence_works
+            for head in CPU_HEADS
+            for dtype in dtypes
+        ]
+        every += [
+            Case("forward", Shape(1, T, H, *paper), dtype, device, peers=False)
+            for dtype in dtypes
+            for T, H in ((8192, 1), (8192, 2), (8192, 4), (1 << 17, 4))
+        ]
+    return every
 
 
 def checked(case: Case) -> Case:

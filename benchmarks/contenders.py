@@ -39,6 +39,7 @@ class Run:
     call: Callable[[], tuple[Tensor, ...]]
     credit: Credit
     agreement: Agreement = "equal"
+    note: str = ""  # what was chosen for it
 
 
 class Contender(Protocol):

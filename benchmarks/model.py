@@ -122,8 +122,9 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=20, help="alternating pairs of calls")
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     device = torch.device("cpu")
+    machine.keep_memory_mapped(device)
+    torch.set_num_threads(1)
     folder = "quick" if options.quick else machine.folder_name(device)
     out: Path = options.out or Path(__file__).parent / "results" / folder
     facts = machine.describe(device)

@@ -11,7 +11,6 @@ measured without flash-linear-attention, which makes the report incomplete.
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,7 +23,17 @@ from tqdm import tqdm
 
 import machine
 import report
-from cases import Case, Inputs, cases, checked, describe, dtype_name, make_inputs
+from cases import (
+    Case,
+    Inputs,
+    cases,
+    checked,
+    describe,
+    dtype_name,
+    least_flop,
+    make_inputs,
+    retention_credit,
+)
 from contenders import Attention, Contender, Retention, RetentionStep, Run
 from peers import FlashLinearAttention, Helion, Torchscale
 from timing import Clock, Spread, alternate, peak_memory, rounds_within
@@ -51,7 +60,8 @@ STEP: list[Contender] = [
     FlashLinearAttention("fused_recurrent_retention"),
     Torchscale("recurrent"),
 ]
-SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of timed calls per contender and case, three calls at least
+SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of timed calls per contender and case; how many at least
+LEAST = {"cpu": 5, "cuda": 3}
 AGREES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # whole-tensor relative error
 
 
@@ -95,11 +105,14 @@ def reason(error: Exception) -> str:
 
 def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, Any]]:
     """All contenders on one case, beside the machine's ceilings at that time."""
+    device = case.device.type
     ceilings = machine.ceilings(case.device, case.dtype, clock, quick)
     inputs, small = make_inputs(case), checked(case)
     small_inputs = inputs if small == case else make_inputs(small)
     expected = reference(small, small_inputs)
     contenders = STEP if case.is_step else SEQUENCE
+    if not case.peers:
+        contenders = contenders[:1]
     results = [{"contender": c.name, **describe(case), "status": "not run"} for c in contenders]
     by_name = {r["contender"]: r for r in results}
     runs: dict[str, Run] = {}
@@ -129,13 +142,14 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
             continue
         runs[name], rounds[name] = (
             run,
-            2 if quick else rounds_within(SECONDS[case.device.type], seconds),
+            2 if quick else rounds_within(SECONDS[device], seconds, LEAST[device]),
         )
         result |= {
             "peak_memory_bytes": memory,
             "error": deviation,
             "checked_shape": describe(small)["shape"],
             "agreement": run.agreement,
+            "note": run.note,
             "agrees": deviation is None or deviation <= AGREES[case.dtype],
         }
     del expected
@@ -160,9 +174,20 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
             "credit": credit.formula,
             "ceilings": ceilings,
             "roofline": floor / spread.median,
+            "share": share(case, name, spread.median, ceilings),
         }
     report.add_ratios(results)
     return results
+
+
+def share(case: Case, name: str, seconds: float, ceilings: dict[str, float]) -> float | None:
+    """Of the CPU's peak: of multiply-adds, the causal half of a chunk counted; a step's, of the
+    bandwidth of changing memory in place. None for attention, and on a GPU."""
+    if case.device.type != "cpu" or name.startswith("sdpa"):
+        return None
+    if case.is_step:
+        return retention_credit(case).bytes / seconds / ceilings["update_bytes_per_s"]
+    return least_flop(case) / seconds / ceilings["fma_flop_per_s"]
 
 
 def status(device: torch.device, results: list[dict[str, Any]]) -> int:
@@ -188,9 +213,7 @@ def main() -> int:
     options = parser.parse_args()
     start = time.monotonic()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu" and not os.environ.keys() >= machine.MALLOC.keys():
-        # Freed memory stays mapped: else each call pays for faulting its outputs in again.
-        os.execve(sys.executable, [sys.executable, *sys.argv], machine.MALLOC | os.environ)
+    machine.keep_memory_mapped(device)
     folder = "quick" if options.quick else machine.folder_name(device)
     out: Path = options.out or Path(__file__).parent / "results" / folder
 
@@ -202,7 +225,7 @@ def main() -> int:
         "format": 1,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": facts,
-        "ceilings": "probed before each case: a large copy, a square matrix product",
+        "ceilings": "probed before each case (machine.ceilings)",
         "baselines": sorted({*report.BASELINES.values(), *report.STEP_BASELINES.values()}),
         "results": results,
     }
@@ -220,11 +243,14 @@ def main() -> int:
                 measured = measure(case, clock, options.quick, bar)
                 results += measured
                 tqdm.write(report.table(measured) + "\n")
+            content["scaling"] = report.scaling(results)
             content["seconds"] = time.monotonic() - start
             report.write_json(out / "ops.json", content)
     finally:  # also what an interrupted run has
         bar.close()
         report.plot(out / "ops.png", content)
+    for name, value in report.scaling(results).items():
+        print(f"{name}: {value:.3f}")
     print(f"{out / 'ops.json'} and ops.png: {time.monotonic() - start:.0f} s")
     return status(device, results)
 

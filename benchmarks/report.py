@@ -35,6 +35,28 @@ def add_ratios(results: list[Result]) -> None:
             }
 
 
+def scaling(results: list[Result]) -> dict[str, float]:
+    """How retnet's forward grows, where both of two shapes were measured: the time of 16 times as
+    many tokens over 16 times the time, and the token-heads/s of one head over those of two (both by
+    all threads). By dtype."""
+    found = {}
+    ns = {
+        (r["dtype"], r["shape"]["T"], r["shape"]["H"]): r["ns_per_token_head"]
+        for r in results
+        if r["contender"] == "retnet chunkwise"
+        and (r["work"], r["status"]) == ("forward", "ok")
+        and (r["shape"]["B"], r["shape"]["K"], r["shape"]["V"]) == (1, 256, 512)
+    }
+    for dtype in _unique(key[0] for key in ns):
+        for name, over, under in (
+            ("T=131072 over 16 x T=8192", (dtype, 1 << 17, 4), (dtype, 8192, 4)),
+            ("token-heads/s of H=1 over H=2", (dtype, 8192, 2), (dtype, 8192, 1)),
+        ):
+            if over in ns and under in ns:
+                found[f"{name}, {dtype}"] = ns[over] / ns[under]
+    return found
+
+
 def number(x: float) -> str:
     """Four digits, never an exponent."""
     return f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"
@@ -52,7 +74,9 @@ def table(results: list[Result]) -> str:
     lines = [
         f"{first['work']}   {sizes}   {first['dtype']}   ceilings probed now: {ceilings}",
         f"  {'contender':32}{'median ms':>10}{'quartiles':>19}{'ns/tok-head':>12}{rate:>9}"
-        f"{'roofline':>9}" + "".join(f"{c:>13}" for c in columns) + f"{'peak MiB':>10}  error",
+        f"{'roofline':>9}{'of peak':>9}"
+        + "".join(f"{c:>13}" for c in columns)
+        + f"{'peak MiB':>10}  error",
     ]
     for r in results:
         if r["status"] != "ok":
@@ -65,6 +89,7 @@ def table(results: list[Result]) -> str:
         lines.append(
             f"  {r['contender']:32}{number(r['median_s'] * 1e3):>10}{quartiles:>19}"
             f"{number(r['ns_per_token_head']):>12}{achieved:>9.3g}{r['roofline']:>9.1%}"
+            f"{'' if r['share'] is None else format(r['share'], '.1%'):>9}"
             + "".join(f"{'' if x is None else format(x, '.3g'):>13}" for x in ratios)
             + f"{'-' if memory is None else format(memory / 2**20, '.0f'):>10}  {_error(r)}"
         )
@@ -72,11 +97,12 @@ def table(results: list[Result]) -> str:
 
 
 def _error(result: Result) -> str:
+    note = f"  {result['note']}" if result["note"] else ""
     if result["error"] is None:
-        return "(another function)"
+        return "(another function)" + note
     verdict = "" if result["agrees"] else "  DISAGREES"
     rows = " (rows scaled)" if result["agreement"] == "rows" else ""
-    return f"{result['error']:.1e}{rows}{verdict}"
+    return f"{result['error']:.1e}{rows}{verdict}{note}"
 
 
 def write_json(path: Path, report: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, int]] = {
 }
 LENGTHS = {"train": [2048, 8192], "decode": [128, 2048, 8192]}
 QUICK = {"train": [64], "decode": [16, 32]}
-SECONDS, LEAST = 10.0, 5  # of timed calls per contender; how many at least
+SECONDS = 10.0  # of timed calls per contender
 Call = Callable[[], object]
 # transformers renames the argument `past_key_values`; the old name works in all versions so far.
 warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
@@ -68,6 +68,27 @@ def llama_model(size: str, attention: str, device: torch.device, dtype: torch.dt
     )
     with torch.device(device):
         return transformers.LlamaForCausalLM(config).to(dtype)
+
+
+def kept_numbers(size: str, length: int) -> int:
+    """What autograd keeps of RetNet for the backward, B = 1, in numbers of the model's dtype.
+
+    Of a token in a layer 18 d: input and output of both norms (4), rotated q and k (2), v (2), gate
+    (2), retention's output (2), the gated norm's (2), the FFN's two inner activations (4). After
+    the layers, the last norm's input and the gradient of its output (2).
+    """
+    return length * SIZES[size]["embed_dim"] * (18 * SIZES[size]["num_layers"] + 2)
+
+
+def least_memory(size: str, length: int, dtype: torch.dtype) -> int:
+    """Bytes that a training step of RetNet adds at least, at the start of its backward.
+
+    What is kept, the head's gradient, and a chunk of logits beside its gradient (as
+    linear_cross_entropy has them), these two in float32.
+    """
+    vocab, d = SIZES[size]["vocab_size"], SIZES[size]["embed_dim"]
+    chunk = min(length, max(1024, (1 << 25) // vocab))
+    return kept_numbers(size, length) * dtype.itemsize + 4 * vocab * d + 2 * 4 * vocab * chunk
 
 
 def parameters(model: nn.Module) -> int:
@@ -171,8 +192,10 @@ def available(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(works: Any, length: int, clock: Clock, quick: bool) -> list[dict[str, Any]]:
-    """All contenders at one length, in turns."""
+def measure(
+    works: Any, length: int, clock: Clock, least: int, enough: float
+) -> list[dict[str, Any]]:
+    """All contenders at one length, in turns, each for ``enough`` seconds and ``least`` times."""
     results = {
         name: {
             "work": works.work,
@@ -205,8 +228,11 @@ def measure(works: Any, length: int, clock: Clock, quick: bool) -> list[dict[str
         except Exception as error:
             failed(name, error)
             continue
-        calls[name], rounds[name] = call, 2 if quick else rounds_within(SECONDS, seconds, LEAST)
+        calls[name] = call
+        rounds[name] = rounds_within(enough, seconds, least)
         result |= {"peak_memory_bytes": memory, "state_bytes": held}
+        if (works.work, name) == ("training step", "retnet"):
+            result["least_memory_bytes"] = least_memory(works.size, length, works.dtype)
     tokens = works.batch if works.work == "decoding step" else length
     for name, times in alternate(calls, rounds, clock, failed).items():
         spread = Spread.of(times)
@@ -241,6 +267,11 @@ def show(results: list[dict[str, Any]]) -> str:
             f"{start}{report.number(s['median'] * 1e3):>11}{quartiles:>20}"
             f"{report.number(r['tokens_per_s']):>10}{r.get('times_retnet', float('nan')):9.2f}"
             f"{mib[0]:>11}{mib[1]:>10}"
+            + (
+                f"  (least {r['least_memory_bytes'] / 2**20:,.0f})"
+                if "least_memory_bytes" in r
+                else ""
+            )
         )
     return "\n".join(lines)
 
@@ -278,7 +309,8 @@ def plot(path: Path, content: dict[str, Any]) -> None:
         ax.set_xticks(*2 * [sorted({r["length"] for r in some})], minor=False)
         ax.minorticks_off()
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=7)
+        if some:
+            ax.legend(fontsize=7)
     figure.suptitle(f"{content['machine']['device']}, load {content['machine']['load_average'][0]}")
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -293,11 +325,14 @@ def main() -> int:
     parser.add_argument(
         "--batch", type=int, nargs="+", default=[1], help="sequences decoded at once"
     )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="timed calls of each contender, at least"
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", help="only these of the lengths")
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if device.type == "cpu" and not os.environ.keys() >= machine.MALLOC.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], machine.MALLOC | os.environ)
+    machine.keep_memory_mapped(device)
     if isinstance(load("transformers"), str):
         print(f"transformers: {load('transformers')}")
         return 2
@@ -305,23 +340,32 @@ def main() -> int:
     out: Path = options.out or Path(__file__).parent / "results" / folder
     if options.quick:
         options.train = options.decode = "tiny"
+        options.rounds = 2
+    enough = 0.0 if options.quick else SECONDS
     clock, facts = Clock(device), machine.describe(device)
     print("   ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
     results: list[dict[str, Any]] = []
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     content = {"format": 1, "command": command, "machine": facts, "results": results}
-    lengths = QUICK if options.quick else LENGTHS
-    todo: list[tuple[Callable[[], Any], list[int]]] = []
+    lengths = {
+        work: [n for n in some if not options.lengths or n in options.lengths]
+        for work, some in (QUICK if options.quick else LENGTHS).items()
+    }
+    # Decoding reads weights: in 16 bits on every machine.
+    decoded = torch.float32 if options.quick else torch.bfloat16
+    todo: list[tuple[Callable[[], Any], list[int]]] = [
+        (partial(Decoding, options.decode, device, decoded, batch), lengths["decode"])
+        for batch in options.batch
+    ]
     for dtype in [torch.float32] if options.quick else machine.dtypes(device, quick=False):
         todo.append((partial(Training, options.train, device, dtype), lengths["train"]))
-        for batch in options.batch:
-            decoding = partial(Decoding, options.decode, device, dtype, batch)
-            todo.append((decoding, lengths["decode"]))
     with tqdm(total=sum(len(each) for _, each in todo), unit="case", disable=None) as bar:
         for make, some in todo:
+            if not some:
+                continue
             works = make()
             for length in some:
-                measured = measure(works, length, clock, options.quick)
+                measured = measure(works, length, clock, options.rounds, enough)
                 results += measured
                 tqdm.write(show(measured) + "\n")
                 report.write_json(out / "transformer.json", content)

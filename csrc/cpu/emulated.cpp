@@ -19,8 +19,15 @@ struct Emulated {
 }  // namespace
 
 // Its other dtypes are kAvx2's and kPortable's arithmetic, which those run.
-extern const InstructionSet kEmulated{"emulated",        [] { return true; },
-                                      kPortable.float32, kernels<PairOperand<Emulated>, BFloat16>(),
-                                      kPortable.float16, step<16>};
+extern const InstructionSet kEmulated{"emulated",
+                                      [] { return true; },
+                                      kPortable.float32,
+                                      kernels<PairOperand<Emulated>, BFloat16>(),
+                                      kPortable.float16,
+                                      step<16>,
+                                      linear_token<16>,
+                                      linear<16>,
+                                      kPortable.peak_float32,
+                                      kPortable.peak_bfloat16};
 
 }  // namespace retnet::cpu

@@ -3,7 +3,9 @@
 // The kernels of one instruction set, for the translation unit that is compiled for it.
 #pragma once
 
+#include "cpu/linear_kernels.h"
 #include "cpu/norm_kernels.h"
+#include "cpu/peak_kernels.h"
 #include "cpu/retention_readout.h"
 #include "cpu/retention_update.h"
 #include "cpu/rotary_kernels.h"
@@ -31,7 +33,11 @@ constexpr InstructionSet instruction_set(const char* name, bool (*is_supported)(
           kernels<FloatOperand<Isa>, float>(),
           kernels<Bfloat16Op, BFloat16>(),
           kernels<FloatOperand<Isa>, Float16>(),
-          step<Isa::kLanes>};
+          step<Isa::kLanes>,
+          linear_token<Isa::kLanes>,
+          linear<Isa::kLanes>,
+          peak<FloatOperand<Isa>>,
+          peak<Bfloat16Op>};
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/linear.h"
 #include "cpu/norm.h"
 #include "cpu/rotary.h"
 #include "cpu/scalar.h"
@@ -95,6 +96,12 @@ struct InstructionSet {
   bool (*is_supported)();
   Kernels float32, bfloat16, float16;
   void (*step)(const StepParams&);
+  void (*linear_token)(const LinearTokenParams&);
+  void (*linear)(const LinearParams&);
+  /// Multiply-adds between registers, of floats and of what bfloat16 is multiplied by; `steps` of them
+  /// side by side, *sink keeps them. Gives the floating-point operations: what a kernel's are a share of.
+  double (*peak_float32)(int64_t steps, float* sink);
+  double (*peak_bfloat16)(int64_t steps, float* sink);
 };
 
 }  // namespace retnet::cpu

@@ -158,15 +158,24 @@ class Readout {
   }
 
  private:
-  Source<Scalar> source(const TokenRows& rows, int64_t cols) const {
+  /// Tokens of the chunk that begins at `first`.
+  Source<Scalar> source(const TokenRows& rows, int64_t cols, int64_t first) const {
     const auto* ptr = static_cast<const Scalar*>(rows.ptr);
-    return {ptr ? ptr + first_ * rows.stride : nullptr, rows.stride, length_, cols};
+    const int64_t length = std::min(kChunk, p_.tokens - first);
+    return {ptr ? ptr + first * rows.stride : nullptr, rows.stride, length, cols};
+  }
+  Source<Scalar> source(const TokenRows& rows, int64_t cols) const {
+    return source(rows, cols, first_);
   }
 
   void chunk() {
     length_ = std::min(kChunk, p_.tokens - first_);
     even_ = round_up(length_, 2);
     const bool reads = (p_.y || p_.slope) && p_.a.ptr;
+    ahead_.start(tiles_of<Op>(x_.inner) * (x_.outer / kWidth));
+    if (reads) ahead_.add(source(p_.a, p_.inner, first_ + kChunk));
+    ahead_.add(source(p_.b, p_.inner, first_ + kChunk));
+    ahead_.add(source(p_.c, p_.outer, first_ + kChunk));
     if (reads) {
       const int64_t padded = round_up(length_, kWidth);
       pack_rows<Op>(source(p_.a, p_.inner), even_, x_.inner, x_.a, x_.row_stride);
@@ -188,7 +197,10 @@ class Readout {
       if (p_.slope) {  // reads the state as it was
         each_tile<Op>(x_.inner, [&](auto rows, int64_t k) { update_slope(rows, k, col, c); });
       }
-      each_tile<Op>(x_.inner, [&](auto rows, int64_t k) { update(rows, k, col, c); });
+      each_tile<Op>(x_.inner, [&](auto rows, int64_t k) {
+        update(rows, k, col, c);
+        ahead_.fetch();
+      });
     }
   }
 
@@ -307,6 +319,7 @@ class Readout {
   const ReadoutParams& p_;
   ReadoutBuffers<Op> x_;
   int64_t first_ = 0, length_ = 0, even_ = 0;  // of the chunk: first token, tokens, rounded up
+  Ahead ahead_;                                // the chunk after
   double slope_ = 0;
   float raw_[Op::Isa::kTileRows * kWidth];
 };

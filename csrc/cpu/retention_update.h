@@ -101,9 +101,14 @@ class Update {
     }
   }
 
+  /// Tokens of the chunk that begins at `first`; none where that is before all tokens.
+  Source<Scalar> source(const TokenRows& rows, int64_t cols, int64_t first) const {
+    const auto* ptr = first < 0 ? nullptr : static_cast<const Scalar*>(rows.ptr);
+    const int64_t length = std::min(kChunk, p_.tokens - first);
+    return {ptr ? ptr + first * rows.stride : nullptr, rows.stride, length, cols};
+  }
   Source<Scalar> source(const TokenRows& rows, int64_t cols) const {
-    const auto* ptr = static_cast<const Scalar*>(rows.ptr);
-    return {ptr ? ptr + first_ * rows.stride : nullptr, rows.stride, length_, cols};
+    return source(rows, cols, first_);
   }
 
   void chunk() {
@@ -113,6 +118,11 @@ class Update {
     for (int64_t j = 0; j < kChunk; ++j) {
       weight_[j] = j < length_ ? p_.decay.power[length_ - 1 - j] : 0;
     }
+    ahead_.start(tiles_of<Op>(x_.inner) * (x_.outer / kWidth));
+    ahead_.add(source(p_.q, p_.inner, first_ - kChunk));
+    if (p_.grad_v) ahead_.add(source(p_.k, p_.inner, first_ - kChunk));
+    if (p_.grad_k) ahead_.add(source(p_.v, p_.outer, first_ - kChunk));
+    ahead_.add(source(p_.grad_out, p_.outer, first_ - kChunk));
     const auto q = source(p_.q, p_.inner), k = source(p_.k, p_.inner), v = source(p_.v, p_.outer),
                grad_out = source(p_.grad_out, p_.outer);
     const int64_t chunk_block = kChunk / kDepth * kWidth;
@@ -148,7 +158,10 @@ class Update {
         if (p_.grad_v) {
           each_tile<Op>(even_, [&](auto rows, int64_t j) { grad_v(rows, j, col, steps); });
         }
-        each_tile<Op>(x_.inner, [&](auto rows, int64_t i) { update(rows, i, col, steps); });
+        each_tile<Op>(x_.inner, [&](auto rows, int64_t i) {
+          update(rows, i, col, steps);
+          ahead_.fetch();
+        });
       }
     }
     if (p_.grad_k) {
@@ -272,6 +285,7 @@ class Update {
   const UpdateParams& p_;
   UpdateBuffers<Op> x_;
   int64_t first_ = 0, length_ = 0, even_ = 0, padded_ = 0;  // of the chunk
+  Ahead ahead_;                                             // the chunk before
   float weight_[kChunk];  // gamma^(L-1-j) of the chunk's tokens, then zeros
 };
 

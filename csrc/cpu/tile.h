@@ -135,6 +135,53 @@ struct Source {
   }
 };
 
+/// Fetches the tokens that come next, some lines at a time, while those before are worked on: else
+/// packing waits for memory.
+class Ahead {
+ public:
+  /// Forgets what was added before; what is added now is fetched by `calls` calls.
+  void start(int64_t calls) {
+    count_ = part_ = 0;
+    lines_ = col_ = 0;
+    calls_ = calls;
+  }
+  template <class Scalar>
+  void add(const Source<Scalar>& x) {
+    if (x.ptr == nullptr || x.rows <= 0) return;
+    const int64_t bytes = x.cols * int64_t{sizeof(Scalar)};
+    parts_[count_++] = {reinterpret_cast<const char*>(x.ptr), x.stride * int64_t{sizeof(Scalar)},
+                        x.rows, bytes};
+    lines_ += x.rows * ((bytes + 63) / 64);
+    at_once_ = (lines_ + calls_ - 1) / calls_;
+  }
+  RETNET_INLINE void fetch() {
+    for (int64_t i = 0; i < at_once_ && part_ < count_; ++i) {
+      auto& x = parts_[part_];
+      __builtin_prefetch(x.ptr + col_);
+      if ((col_ += 64) < x.bytes) continue;
+      col_ = 0;
+      x.ptr += x.stride;
+      if (--x.rows == 0) ++part_;
+    }
+  }
+
+ private:
+  struct Part {
+    const char* ptr;
+    int64_t stride, rows, bytes;
+  } parts_[4];
+  int count_ = 0, part_ = 0;
+  int64_t lines_ = 0, col_ = 0, calls_ = 0, at_once_ = 0;
+};
+
+/// How many tiles each_tile makes.
+template <class Op>
+inline constexpr int64_t tiles_of(int64_t rows) {
+  int64_t n = 0;
+  each_tile<Op>(rows, [&](auto, int64_t) { ++n; });
+  return n;
+}
+
 /// A left factor: rows of cols / kDepth items, `stride` items apart.
 template <class Op, class Scalar>
 RETNET_NOINLINE void pack_rows(const Source<Scalar>& x, int64_t rows, int64_t cols,

@@ -76,7 +76,7 @@ CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
   check_targets("targets", targets, input_ids);
   auto [hidden, after] = body->forward(input_ids, state, cu_seqlens, form, inplace);
   const auto head = [this](const torch::Tensor& x) {
-    return lm_head ? lm_head(x) : torch::linear(x, body->embed_tokens->weight);
+    return lm_head ? lm_head(x) : nn::linear(x, body->embed_tokens->weight);
   };
   if (labels || targets) {
     const auto loss = linear_cross_entropy(

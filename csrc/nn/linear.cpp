@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "nn/skip_init.h"
+#include "ops/linear_step.h"
 
 namespace retnet::nn {
 
@@ -41,6 +42,14 @@ void LinearImpl::pretty_print(std::ostream& stream) const {
          << ", out_features=" << out_features_ << ", bias=" << has_bias_ << ")";
 }
 
-torch::Tensor LinearImpl::forward(const torch::Tensor& x) { return torch::linear(x, weight, bias); }
+torch::Tensor LinearImpl::forward(const torch::Tensor& x) { return linear(x, weight, bias); }
+
+torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
+                     const torch::Tensor& bias) {
+  const auto given = bias.defined() ? std::optional(bias) : std::nullopt;
+  return !torch::GradMode::is_enabled() && ops::has_linear_step(x, weight)
+             ? ops::linear_step(x, weight, given)
+             : torch::linear(x, weight, given);
+}
 
 }  // namespace retnet::nn

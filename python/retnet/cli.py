@@ -20,6 +20,7 @@ import torch
 
 from retnet import checkpoint
 from retnet._files import hint, replace_file
+from retnet._memory import keep_memory_mapped
 from retnet.config import RetNetConfig
 from retnet.convert import convert
 from retnet.data import split
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 1 after an error, told in one line on stderr; 2 for a call it does not understand; 128 +
         the number of the signal that ended it.
     """
+    if arguments is None:  # a process of its own
+        keep_memory_mapped()
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:

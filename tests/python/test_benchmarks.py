@@ -16,10 +16,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import cases  # noqa: E402
 import contenders  # noqa: E402
+import machine  # noqa: E402
 import ops as benchmark  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import timing  # noqa: E402
+import transformer  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -61,6 +63,7 @@ def test_results_are_complete(quick):
         assert r["speedup"]["sdpa"] > 0 and set(r["speedup"]) <= set(content["baselines"])
         assert r["contender"] == "sdpa" or (r["agrees"] and r["error"] > 0)
         assert "peak_memory_bytes" in r
+        assert r["share"] is None if r["contender"] == "sdpa" else 0 < r["share"] < 2
     assert (out / "ops.png").stat().st_size > 10_000
 
 
@@ -187,6 +190,92 @@ def test_credit_of_the_papers_head(work, flop, traffic):
     assert many.flop == flop * 3 * 5 * (1 if work == "step" else 7)
 
 
+# By hand: forward 4KV + C(K+V) = 573,440 at C = 64, its backward 10KV + C(3K+2V) = 1,425,408 more.
+@pytest.mark.parametrize(("work", "flop"), [("forward", 573_440), ("forward+backward", 1_998_848)])
+def test_share_of_the_cpus_peak(work, flop):
+    one = case(work, 1, 7, 3, 256, 512)
+    assert cases.least_flop(one) == flop * 7 * 3
+    ceilings = {"fma_flop_per_s": 1e9, "update_bytes_per_s": 1e6}
+    share = benchmark.share(one, "retnet chunkwise", 0.5, ceilings)
+    assert share == pytest.approx(2 * flop * 21 / 1e9)
+    assert benchmark.share(one, "sdpa", 0.5, ceilings) is None
+    step = case("step", 1, 7, 3, 256, 512)
+    read_and_written = 3 * (8 * 256 * 512 + 4 * 1_536)
+    assert benchmark.share(step, "retnet retention_step", 0.5, ceilings) == pytest.approx(
+        2 * read_and_written / 1e6
+    )
+
+
+def test_ceilings_of_a_cpu():
+    """Operations by formula over the time."""
+
+    def clock(call):
+        call()
+        return 0.5
+
+    found = machine.ceilings(CPU, torch.float32, clock, quick=True)
+    assert found["copy_bytes_per_s"] == found["update_bytes_per_s"] == 2 * 8 * (2 << 20)
+    assert found["read_bytes_per_s"] == 2 * 4 * (2 << 20)
+    assert found["matmul_flop_per_s"] == 2 * 2 * 256**3
+    flop = torch.ops.retnet._multiply_adds(torch.float32, 1 << 12)
+    assert found["fma_flop_per_s"] == 2 * flop
+    per_step = flop / torch.get_num_threads() / (1 << 12)  # sums x lanes x 2
+    assert per_step in (12 * 4 * 2, 12 * 8 * 2, 12 * 16 * 2)
+
+
+def test_how_the_forward_grows():
+    def result(T, H, ns, **others):
+        shape = {"B": 1, "T": T, "H": H, "K": 256, "V": 512}
+        same = {"contender": "retnet chunkwise", "work": "forward", "status": "ok"}
+        return {**same, "shape": shape, "dtype": "float32", "ns_per_token_head": ns, **others}
+
+    results = [
+        result(8192, 4, 10.0),
+        result(131072, 4, 10.4),
+        result(131072, 4, 99.0, work="forward+backward"),
+        result(8192, 1, 12.5),
+        result(8192, 2, 10.0),
+        result(8192, 2, 1.0, contender="sdpa"),
+    ]
+    scaling = report.scaling(results)
+    assert scaling == pytest.approx(
+        {
+            "T=131072 over 16 x T=8192, float32": 1.04,
+            "token-heads/s of H=1 over H=2, float32": 0.8,
+        }
+    )
+    assert report.scaling(results[:1]) == {}
+
+
+def test_the_best_chunk_of_torchscale(monkeypatch):
+    torchscale = peers.Torchscale("chunkwise")
+    monkeypatch.setattr(
+        torchscale,
+        "_prepare",
+        lambda case, inputs, chunk: contenders.Run(lambda: chunk, cases.retention_credit(case)),
+    )
+    monkeypatch.setattr(peers, "Clock", lambda device: lambda call: abs(call() - 250))
+    one = case(T=1024)
+    run = torchscale.prepare(one, cases.make_inputs(one))
+    assert (run.call(), run.note) == (256, "chunks of 256")
+    assert torchscale.prepare(case(T=192), cases.make_inputs(case())).note == "chunks of 64"
+    assert torchscale.prepare(case(T=50), cases.make_inputs(case())).note == "chunks of 50"
+
+
+def test_what_is_measured_on_a_cpu():
+    every = cases.cases(CPU, [torch.float32], quick=False)
+    assert len(every) == len(set(every))
+    alone = {(c.work, c.shape) for c in every if not c.peers}
+    for H, K, V in ((8, 128, 256), (8, 128, 128), (16, 64, 64), (4, 256, 432)):
+        for work in ("forward", "forward+backward"):
+            assert (work, cases.Shape(1, 8192, H, K, V)) in alone
+    for T, H in ((131072, 4), (8192, 4), (8192, 1), (8192, 2)):
+        assert ("forward", cases.Shape(1, T, H, 256, 512)) in alone
+    beside_peers = {(c.work, c.shape) for c in every if c.peers}
+    assert ("forward+backward", cases.Shape(1, 8192, 4, 256, 512)) in beside_peers
+    assert ("step", cases.Shape(8, 2048, 16, 256, 512)) in beside_peers
+
+
 def test_credit_of_attention():
     # One head of 128 over 4 tokens: 2 products of 2 * 128 for each of 8 pairs, half of 4 x 4.
     shape = {"B": 1, "T": 4, "H": 1, "K": 128, "V": 256}
@@ -270,6 +359,49 @@ def test_model_benchmark(tmp_path):
         assert f"{result['work']:16}{result['size']}" in done.stdout
 
 
+def test_linear_benchmark(tmp_path):
+    command = [sys.executable, "benchmarks/linear.py", "--quick", "--rounds", "3"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "linear.json").read_text())["results"]
+    assert [(r["shape"], r["tokens"]) for r in results] == [([32, 64], n) for n in (1, 2, 4)]
+    for result in results:
+        rate, seconds = result["bytes_per_s"], result["seconds"]
+        assert result["speedup"] == pytest.approx(rate["linear_step"] / rate["F.linear"])
+        assert rate["read"] == pytest.approx(2 * 32 * 64 / seconds["read"]["median"])
+        assert all(spread["rounds"] == 3 for spread in seconds.values())
+
+
+@pytest.mark.not_poisoned
+def test_what_autograd_keeps_of_a_training_step(monkeypatch):
+    """The formula against the tensors that autograd saves, statistics of norms and ids left out."""
+    size, length = "tiny", 200
+    model = transformer.retnet_model(size, CPU, torch.float32)
+    storages = {}
+
+    def pack(x):
+        if x.is_floating_point() and not isinstance(x, torch.nn.Parameter):
+            storages[x.untyped_storage().data_ptr()] = x
+        return x
+
+    ids = torch.zeros(1, length, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        hidden = super(type(model), model).forward(ids)[0]
+    owned = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = sum(
+        x.untyped_storage().nbytes() // 4
+        for pointer, x in storages.items()
+        if pointer not in owned and x.untyped_storage().nbytes() >= 4 * hidden.numel()
+    )
+    assert kept + hidden.numel() == transformer.kept_numbers(size, length)
+    # By hand: 200 tokens of 2 layers of 256 channels; 256 classes: all logits are one chunk.
+    assert transformer.least_memory(size, length, torch.float32) == (
+        4 * 200 * 256 * 38 + 4 * 256 * 256 + 8 * 256 * 200
+    )
+
+
 def test_retnet_beside_a_transformer(tmp_path):
     command = [sys.executable, "benchmarks/transformer.py", "--device", "cpu", "--quick"]
     done = subprocess.run(
@@ -288,4 +420,6 @@ def test_retnet_beside_a_transformer(tmp_path):
     held = {(r["contender"], r["length"]): r["state_bytes"] for r in by_work["decoding"]}
     assert held["retnet", 16] == held["retnet", 32] == 2 * 256 * 512 * 4  # L H K V, float32
     assert held["llama dynamic cache", 32] == 2 * 2 * 2 * 32 * 128 * 4  # k and v, L, heads, T
+    trained = next(r for r in by_work["training"] if r["contender"] == "retnet")
+    assert trained["least_memory_bytes"] > 0
     assert (tmp_path / "transformer.png").stat().st_size > 10_000

@@ -4,6 +4,7 @@ run on the best of them alone."""
 
 import math
 import re
+import time
 from functools import partial
 from itertools import accumulate, pairwise
 
@@ -50,6 +51,14 @@ def test_every_machine_has_two(path):
     assert {"portable", "emulated"} <= set(instruction_sets())
     plan = retention_plan(**make_inputs(dtype=torch.bfloat16))
     assert plan.implementation == f"cpu_{path}"
+
+
+def test_threads_share_the_work(threads):
+    threads(2)
+    before = time.process_time(), time.thread_time()
+    torch.ops.retnet._multiply_adds(torch.float32, 1 << 21)
+    of_all, of_this = time.process_time() - before[0], time.thread_time() - before[1]
+    assert of_all > 1.5 * of_this
 
 
 # Heads of a block, of several, of part of one; tokens of a part of a chunk, of one, of several.

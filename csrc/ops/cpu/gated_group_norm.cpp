@@ -11,6 +11,7 @@
 #include "ops/cpu/floats.h"
 #include "ops/cpu/instruction_set.h"
 #include "ops/cpu/parallel.h"
+#include "ops/cpu/retention.h"
 
 namespace retnet::ops {
 namespace {
@@ -100,7 +101,7 @@ at::Tensor gated_group_norm_cpu(const at::Tensor& x, const std::optional<at::Ten
   if (!takes(x)) return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
   check_gated_group_norm("gated_group_norm", x, gate, weight, bias, eps, norm);
   const Call call(x, gate, weight, bias, eps, norm);
-  const Rows out(at::empty(x.sizes(), x.options()));
+  const Rows out(cpu::empty_output(x.sizes(), x.options()));
   call.each_row(0, [&](int64_t, int64_t token, int64_t head, void*) {
     auto p = call.row(token, head);
     p.out = out.mutable_row(token * call.heads + head);
@@ -147,7 +148,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
   const Call call(x, gate, weight, bias, eps, norm);
   const auto [ask_x, ask_gate, ask_weight, ask_bias] = output_mask;
   const auto like_x = [&](bool asked) {
-    return Rows(asked ? std::optional(at::empty(x.sizes(), x.options())) : std::nullopt);
+    return Rows(asked ? std::optional(cpu::empty_output(x.sizes(), x.options())) : std::nullopt);
   };
   const Rows incoming(grad_out), grad_x = like_x(ask_x), grad_gate = like_x(ask_gate && gate);
   const int64_t tasks = (call.tokens + kTokens - 1) / kTokens;

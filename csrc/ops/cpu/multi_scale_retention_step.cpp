@@ -73,17 +73,18 @@ at::Tensor multi_scale_retention_step_cpu(
   const auto gated_norm = cpu::instruction_set().float32.gated_norm;
   auto out = at::empty({q.size(0), H, V}, q.options().dtype(at::kFloat));
   cpu::each_step(
-      log_decay, state, scale, slots, q.size(0), out, [&](int64_t row, auto& p, const auto& run) {
+      log_decay, state, scale, slots, q.size(0), out, 2 * K + V,
+      [&](int64_t row, auto& p, const auto& run, float* scratch) {
         const int64_t b = row / H, h = row % H;
-        std::vector<float> rotated(2 * K), retained(V);
-        turns.turn(b, queries.row(row, K), rotated.data());
-        turns.turn(b, keys.row(row, K), rotated.data() + K);
-        p.q = rotated.data();
-        p.k = rotated.data() + K;
+        float *rotated_q = scratch, *rotated_k = scratch + K, *retained = scratch + 2 * K;
+        turns.turn(b, queries.row(row, K), rotated_q);
+        turns.turn(b, keys.row(row, K), rotated_k);
+        p.q = rotated_q;
+        p.k = rotated_k;
         p.v = values.row(row, V);
-        p.out = retained.data();
+        p.out = retained;
         run(p);
-        gated_norm({V, static_cast<float>(eps), norm == "layer", retained.data(), gates.row(row, V),
+        gated_norm({V, static_cast<float>(eps), norm == "layer", retained, gates.row(row, V),
                     affine_row(weights, weight, h), affine_row(biases, bias, h),
                     out.mutable_data_ptr<float>() + row * V});
       });

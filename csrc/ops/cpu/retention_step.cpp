@@ -23,8 +23,8 @@ at::Tensor retention_step_cpu(const at::Tensor& q, const at::Tensor& k, const at
   const int64_t K = q.size(2), V = v.size(2);
   const cpu::Floats queries(q), keys(k), values(v);
   auto out = at::empty({q.size(0), q.size(1), V}, q.options().dtype(at::kFloat));
-  cpu::each_step(log_decay, state, scale, slots, q.size(0), out,
-                 [&](int64_t row, auto& p, const auto& run) {
+  cpu::each_step(log_decay, state, scale, slots, q.size(0), out, 0,
+                 [&](int64_t row, auto& p, const auto& run, float*) {
                    p.q = queries.row(row, K);
                    p.k = keys.row(row, K);
                    p.v = values.row(row, V);

@@ -2,13 +2,13 @@
 #include "ops/rotary.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "ops/composite/rotary.h"
 #include "ops/cpu/instruction_set.h"
+#include "ops/cpu/retention.h"
 
 namespace retnet::ops {
 namespace {
@@ -23,7 +23,7 @@ bool takes(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.num
 at::Tensor turned(const at::Tensor& x, const Rotation& rotation) {
   const auto from = x.contiguous(), cos = rotation.cos.contiguous(),
              sin = rotation.sin.contiguous();
-  auto out = at::empty(x.sizes(), x.options());
+  auto out = cpu::empty_output(x.sizes(), x.options());
   const int64_t H = x.size(-2), Dk = x.size(-1), turns = cos.numel() / (Dk / 2);
   const auto rotate = cpu::kernels_of(cpu::instruction_set(), x.scalar_type()).rotary;
   const auto bytes = static_cast<int64_t>(x.element_size());

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <limits>
 #include <optional>
+#include <vector>
 
 #include "cpu/retention.h"
 #include "ops/cpu/floats.h"
@@ -23,12 +24,13 @@ inline bool takes_step(const at::Tensor& q, const at::Tensor& state) {
          state.numel() > 0 && q.numel() > 0;
 }
 
-/// For each row b H + h that slots do not skip, side by side: body(row, params, run), with params
-/// of its state and decay set; out [B, H, Dv] is cleared where they do. run(params) makes the step.
+/// For each row b H + h that slots do not skip, side by side: body(row, params, run, scratch), with
+/// params of its state and decay set, and scratch of so many floats; out [B, H, Dv] is cleared where
+/// they do. run(params) makes the step.
 template <class Body>
 void each_step(const at::Tensor& log_decay, const at::Tensor& state, std::optional<double> scale,
                const std::optional<at::Tensor>& slots, int64_t B, const at::Tensor& out,
-               const Body& body) {
+               int64_t scratch_floats, const Body& body) {
   const auto& set = instruction_set();
   const int64_t H = state.size(1), K = state.size(2), V = state.size(3);
   const auto decays = log_decay.detach().contiguous();
@@ -37,6 +39,7 @@ void each_step(const at::Tensor& log_decay, const at::Tensor& state, std::option
   auto* states = state.mutable_data_ptr<float>();
   auto* outs = out.mutable_data_ptr<float>();
   at::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(scratch_floats);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t b = row / H, h = row % H;
       const int64_t slot = slots ? rows.const_data_ptr<int32_t>()[b] : b;
@@ -53,7 +56,7 @@ void each_step(const at::Tensor& log_decay, const at::Tensor& state, std::option
       p.is_zero = g == -std::numeric_limits<double>::infinity();
       p.change = static_cast<float>(std::expm1(g));
       p.scale = factor;
-      body(row, p, set.step);
+      body(row, p, set.step, scratch.data());
     }
   });
 }

@@ -5,6 +5,7 @@ from retnet.nn.causal_lm import CausalLMOutput, RetNetForCausalLM
 from retnet.nn.decoder_layer import DecoderLayer
 from retnet.nn.feed_forward import FeedForward
 from retnet.nn.gated_group_norm import GatedGroupNorm
+from retnet.nn.linear import Linear
 from retnet.nn.loss import linear_cross_entropy
 from retnet.nn.multi_scale_retention import MultiScaleRetention
 from retnet.nn.retnet import RetNet
@@ -15,6 +16,7 @@ __all__ = [
     "DecoderLayer",
     "FeedForward",
     "GatedGroupNorm",
+    "Linear",
     "MultiScaleRetention",
     "RetNet",
     "RetNetForCausalLM",

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple
 
 from retnet.config import RetNetConfig
+from retnet.nn.linear import Linear, linear
 from retnet.nn.loss import (
     IGNORE_INDEX,
     Reduction,
@@ -78,7 +79,7 @@ class RetNetForCausalLM(RetNet):
         super().__init__(config, device=device, dtype=dtype)
         self.lm_head: nn.Linear | None = None
         if not config.tie_embeddings:
-            self.lm_head = nn.Linear(
+            self.lm_head = Linear(
                 config.embed_dim, config.vocab_size, bias=False, device=device, dtype=dtype
             )
             self._reset_head()
@@ -164,7 +165,7 @@ class RetNetForCausalLM(RetNet):
         if last_only:
             hidden = hidden[:, -1:] if cu_seqlens is None else hidden[:, cu_seqlens[1:].long() - 1]
         if self.lm_head is None:
-            return CausalLMOutput(F.linear(hidden, self.embed_tokens.weight), None, state)
+            return CausalLMOutput(linear(hidden, self.embed_tokens.weight), None, state)
         return CausalLMOutput(self.lm_head(hidden), None, state)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from retnet.config import RetNetConfig
+from retnet.nn.linear import Linear
 from retnet.nn.norm import make_norm
 
 __all__ = ["FeedForward"]
@@ -39,12 +40,12 @@ class FeedForward(nn.Module):
         self.activation = config.activation
         d, inner, bias = config.embed_dim, config.ffn_dim, config.bias
         if self.gated:
-            self.gate_proj = nn.Linear(d, inner, bias=bias, device=device, dtype=dtype)
-        self.up_proj = nn.Linear(d, inner, bias=bias, device=device, dtype=dtype)
+            self.gate_proj = Linear(d, inner, bias=bias, device=device, dtype=dtype)
+        self.up_proj = Linear(d, inner, bias=bias, device=device, dtype=dtype)
         self.inner_norm = (
             make_norm(config, inner, device=device, dtype=dtype) if config.ffn_inner_norm else None
         )
-        self.down_proj = nn.Linear(inner, d, bias=bias, device=device, dtype=dtype)
+        self.down_proj = Linear(inner, d, bias=bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """torch's default for nn.Linear, as torchscale."""

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.checkpoint import checkpoint
 
+from retnet.nn.linear import Linear, linear
+
 __all__ = ["IGNORE_INDEX", "Reduction", "check_targets", "linear_cross_entropy"]
 
 IGNORE_INDEX = -100
@@ -37,11 +39,12 @@ def linear_cross_entropy(
     Each chunk's logits come from a call of `head`, and are gone before the next chunk's.
 
     Where one chunk holds everything, this is `F.cross_entropy` itself. Otherwise, with grad mode
-    on, a plain `head`, which is a weight or an `nn.Linear` without hooks (no subclass, nor one of
-    Tensor), has its gradients computed chunk by chunk in the forward pass, so that no logit is
-    computed twice; those of its parameters are summed in float32 or wider, and differentiating
-    them again raises. Any other module, and any under `torch.compile`, is called a second time for
-    each chunk in the backward pass (activation checkpointing), hooks included.
+    on, a plain `head`, which is a weight or an `nn.Linear`, torch's or retnet's, without hooks (no
+    other subclass, nor one of Tensor), has its gradients computed chunk by chunk in the forward
+    pass, so that no logit is computed twice; those of its parameters are summed in float32 or
+    wider, and differentiating them again raises. Any other module, and any under `torch.compile`,
+    is called a second time for each chunk in the backward pass (activation checkpointing), hooks
+    included.
 
     Args:
         hidden: [B, T, d].
@@ -66,7 +69,7 @@ def linear_cross_entropy(
         raise ValueError(
             f'linear_cross_entropy: reduction must be "mean" or "sum", got {reduction!r}'
         )
-    call = partial(F.linear, weight=head) if isinstance(head, Tensor) else head
+    call = partial(linear, weight=head) if isinstance(head, Tensor) else head
     chunks = _chunks(hidden, targets, vocab_size)
     if len(chunks) == 1 or not torch.is_grad_enabled():
         loss = _total([_nats(call, *chunk) for chunk in chunks])
@@ -121,7 +124,7 @@ def _is_plain(head: nn.Module | Tensor) -> bool:
     if isinstance(head, Tensor):
         return type(head) in (Tensor, nn.Parameter)
     return (
-        type(head) is nn.Linear
+        type(head) in (nn.Linear, Linear)
         and "forward" not in vars(head)
         and not (head._forward_hooks or head._forward_pre_hooks)
         and not (head._backward_hooks or head._backward_pre_hooks)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from retnet import ops
 from retnet.config import RetNetConfig
 from retnet.nn.gated_group_norm import GatedGroupNorm
+from retnet.nn.linear import Linear
 from retnet.ops import Form
 
 __all__ = ["MultiScaleRetention"]
@@ -56,11 +57,11 @@ class MultiScaleRetention(nn.Module):
         self.config = config
         d = config.embed_dim
         keys, values = config.num_heads * config.key_dim, config.num_heads * config.value_dim
-        self.q_proj = nn.Linear(d, keys, bias=config.bias, device=device, dtype=dtype)
-        self.k_proj = nn.Linear(d, keys, bias=config.bias, device=device, dtype=dtype)
-        self.v_proj = nn.Linear(d, values, bias=config.bias, device=device, dtype=dtype)
-        self.g_proj = nn.Linear(d, values, bias=config.bias, device=device, dtype=dtype)
-        self.out_proj = nn.Linear(values, d, bias=config.bias, device=device, dtype=dtype)
+        self.q_proj = Linear(d, keys, bias=config.bias, device=device, dtype=dtype)
+        self.k_proj = Linear(d, keys, bias=config.bias, device=device, dtype=dtype)
+        self.v_proj = Linear(d, values, bias=config.bias, device=device, dtype=dtype)
+        self.g_proj = Linear(d, values, bias=config.bias, device=device, dtype=dtype)
+        self.out_proj = Linear(values, d, bias=config.bias, device=device, dtype=dtype)
         self.group_norm = GatedGroupNorm(config, device=device, dtype=dtype)
         if config.learnable_decay:
             self.log_decay = nn.Parameter(

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// torch.ops.retnet._multiply_adds(dtype, steps): what the kernels' instruction set can do at most,
+// for benchmarks, which time it.
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <atomic>
+
+#include "ops/cpu/instruction_set.h"
+
+namespace retnet::ops {
+namespace {
+
+/// Multiply-adds between registers, `steps` times some side by side on each of torch's threads.
+/// Returns the floating-point operations.
+double multiply_adds(at::ScalarType dtype, int64_t steps) {
+  const auto& set = cpu::instruction_set();
+  const auto peak = dtype == at::kBFloat16 ? set.peak_bfloat16 : set.peak_float32;
+  std::atomic<double> flop{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      float sink = 0.5F;
+      flop += peak(steps, &sink);
+    }
+  });
+  return flop;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(retnet, m) {
+  m.def("_multiply_adds(ScalarType dtype, int steps) -> float flop", multiply_adds);
+}
+
+}  // namespace retnet::ops

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear layers of a RetNet, fast in decoding on a CPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from retnet import ops
+
+__all__ = ["Linear", "linear"]
+
+_ROWS = 4  # csrc/cpu/linear.h has it too
+
+
+class Linear(nn.Linear):
+    """torch's `nn.Linear`, by `retnet.ops.linear_step` where that is faster.
+
+    That is: on a CPU, in bfloat16, for up to 4 rows, with grad mode off. A program exported by
+    torch.export (strict=False, its default) holds torch's linear.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., in_features]. Returns [..., out_features]."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` as `Linear` computes it; torch's own for subclasses of tensors, as in export."""
+    if (
+        not torch.is_grad_enabled()
+        and x.dtype == weight.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and all(type(t) in (Tensor, nn.Parameter) for t in (x, weight))
+        and x.numel() <= _ROWS * x.shape[-1]  # last: no bound on a dimension that is exported
+    ):
+        return ops.linear_step(x, weight, bias)
+    return F.linear(x, weight, bias)
