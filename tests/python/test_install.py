@@ -115,12 +115,14 @@ def test_installed_from_the_build_tree(tmp_path):
 
 
 def test_configured_built_and_run_without_a_cuda_toolkit(tmp_path):
+    """Files by the dozen in one unit: compiled one by one they take minutes."""
     env = without_cuda_toolkit()
     assert shutil.which("nvcc", path=env["PATH"]) is None
     tree, prefix = str(tmp_path / "build"), tmp_path / "prefix"
     out = run(CMAKE, "-S", str(ROOT), "-B", tree, *NINJA,
               f"-DRETNET_TORCH_DIR={TORCH}", "-DCMAKE_BUILD_TYPE=Debug",
               "-DCMAKE_CXX_FLAGS_DEBUG=-O0", "-DCMAKE_IGNORE_PATH=/usr/local/cuda/bin",
+              "-DCMAKE_UNITY_BUILD=ON", "-DCMAKE_UNITY_BUILD_BATCH_SIZE=12",
               env=env)  # fmt: skip
     assert "RetNet: CUDA kernels OFF (no nvcc)" in out
     run(CMAKE, "--build", tree, env=env)
