@@ -13,7 +13,9 @@ struct Avx512Bf16 {
   static RETNET_INLINE F<16> dot(F<16> sum, U<16> a, U<16> b) {
     return _mm512_dpbf16_ps(sum, bits<__m512bh>(a), bits<__m512bh>(b));
   }
-  static RETNET_INLINE H<16> round(F<16> x) { return bits<H<16>>(_mm512_cvtneps_pbh(x)); }
+  static RETNET_INLINE H<32> round(F<16> x, F<16> y) {
+    return bits<H<32>>(_mm512_cvtne2ps_pbh(y, x));
+  }
 };
 
 bool is_supported() {

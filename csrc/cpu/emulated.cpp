@@ -13,7 +13,12 @@ struct Emulated {
     const auto high = [](U<16> x) { return bits<F<16>>(x & 0xffff0000u); };
     return sum + low(a) * low(b) + high(a) * high(b);
   }
-  static H<16> round(F<16> x) { return narrow<16>(x, BFloat16{}); }
+  static H<32> round(F<16> x, F<16> y) {
+    H<32> values;
+    const H<16> halves[] = {narrow<16>(x, BFloat16{}), narrow<16>(y, BFloat16{})};
+    __builtin_memcpy(&values, halves, sizeof values);
+    return values;
+  }
 };
 
 }  // namespace

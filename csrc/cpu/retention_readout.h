@@ -172,7 +172,8 @@ class Readout {
     length_ = std::min(kChunk, p_.tokens - first_);
     even_ = round_up(length_, 2);
     const bool reads = (p_.y || p_.slope) && p_.a.ptr;
-    ahead_.start(tiles_of<Op>(x_.inner) * (x_.outer / kWidth));
+    ahead_.start((tiles_of<Op>(x_.inner) + (reads ? tiles_of<Op>(even_) : 0)) *
+                 (x_.outer / kWidth));
     if (reads) ahead_.add(source(p_.a, p_.inner, first_ + kChunk));
     ahead_.add(source(p_.b, p_.inner, first_ + kChunk));
     ahead_.add(source(p_.c, p_.outer, first_ + kChunk));
@@ -192,7 +193,10 @@ class Readout {
     for (int64_t col = 0; col < x_.outer; col += kWidth) {
       const Item* c = x_.c + col / kWidth * (kChunk / kDepth * kWidth);
       if (reads) {
-        each_tile<Op>(even_, [&](auto rows, int64_t i) { read_out(rows, i, col, c); });
+        each_tile<Op>(even_, [&](auto rows, int64_t i) {
+          read_out(rows, i, col, c);
+          ahead_.fetch();
+        });
       }
       if (p_.slope) {  // reads the state as it was
         each_tile<Op>(x_.inner, [&](auto rows, int64_t k) { update_slope(rows, k, col, c); });

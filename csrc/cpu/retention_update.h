@@ -93,9 +93,8 @@ class Update {
       for (int64_t col = 0; col < x_.outer; col += kWidth) {
         for (int64_t k = 0; k < x_.inner; ++k) {
           const float* p = x_.adjoint.block(col) + k * kWidth;
-          Item* to = x_.adjoint_rows + (col * x_.inner + k * kWidth) / kDepth;
-          Op::store_row(to, load<V>(p));
-          Op::store_row(to + kLanes / kDepth, load<V>(p + kLanes));
+          Op::store_row(x_.adjoint_rows + (col * x_.inner + k * kWidth) / kDepth, load<V>(p),
+                        load<V>(p + kLanes));
         }
       }
     }
@@ -118,7 +117,8 @@ class Update {
     for (int64_t j = 0; j < kChunk; ++j) {
       weight_[j] = j < length_ ? p_.decay.power[length_ - 1 - j] : 0;
     }
-    ahead_.start(tiles_of<Op>(x_.inner) * (x_.outer / kWidth));
+    ahead_.start((tiles_of<Op>(x_.inner) + (p_.grad_v ? tiles_of<Op>(even_) : 0)) *
+                 (x_.outer / kWidth));
     ahead_.add(source(p_.q, p_.inner, first_ - kChunk));
     if (p_.grad_v) ahead_.add(source(p_.k, p_.inner, first_ - kChunk));
     if (p_.grad_k) ahead_.add(source(p_.v, p_.outer, first_ - kChunk));
@@ -156,7 +156,10 @@ class Update {
       for (int64_t col = group; col < end; col += kWidth) {
         const Item* steps = x_.grad_out_steps + col / kWidth * chunk_block;
         if (p_.grad_v) {
-          each_tile<Op>(even_, [&](auto rows, int64_t j) { grad_v(rows, j, col, steps); });
+          each_tile<Op>(even_, [&](auto rows, int64_t j) {
+            grad_v(rows, j, col, steps);
+            ahead_.fetch();
+          });
         }
         each_tile<Op>(x_.inner, [&](auto rows, int64_t i) {
           update(rows, i, col, steps);
@@ -243,13 +246,8 @@ class Update {
     for (int64_t j = 0; j < length_; ++j) {
       auto* to = static_cast<Scalar*>(p_.grad_k) + (first_ + j) * p_.grad_k_stride;
       const float* from = x_.grad_k_rows + j * x_.inner;
-      for (int64_t i = 0; i < p_.inner; i += kLanes) {
-        const V x = load<V>(from + i);
-        if (i + kLanes <= p_.inner) {
-          store_rounded<kLanes>(to + i, x);
-        } else {
-          store_first_rounded<kLanes>(to + i, x, p_.inner - i);
-        }
+      for (int64_t i = 0; i < p_.inner; i += kWidth) {
+        store_block<Op>(to + i, load<V>(from + i), load<V>(from + i + kLanes), p_.inner - i);
       }
     }
   }

@@ -56,14 +56,24 @@ struct Tile {
   }
 
   /// The rows as rows of a left factor; stride in items.
-  RETNET_INLINE void store_rows(typename Op::Item* p, int64_t stride) const {
-    store_rows(p, stride, std::make_integer_sequence<int, 2 * kRows>{});
+  RETNET_INLINE void store_rows(typename Op::Item* p, int64_t stride) {
+    each_row([&](int r, const V& x, const V& y) { Op::store_row(p + r * stride, x, y); });
+  }
+
+  /// f(row, its first half, its second half)
+  template <class Function>
+  RETNET_INLINE void each_row(const Function& f) {
+    each_row(f, std::make_integer_sequence<int, kRows>{});
   }
 
  private:
   template <class Function, int... i>
   RETNET_INLINE void each(const Function& f, std::integer_sequence<int, i...>) {
     (f(i / 2, i % 2, sum[i / 2][i % 2]), ...);
+  }
+  template <class Function, int... r>
+  RETNET_INLINE void each_row(const Function& f, std::integer_sequence<int, r...>) {
+    (f(r, sum[r][0], sum[r][1]), ...);
   }
   template <class Items, int... r>
   RETNET_INLINE void step(const typename Op::Item* a, int64_t a_row, Items b0, Items b1,
@@ -88,11 +98,6 @@ struct Tile {
     (item(i / 2 * Op::kDepth, i % 2, sum[i / 2 * Op::kDepth][i % 2],
           sum[i / 2 * Op::kDepth + Op::kDepth - 1][i % 2]),
      ...);
-  }
-  template <int... i>
-  RETNET_INLINE void store_rows(typename Op::Item* p, int64_t stride,
-                                std::integer_sequence<int, i...>) const {
-    (Op::store_row(p + i / 2 * stride + i % 2 * (Op::kLanes / Op::kDepth), sum[i / 2][i % 2]), ...);
   }
 };
 
@@ -133,6 +138,17 @@ struct Source {
     return col + kLanes <= cols ? load_as_float<kLanes>(p)
                                 : load_first_as_float<kLanes>(p, cols - col);
   }
+
+  /// The bits of kCount elements of 16 bits.
+  template <int kCount>
+  RETNET_INLINE H<kCount> halves(int64_t row, int64_t col) const {
+    H<kCount> x{};
+    if (row >= rows || col >= cols || ptr == nullptr) return x;
+    const Scalar* p = ptr + row * stride + col;
+    if (col + kCount <= cols) return load<H<kCount>>(p);
+    __builtin_memcpy(&x, p, (cols - col) * sizeof(Scalar));
+    return x;
+  }
 };
 
 /// Fetches the tokens that come next, some lines at a time, while those before are worked on: else
@@ -157,7 +173,7 @@ class Ahead {
   RETNET_INLINE void fetch() {
     for (int64_t i = 0; i < at_once_ && part_ < count_; ++i) {
       auto& x = parts_[part_];
-      __builtin_prefetch(x.ptr + col_);
+      __builtin_prefetch(x.ptr + col_, 0, 2);
       if ((col_ += 64) < x.bytes) continue;
       col_ = 0;
       x.ptr += x.stride;
@@ -186,10 +202,18 @@ inline constexpr int64_t tiles_of(int64_t rows) {
 template <class Op, class Scalar>
 RETNET_NOINLINE void pack_rows(const Source<Scalar>& x, int64_t rows, int64_t cols,
                                typename Op::Item* to, int64_t stride) {
+  constexpr int kLanes = Op::kLanes;
   for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < cols; c += Op::kLanes) {
+    auto* row = to + r * stride;
+    for (int64_t c = 0; c < cols; c += 2 * kLanes) {
       x.prefetch(r, c);
-      Op::store_row(to + r * stride + c / Op::kDepth, x.template vector<Op::kLanes>(r, c));
+      if constexpr (Op::kDepth == 1) {
+        x.prefetch(r, c + kLanes);
+        Op::store_row(row + c, x.template vector<kLanes>(r, c),
+                      x.template vector<kLanes>(r, c + kLanes));
+      } else {
+        store(row + c / 2, x.template halves<2 * kLanes>(r, c));
+      }
     }
   }
 }
@@ -203,6 +227,17 @@ RETNET_NOINLINE void pack_steps(const Source<Scalar>& x, int64_t rows, int64_t c
   for (int64_t r = 0; r < rows; r += Op::kDepth) {
     for (int64_t first = 0; first < cols; first += block) {
       auto* row = to + first / block * block_stride + r / Op::kDepth * stride;
+      if constexpr (Op::kDepth == 2) {
+        if (weight == nullptr) {
+          for (int64_t c = 0; c < block; c += kBlock<Op>) {
+            x.prefetch(r, first + c);
+            x.prefetch(r + 1, first + c);
+            Op::store_steps(row + c, x.template halves<kBlock<Op>>(r, first + c),
+                            x.template halves<kBlock<Op>>(r + 1, first + c));
+          }
+          continue;
+        }
+      }
       for (int64_t c = 0; c < block; c += Op::kLanes) {
         typename Op::V step[Op::kDepth];
         for (int d = 0; d < Op::kDepth; ++d) {
@@ -216,20 +251,27 @@ RETNET_NOINLINE void pack_steps(const Source<Scalar>& x, int64_t rows, int64_t c
   }
 }
 
+/// A block of columns of a tensor's row, or the first `cols` of them, rounded.
+template <class Op, class Scalar>
+RETNET_INLINE void store_block(Scalar* p, const typename Op::V& x, const typename Op::V& y,
+                               int64_t cols) {
+  constexpr int kLanes = Op::kLanes;
+  if (cols >= 2 * kLanes) {
+    Op::store_row(p, x, y);
+  } else if (cols >= kLanes) {
+    store_rounded<kLanes>(p, x);
+    store_first_rounded<kLanes>(p + kLanes, y, cols - kLanes);
+  } else {
+    store_first_rounded<kLanes>(p, x, cols);
+  }
+}
+
 /// The first `rows` rows of a tile at column `col` of tensor rows of `cols` columns, rounded.
 template <class Op, int kRows, class Scalar>
 RETNET_INLINE void store_output(Tile<Op, kRows>& tile, int64_t rows, Scalar* p, int64_t stride,
                                 int64_t col, int64_t cols) {
-  constexpr int kLanes = Op::kLanes;
-  tile.each([&](int r, int c, typename Op::V& sum) {
-    const int64_t at = col + c * kLanes;
-    if (r >= rows || at >= cols) return;
-    Scalar* to = p + r * stride + at;
-    if (at + kLanes <= cols) {
-      store_rounded<kLanes>(to, sum);
-    } else {
-      store_first_rounded<kLanes>(to, sum, cols - at);
-    }
+  tile.each_row([&](int r, const typename Op::V& x, const typename Op::V& y) {
+    if (r < rows) store_block<Op>(p + r * stride + col, x, y, cols - col);
   });
 }
 
