@@ -30,8 +30,8 @@ extern const InstructionSet kEmulated{"emulated",
                                       kernels<PairOperand<Emulated>, BFloat16>(),
                                       kPortable.float16,
                                       step<16>,
-                                      linear_token<16>,
-                                      linear<16>,
+                                      linear_token<PairOperand<Emulated>>,
+                                      linear<PairOperand<Emulated>>,
                                       kPortable.peak_float32,
                                       kPortable.peak_bfloat16};
 

@@ -34,8 +34,8 @@ constexpr InstructionSet instruction_set(const char* name, bool (*is_supported)(
           kernels<Bfloat16Op, BFloat16>(),
           kernels<FloatOperand<Isa>, Float16>(),
           step<Isa::kLanes>,
-          linear_token<Isa::kLanes>,
-          linear<Isa::kLanes>,
+          linear_token<Bfloat16Op>,
+          linear<Bfloat16Op>,
           peak<FloatOperand<Isa>>,
           peak<Bfloat16Op>};
 }

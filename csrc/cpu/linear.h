@@ -11,8 +11,10 @@
 namespace retnet::cpu {
 
 constexpr int64_t kLinearRows = 4;  // tokens at most
+/// Rows of the weight that are best computed at once are a multiple.
+constexpr int64_t kLinearPart = 24;
 
-/// A token as floats in the order in which the kernel reads it, which is that of an instruction set.
+/// A token as the kernel of an instruction set reads it.
 struct LinearTokenParams {
   int64_t channels;
   const BFloat16* x;

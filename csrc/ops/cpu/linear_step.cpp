@@ -16,6 +16,7 @@ namespace retnet::ops {
 namespace {
 
 using retnet::cpu::BFloat16;
+using retnet::cpu::kLinearPart;
 
 constexpr int64_t kPart = 65536;  // elements of the weight that a thread takes at once
 
@@ -51,7 +52,7 @@ at::Tensor linear_step_cpu(const at::Tensor& x, const at::Tensor& weight,
   auto y = at::empty(sizes, x.options());
   auto* result = static_cast<BFloat16*>(y.mutable_data_ptr());
   const int64_t stride = weight.stride(0);
-  const int64_t part = std::max<int64_t>(4, kPart / in / 4 * 4);
+  const int64_t part = std::max<int64_t>(1, kPart / in / kLinearPart) * kLinearPart;
   cpu::run_tasks((out + part - 1) / part, 0, [&](int64_t task, void*) {
     const int64_t first = task * part;
     set.linear({tokens, in, std::min(part, out - first), floats.data(),
