@@ -14,7 +14,7 @@ namespace {
 template <int kLanes, int kVectors>
 RETNET_INLINE void step_columns(const StepParams& p, int64_t first) {
   using V = F<kLanes>;
-  constexpr int64_t kAhead = 8;  // rows
+  constexpr int64_t kAhead = 16;  // rows, into the L2 cache: the L1 cache has few lines to wait for
   V out[kVectors] = {};
   const float change = p.change;
   for (int64_t r = 0; r < p.inner; ++r) {
@@ -25,7 +25,7 @@ RETNET_INLINE void step_columns(const StepParams& p, int64_t first) {
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
       if (i * kLanes % 16 == 0) {
-        __builtin_prefetch(reinterpret_cast<const void*>(ahead + i * kLanes * sizeof(float)), 1);
+        __builtin_prefetch(reinterpret_cast<const void*>(ahead + i * kLanes * sizeof(float)), 0, 2);
       }
       const V v = load<V>(p.v + first + i * kLanes);
       V s = V{};
