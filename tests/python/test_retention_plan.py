@@ -62,7 +62,9 @@ def test_packed():
 CUTS = {
     (2, 1, 2, 512, 8192): (512, 0, 1),
     (2, 1, 1, 512, 8192): (256, 0, 1),
-    (3, 1, 2, 432, 100): (256, 0, 1),
+    (2, 1, 3, 512, 8192): (256, 0, 1),
+    (2, 1, 4, 512, 8192): (512, 0, 1),
+    (3, 1, 2, 432, 100): (192, 0, 1),
     (8, 1, 1, 128, 8192): (64, 2048, 4),
     (8, 2, 1, 64, 1500): (64, 512, 6),
     (8, 1, 1, 64, 500): (64, 0, 1),
@@ -71,7 +73,7 @@ CUTS = {
 
 @parametrize(("call", "cut"), CUTS.items(), ids=str)
 def test_cut_on_the_cpu(call, cut, threads):
-    """Fewer heads than threads: slices of columns, then segments of tokens."""
+    """Slices of columns where whole heads leave threads idle, then segments of tokens."""
     threads(call[0])
     _, B, H, Dv, T = call
     plan = plan_of(B, T, H, 8, Dv)

@@ -41,16 +41,17 @@ class DecayOfHeads {
   std::vector<retnet::cpu::DecayTables> tables_;
 };
 
-/// How the work on `units` heads of sequences is cut when there are fewer of them than threads:
-/// columns into slices, each as wide as `width`, and where that is not enough, the longest of
-/// sequences into segments of `segment_length` tokens (0: not cut).
+/// How the work on heads of sequences is cut where they would leave threads idle: columns into
+/// slices, each as wide as `width`, and where that is not enough, the longest of sequences into
+/// segments of `segment_length` tokens (0: not cut).
 struct Cut {
   int64_t width, segment_length;
   int64_t slices(int64_t columns) const { return (columns + width - 1) / width; }
 };
 /// Slices do not change a bit of the result, segments do: they are left out where the result must
 /// not depend on the batch (torch.use_deterministic_algorithms).
-Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns);
+/// `cost`: what the first cut into slices adds to the cost of a head, as a share.
+Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns, double cost = 0);
 
 /// Sequences cut into segments, in order; the state rows stay those of the sequences.
 std::vector<Span> segments_of(const std::vector<Span>& sequences, int64_t segment_length);

@@ -91,8 +91,9 @@ void Backward::update(const at::Tensor& grad_k, const at::Tensor& grad_v,
                       const at::Tensor& grad_initial_state) const {
   const int64_t H = num_heads(), K = inner(), V = outer();
   // Cut into slices, grad_v and grad_initial_state go by columns of v and grad_k by columns of k,
-  // one after the other: together they would share the adjoint, but add up over slices.
-  const auto by_v = cpu::cut_of(sequences, H, V), by_k = cpu::cut_of(sequences, H, K);
+  // one after the other: together they would share the adjoint, 10 K V products a token and not 12,
+  // but add up over slices.
+  const auto by_v = cpu::cut_of(sequences, H, V, 0.2), by_k = cpu::cut_of(sequences, H, K, 0.2);
   const auto spans = cpu::segments_of(sequences, by_v.segment_length);
   const bool segmented = spans.size() > sequences.size();
   const auto adjoint = segmented ? cpu::adjoints_of_segments(kernels, decay, log_decay, spans, q,

@@ -73,27 +73,43 @@ DecayOfHeads::DecayOfHeads(const at::Tensor& log_decay, double scale) {
 
 namespace {
 
-constexpr int64_t kSliceWidth =
-    64;  // the least: below, packing and scores cost more than they save
-constexpr int64_t kSegmentLength =
-    512;  // the least: a segment's start costs half of a pass over it
+// The least: below, packing and scores cost more than they save.
+constexpr int64_t kSliceWidth = 64;
+// The least: a segment's start costs half of a pass over it.
+constexpr int64_t kSegmentLength = 512;
+// What a further slice adds to the cost of a head, as a share: each packs and has scores of its own.
+constexpr double kSliceCost = 0.05;
+
+/// A multiple of `least`: of `whole` in so many parts.
+int64_t part_of(int64_t whole, int64_t parts, int64_t least) {
+  const int64_t part = (whole + parts - 1) / parts;
+  return std::max((part + least - 1) / least * least, least);
+}
 
 }  // namespace
 
-Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns) {
+Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns, double cost) {
   const int64_t units = std::max<int64_t>(1, static_cast<int64_t>(sequences.size()) * heads);
   const int64_t threads = at::get_num_threads();
-  const auto parts_of = [](int64_t whole, int64_t parts, int64_t least) {
-    const int64_t part = (whole + parts - 1) / parts;
-    return std::max((part + least - 1) / least * least, least);
+  // In units: the turns that the threads take, each of a slice.
+  const auto time = [&](const Cut& cut) {
+    const int64_t slices = cut.slices(columns), turns = (units * slices + threads - 1) / threads;
+    const double share =
+        std::min(1.0, static_cast<double>(cut.width) / static_cast<double>(columns));
+    const double more = slices == 1 ? 0 : cost + kSliceCost * static_cast<double>(slices - 1);
+    return static_cast<double>(turns) * share * (1 + more);
   };
-  const int64_t wanted = (threads + units - 1) / units;
-  Cut cut{parts_of(columns, wanted, kSliceWidth), 0};
-  const int64_t parts = (wanted + cut.slices(columns) - 1) / cut.slices(columns);
+  Cut cut{part_of(columns, 1, kSliceWidth), 0};
+  for (int64_t slices = 2; slices <= std::min(threads, columns / kSliceWidth); ++slices) {
+    const Cut other{part_of(columns, slices, kSliceWidth), 0};
+    if (time(other) < time(cut)) cut = other;
+  }
+  const int64_t wanted = (threads + units - 1) / units, slices = cut.slices(columns);
+  const int64_t parts = (wanted + slices - 1) / slices;
   if (parts == 1 || composite::rows_apart()) return cut;
   int64_t longest = 0;
   for (const auto& span : sequences) longest = std::max(longest, span.tokens);
-  const int64_t length = parts_of(longest, parts, kSegmentLength);
+  const int64_t length = part_of(longest, parts, kSegmentLength);
   if (length < longest) cut.segment_length = length;
   return cut;
 }
