@@ -152,13 +152,14 @@ struct Source {
 };
 
 /// Fetches the tokens that come next, some lines at a time, while those before are worked on: else
-/// packing waits for memory.
+/// packing waits for memory. Row by row and then line by line: rows lie in pages of their own, whose
+/// addresses are looked up side by side.
 class Ahead {
  public:
   /// Forgets what was added before; what is added now is fetched by `calls` calls.
   void start(int64_t calls) {
     count_ = part_ = 0;
-    lines_ = col_ = 0;
+    lines_ = row_ = col_ = 0;
     calls_ = calls;
   }
   template <class Scalar>
@@ -172,12 +173,13 @@ class Ahead {
   }
   RETNET_INLINE void fetch() {
     for (int64_t i = 0; i < at_once_ && part_ < count_; ++i) {
-      auto& x = parts_[part_];
-      __builtin_prefetch(x.ptr + col_, 0, 2);
+      const auto& x = parts_[part_];
+      __builtin_prefetch(x.ptr + row_ * x.stride + col_, 0, 2);  // the L2 cache
+      if (++row_ < x.rows) continue;
+      row_ = 0;
       if ((col_ += 64) < x.bytes) continue;
       col_ = 0;
-      x.ptr += x.stride;
-      if (--x.rows == 0) ++part_;
+      ++part_;
     }
   }
 
@@ -187,7 +189,7 @@ class Ahead {
     int64_t stride, rows, bytes;
   } parts_[4];
   int count_ = 0, part_ = 0;
-  int64_t lines_ = 0, col_ = 0, calls_ = 0, at_once_ = 0;
+  int64_t lines_ = 0, row_ = 0, col_ = 0, calls_ = 0, at_once_ = 0;
 };
 
 /// How many tiles each_tile makes.
