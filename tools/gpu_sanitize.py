@@ -30,14 +30,17 @@ def main() -> None:
             normal(B, T, H, K), normal(B, T, H, K), normal(B, T, H, V), log_decay, form=form
         )
         (out.float().sum() + state.sum()).backward()
-    # Every tile of the chunkwise kernel, packed with an empty sequence, and cut into segments.
+    # Every tile of the chunkwise kernel and of log_decay's gradient, packed with an empty sequence;
+    # then segments.
     bounds = torch.tensor([0, 0, 1, T], dtype=torch.int32, device="cuda")
     for inner, outer in ((36, 20), (64, 128), (128, 132), (256, 428)):
         for dtype in (torch.bfloat16, torch.float16):
             state = torch.randn(3, H, inner, outer, device="cuda")
             q, k = normal(1, T, H, inner, dtype=dtype), normal(1, T, H, inner, dtype=dtype)
             v = normal(1, T, H, outer, dtype=dtype)
-            ops.retention(q, k, v, log_decay, state, cu_seqlens=bounds)
+            decay = log_decay.clone().requires_grad_()
+            out, _ = ops.retention(q, k, v, decay, state, cu_seqlens=bounds)
+            out.float().sum().backward()
     torch.use_deterministic_algorithms(True)
     long = normal(1, 2100, 1, 64)
     ops.retention(long, long, long, log_decay[:1])

@@ -19,7 +19,7 @@ namespace retnet::ops {
 ///
 /// On the CPU up to 4 rows x of bfloat16 take a kernel that reads a weight of dense rows at the
 /// speed of memory: exact products, sums in float32, bias added, rounded once. The bits of a row
-/// depend neither on the other rows nor on the number of threads. The environment variable
+/// depend neither on the other rows, up to 4, nor on the number of threads. The environment variable
 /// RETNET_CPU_LINEAR=0, read at each call, turns it off. All other calls are torch's.
 ///
 /// Not differentiable: raises when grad mode is on and an input requires grad.

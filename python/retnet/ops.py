@@ -319,8 +319,8 @@ def linear_step(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     On the CPU up to 4 rows of bfloat16 take a kernel that reads the weight at the speed of memory:
     exact products, sums in float32, bias added, rounded once; the bits of a row depend neither on
-    the other rows nor on the number of threads. The environment variable ``RETNET_CPU_LINEAR=0``,
-    read at each call, turns it off. All other calls are ``F.linear``.
+    the other rows, up to 4, nor on the number of threads. The environment variable
+    ``RETNET_CPU_LINEAR=0``, read at each call, turns it off. All other calls are ``F.linear``.
 
     Args:
         x: ``[..., in]``, float32, float64, bfloat16 or float16; any strides.
