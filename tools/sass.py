@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sysconfig
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -78,6 +79,34 @@ def classify(instruction: Instruction) -> str:
         if re.fullmatch(pattern, instruction.name):
             return name
     return "other"
+
+
+def executed(
+    loop: Sequence[Instruction], warps: int, turns: Sequence[int], having: str = "HMMA"
+) -> Counter[str]:
+    """Instructions by class in one turn of `loop` by all warps.
+
+    Each counts once a warp; in the inner loops that have an instruction `having`, as often as these
+    turn: `turns` by all warps together, in the order of the code, an outer loop before one in it.
+    Empty where there are other such loops than that.
+    """
+    ends = {
+        branch.target: branch.address  # the last branch to there
+        for branch in loop
+        if branch.target is not None and loop[0].address < branch.target <= branch.address
+    }
+    bodies = [
+        {i.address for i in loop if start <= i.address <= end}
+        for start, end in sorted(ends.items())
+    ]
+    inner = [body for body in bodies if any(i.name == having and i.address in body for i in loop)]
+    counts: Counter[str] = Counter()
+    if len(inner) != len(turns):
+        return counts
+    for i in loop:
+        within = [n for body, n in zip(inner, turns, strict=True) if i.address in body]
+        counts[classify(i)] += within[-1] if within else warps
+    return counts
 
 
 def disassemble(folder: Path, name: str) -> Iterator[tuple[str, str, list[Instruction]]]:

@@ -42,7 +42,11 @@ foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_bac
   add_test(NAME ${kernel}_emulated_test COMMAND ${kernel}_emulated_test)
   set_tests_properties(${kernel}_emulated_test PROPERTIES LABELS emulator)
 endforeach()
+# Reads docs/kernels.
+target_compile_definitions(log_decay_emulated_test PRIVATE RETNET_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 
 # For `make kernel-report`: prints what the kernels do as JSON.
-add_executable(kernel_counts ${CMAKE_CURRENT_LIST_DIR}/kernel_counts.cpp)
+add_executable(kernel_counts
+  ${CMAKE_CURRENT_LIST_DIR}/kernel_counts.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/log_decay_counts.cpp)
 target_link_libraries(kernel_counts PRIVATE retnet_kernels_emulated retnet_simt retnet_warnings)

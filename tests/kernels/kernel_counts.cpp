@@ -3,82 +3,21 @@
 // Counts what each kernel does in the emulator and prints it as JSON beside what the kernels' headers
 // state: for tools/kernel_report.py. Of two runs of which one is longer, the difference counts: what
 // happens once in a run drops out.
-#include <cstdio>
-#include <cstdlib>
-#include <string>
-#include <vector>
+#include "kernel_counts.h"
 
 #include "kernels/norm/gated_group_norm.h"
 #include "kernels/retention/chunkwise.h"
-#include "kernels/retention/chunkwise_model.h"
 #include "kernels/retention/step.h"
 #include "kernels/rotary/rotary.h"
-#include "simt/simt.h"
 
 namespace retnet::kernels {
 namespace {
 
-const char* name(DType dtype) {
-  constexpr const char* kNames[] = {"fp32", "fp16", "bf16"};
-  return kNames[static_cast<int>(dtype)];
-}
-
-void require(bool condition, const std::string& what) {
-  if (condition) return;
-  std::fprintf(stderr, "kernel_counts: %s\n", what.c_str());
-  std::exit(1);
-}
-
-/// An input of zeros: nothing here depends on values.
-void* zeros(simt::Simulator& simulator, int64_t bytes, const char* name) {
-  return simulator.input<std::byte>(std::vector<std::byte>(bytes), name);
-}
-
-simt::LaunchCounters finish(simt::Simulator& simulator, const std::string& what) {
-  const simt::Report& report = simulator.finish();
-  require(report.findings.empty(), what + ": " + report.to_string());
-  require(report.launches.size() == 1, what + ": launches");
-  return report.launches[0];
-}
-
-/// JSON, one object at a time.
-class Object {
- public:
-  Object& text(const char* key, const char* value) {
-    return raw(key, std::string("\"").append(value).append("\""));
-  }
-  Object& number(const char* key, double value) {
-    char digits[32];
-    std::snprintf(digits, sizeof(digits), "%.10g", value);
-    return raw(key, digits);
-  }
-  Object& raw(const char* key, const std::string& value) {
-    body_ += std::string(body_.empty() ? "" : ", ").append("\"").append(key).append("\": ") + value;
-    return *this;
-  }
-  std::string str() const { return "{" + body_ + "}"; }
-
- private:
-  std::string body_;
-};
-
-std::string list(const std::vector<std::string>& items) {
-  std::string text;
-  for (const std::string& item : items) text += (text.empty() ? "\n  " : ",\n  ") + item;
-  return "[" + text + "]";
-}
-
 /// Two slices where tiles allow it, so that L2 and device memory differ.
 ChunkwiseParams chunkwise_params(DType dtype, int tile) {
   const ChunkwiseTile& shape = kChunkwiseTiles[tile];
-  ChunkwiseParams p;
-  p.batch = p.sequences = 1;
-  p.heads = 2;
-  p.inner = shape.inner;
-  p.outer = shape.inner <= 64 && shape.slice < 128 ? shape.slice : 2 * shape.slice;
-  p.transposed = shape.inner > kChunkwiseMaxKey;
-  p.dtype = dtype;
-  return p;
+  const bool one = shape.inner <= 64 && shape.slice < 128;
+  return one_sequence(dtype, 2, shape.inner, one ? shape.slice : 2 * shape.slice);
 }
 
 simt::LaunchCounters run_chunkwise(DType dtype, int tile, int64_t tokens) {
@@ -90,14 +29,7 @@ simt::LaunchCounters run_chunkwise(DType dtype, int tile, int64_t tokens) {
   simt::Simulator simulator(options);
   ChunkwiseParams p = chunkwise_params(dtype, tile);
   p.tokens = tokens;
-  const auto operand = [&](int64_t size, const char* name) {
-    const int64_t row = p.heads * size;
-    return RetentionOperand{zeros(simulator, 2 * tokens * row, name), tokens * row, row, size};
-  };
-  p.readout = operand(p.inner, "readout");
-  p.key = operand(p.inner, "key");
-  p.value = operand(p.outer, "value");
-  p.log_decay_ptr = static_cast<float*>(zeros(simulator, 4 * p.heads, "log_decay"));
+  set_inputs(simulator, p);
   p.out_ptr = simulator.output<uint16_t>(tokens * p.heads * p.outer, "out");
   p.final_state_ptr = simulator.output<float>(p.heads * p.inner * p.outer, "final_state");
   const ChunkwisePlan plan = chunkwise_plan(p, {kChunkwiseMinCapability, 1, shared}, 0, false);
@@ -112,31 +44,7 @@ std::string chunkwise(DType dtype, int index) {
   constexpr int kShort = 3, kLong = 5;  // chunks
   const simt::LaunchCounters before = run_chunkwise(dtype, index, kShort * tile.chunk);
   const simt::LaunchCounters after = run_chunkwise(dtype, index, kLong * tile.chunk);
-  const double chunks = static_cast<double>(after.blocks.size()) * (kLong - kShort);
-  const double token_heads = static_cast<double>(p.heads * tile.chunk) * (kLong - kShort);
-  const simt::Counters &a = before.total, &b = after.total;
-  const auto per_chunk = [&](uint64_t x, uint64_t y) {
-    return static_cast<double>(y - x) / chunks;
-  };
-  const auto per_token = [&](uint64_t x, uint64_t y) {
-    return static_cast<double>(y - x) / token_heads;
-  };
-  const auto least = [](const simt::Counters& c) {
-    return c.shared_wavefronts() - c.bank_conflicts();
-  };
-  Object counted;
-  counted.number("mma", per_chunk(a.mma, b.mma))
-      .number("wavefronts", per_chunk(a.shared_wavefronts(), b.shared_wavefronts()))
-      .number("minimum", per_chunk(least(a), least(b)))
-      .number("ldmatrix", per_chunk(a.matrix_load.wavefronts, b.matrix_load.wavefronts))
-      .number("cp_async", per_chunk(a.async_store.wavefronts, b.async_store.wavefronts))
-      .number("stores", per_chunk(a.shared_store.wavefronts, b.shared_store.wavefronts))
-      .number("loads", per_chunk(a.shared_load.wavefronts, b.shared_load.wavefronts))
-      .number("barriers", per_chunk(a.barriers, b.barriers))
-      .number("l2_loaded", per_token(a.global_load.sector_bytes, b.global_load.sector_bytes))
-      .number("l2_stored", per_token(a.global_store.sector_bytes, b.global_store.sector_bytes))
-      .number("memory_bytes", per_token(before.unique_read_bytes + before.unique_written_bytes,
-                                        after.unique_read_bytes + after.unique_written_bytes));
+  const Object counted = per_chunk(before, after, kLong - kShort, p.heads * tile.chunk);
   const ChunkwiseWavefronts wavefronts = chunkwise_wavefronts(tile);
   Object header;
   header.number("mma", chunkwise_mma(tile).total())
@@ -149,18 +57,7 @@ std::string chunkwise(DType dtype, int index) {
       .number("l2_bytes", static_cast<double>(chunkwise_l2_bytes(tile, p.inner, p.outer)))
       .number("memory_bytes", static_cast<double>(chunkwise_memory_bytes(p.inner, p.outer)))
       .number("others_per_mma", chunkwise_max_others_per_mma(tile, dtype));
-  return Object()
-      .text("dtype", name(dtype))
-      .number("tile", index)
-      .text("shape", (std::to_string(tile.inner) + "x" + std::to_string(tile.slice) + "x" +
-                      std::to_string(tile.chunk))
-                         .c_str())
-      .number("warps", tile.threads() / 32)
-      .number("chunk", tile.chunk)
-      .number("shared_bytes", static_cast<double>(tile.shared_bytes()))
-      .raw("counted", counted.str())
-      .raw("header", header.str())
-      .str();
+  return instantiation("chunkwise", dtype, index, tile, "[]", counted, header);
 }
 
 /// Forward, or backward without the sums over rows.
@@ -365,57 +262,21 @@ std::string step_goal(const StepGoal& goal, const ModelDevice& device) {
       .str();
 }
 
-Object describe(const ModelDevice& device) {
-  Object object;
-  object.text("device", device.name)
-      .text("architecture", device.architecture)
-      .number("multiprocessors", device.limits.multiprocessors)
-      .number("clock_ghz", device.clock_ghz)
-      .number("mma_per_cycle", device.mma_per_cycle)
-      .number("wavefronts_per_cycle", device.wavefronts_per_cycle)
-      .number("issue_per_cycle", device.issue_per_cycle)
-      .number("l2_tbps", device.l2_tbps)
-      .number("memory_tbps", device.memory_tbps)
-      .number("memory_latency_ns", device.memory_latency_ns);
-  return object;
-}
-
 std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {
-  ChunkwiseParams p;
-  p.batch = p.sequences = 1;
-  p.heads = goal.heads;
+  ChunkwiseParams p = one_sequence(goal.dtype, goal.heads, goal.inner, goal.outer);
   p.tokens = goal.tokens;
-  p.inner = goal.inner;
-  p.outer = goal.outer;
-  p.transposed = goal.inner > kChunkwiseMaxKey;
-  p.dtype = goal.dtype;
   const ChunkwisePlan plan = chunkwise_plan(p, device.limits, 0, false);
   require(plan.refusal == nullptr && plan.segment_length == 0, "a goal is not for whole sequences");
   const ChunkwiseTile& tile = kChunkwiseTiles[plan.tile];
-  return describe(device)
-      .text("dtype", name(goal.dtype))
-      .number("inner", static_cast<double>(goal.inner))
-      .number("outer", static_cast<double>(goal.outer))
-      .number("heads", static_cast<double>(goal.heads))
-      .number("tokens", static_cast<double>(goal.tokens))
-      .number("tile", plan.tile)
-      .number("blocks", static_cast<double>(plan.rows * goal.heads * plan.slices))
-      .number("l2_bytes", static_cast<double>(chunkwise_l2_bytes(tile, goal.inner, goal.outer)))
-      .number("memory_bytes", static_cast<double>(chunkwise_memory_bytes(goal.inner, goal.outer)))
-      .number("ns", goal.ns)
-      .str();
+  return describe("chunkwise", goal, device, plan.tile, plan.rows * goal.heads * plan.slices,
+                  chunkwise_l2_bytes(tile, goal.inner, goal.outer),
+                  chunkwise_memory_bytes(goal.inner, goal.outer));
 }
 
 int print() {
-  std::vector<std::string> chunkwise_items, norm_items, rotary_items, step_items, step_goals,
-      devices, goals;
+  std::vector<std::string> chunkwise_items, norm_items, rotary_items, step_items, devices;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const int cluster : {1, 8}) step_items.push_back(step(dtype, cluster));
-  }
-  for (const StepGoal& item : kStepGoals) {
-    for (const ModelDevice& device : kModelDevices) {
-      if (std::string(item.device) == device.name) step_goals.push_back(step_goal(item, device));
-    }
   }
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (int tile = 0; tile < kChunkwiseTileCount; ++tile) {
@@ -435,22 +296,20 @@ int print() {
     }
   }
   for (const ModelDevice& device : kModelDevices) devices.push_back(describe(device).str());
-  for (const ChunkwiseGoal& item : kChunkwiseGoals) {
-    for (const ModelDevice& device : kModelDevices) {
-      if (std::string(item.device) == device.name) goals.push_back(goal(item, device));
-    }
-  }
+  std::vector<std::string> goals = for_each_goal(kChunkwiseGoals, goal);
+  for (std::string& item : log_decay_goals()) goals.push_back(std::move(item));
   // Architectures of less shared memory than the kernels' first tiles need; kShared86 names them.
   const auto small = static_cast<double>(kShared86);
   const Object limits = Object().number("86", small).number("89", small).number("120", small);
   std::printf("%s\n", Object()
                           .raw("chunkwise", list(chunkwise_items))
+                          .raw("log_decay", list(log_decay_counts()))
                           .raw("gated_group_norm", list(norm_items))
                           .raw("rotary", list(rotary_items))
                           .raw("devices", list(devices))
                           .raw("goals", list(goals))
                           .raw("step", list(step_items))
-                          .raw("step_goals", list(step_goals))
+                          .raw("step_goals", list(for_each_goal(kStepGoals, step_goal)))
                           .raw("shared_limits", limits.str())
                           .number("min_capability", kChunkwiseMinCapability)
                           .str()

@@ -211,6 +211,7 @@ int main() {
 
 def test_counts_of_log_decay_are_those_of_its_header(tmp_path):
     source = """
+#include <cmath>
 #include <cstdio>
 #include "kernels/retention/chunkwise_model.h"
 #include "kernels/retention/log_decay_model.h"
@@ -220,18 +221,27 @@ int main() {
   const ModelDevice& device = kModelDevices[0];
   const int waves = log_decay_wavefronts(tile).total(), mma = log_decay_mma(tile).total();
   std::printf("%d %d %zu\\n", mma, waves, tile.shared_bytes());
-  // Of a cycle a chunk, per token and head: 8 slices of as many heads as there are multiprocessors.
-  const double ns = 8 / device.clock_ghz / tile.chunk / device.limits.multiprocessors;
+  // Of a cycle a chunk, per token and head: 8 slices of 32 heads, in whole turns of the device.
+  const double turns = std::ceil(8.0 * 32 / device.limits.multiprocessors);
+  const double ns = turns / device.clock_ghz / tile.chunk / 32;
   const auto l2 = static_cast<double>(log_decay_l2_bytes(tile, 256, 512));
   std::printf("%.2f %.2f %.2f %.2f\\n", ns * waves / device.wavefronts_per_cycle,
               ns * mma / device.mma_per_cycle, l2 / device.l2_tbps / 1000,
               static_cast<double>(log_decay_memory_bytes(256, 512)) / device.memory_tbps / 1000);
+  // Without the compiler of kernels: what the source asks for, and the limit.
+  const double least = mma + log_decay_others(tile);
+  const double most = mma * (1 + log_decay_max_others_per_mma(tile));
+  std::printf("%.2f %.2f\\n", ns * least / device.issue_per_cycle,
+              ns * most / device.issue_per_cycle);
 }
 """
-    counts, times = compile_and_run(tmp_path, source, f"-I{ROOT}").splitlines()
+    counts, times, limits = compile_and_run(tmp_path, source, f"-I{ROOT}").splitlines()
     for count in counts.split():
         assert f"{int(count):,}" in BACKWARD, count
     section = BACKWARD[BACKWARD.index("| resource, log_decay |") :]
     rows = ("shared memory", "tensor cores", "L2", "memory")
     for resource, time in zip(rows, times.split(), strict=True):
         assert f"| {resource} | {time} |" in section, (resource, time)
+    issue = float(re.search(r"^\| issue \| ([\d.]+) \|$", section, re.MULTILINE)[1])
+    least, most = map(float, limits.split())
+    assert least <= issue <= most

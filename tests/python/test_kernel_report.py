@@ -12,7 +12,9 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
 import kernel_report as kr  # noqa: E402
+import mma_report as mr  # noqa: E402
 import sass  # noqa: E402
+from gates import Failure  # noqa: E402
 
 NAME = "_ZN6retnet7kernels16chunkwise_kernelILNS0_5DTypeE2ELi3EEEvNS0_15ChunkwiseParamsEib"
 # A loop without mma, the main loop with a smaller loop in it, and the endless one behind the end.
@@ -45,12 +47,14 @@ SASS = f"""
         /*0010*/                   BRA 0x10;                  /* 0x0000000000007947 */
 """
 ITEM = {
+    "family": "chunkwise",
     "dtype": "bf16",
     "tile": 3,
     "shape": "256x128x64",
     "warps": 8,
     "chunk": 64,
     "shared_bytes": 1000,
+    "turns": [],
     "counted": {"mma": 800, "wavefronts": 1000, "minimum": 1000, "barriers": 2}
     | {"l2_loaded": 300, "l2_stored": 100, "memory_bytes": 200}
     | {"ldmatrix": 800, "cp_async": 100, "stores": 50, "loads": 50},
@@ -58,7 +62,8 @@ ITEM = {
     | {"memory_bytes": 200, "others_per_mma": 4}
     | {"ldmatrix": 800, "cp_async": 100, "stores": 50, "loads": 50},
 }
-GOAL = {"device": "H100", "architecture": "90a", "multiprocessors": 132, "clock_ghz": 2.0} | {
+GOAL = {"family": "chunkwise", "device": "H100", "architecture": "90a"} | {
+    **{"multiprocessors": 132, "clock_ghz": 2.0},
     **{"mma_per_cycle": 0.5, "wavefronts_per_cycle": 1, "issue_per_cycle": 4},
     **{"l2_tbps": 5, "memory_tbps": 2, "l2_bytes": 6000, "memory_bytes": 3000},
     **{"dtype": "bf16", "inner": 256, "outer": 512, "heads": 32, "tokens": 6400, "tile": 3},
@@ -77,19 +82,22 @@ NORM_DEVICE = {"device": "H100", "architecture": "90a", "multiprocessors": 100} 
 }
 NORM_CODE = Counter({"float": 1000, "MUFU": 100, kr.PADDING: 500})
 NORM_KERNEL = kr.NormKernel("forward", "bf16", 8, 32, "90a")
-LOOP = Counter({"HMMA": 100, "LDSM": 100, "integer": 300})
-KERNEL = kr.Kernel("bf16", 3, "90a")
+# Of the 8 warps together.
+LOOP = Counter({"HMMA": 800, "LDSM": 800, "integer": 2400})
+KERNEL = mr.Kernel("chunkwise", "bf16", 3, "90a")
 
 
-def gates(failures: list[kr.Failure]) -> list[str]:
+def gates(failures: list[Failure]) -> list[str]:
     return [failure.gate for failure in failures]
 
 
 def test_main_loop() -> None:
     functions = sass.parse_sass(SASS)
     assert list(functions) == [("90a", NAME), ("75", NAME)]
-    assert kr.chunkwise_kernel(NAME, "90a") == KERNEL
-    assert kr.chunkwise_kernel(NAME.replace("chunkwise", "gated"), "90a") is None
+    assert mr.kernel_of(NAME, "90a") == KERNEL
+    assert mr.kernel_of(NAME.replace("chunkwise", "gated"), "90a") is None
+    log_decay = "_ZN6retnet7kernels16log_decay_kernelILNS0_5DTypeE1ELi2EEEvNS0_14LogDecayParamsEb"
+    assert mr.kernel_of(log_decay, "80") == mr.Kernel("log_decay", "fp16", 2, "80")
     assert sass.main_loop(functions["75", NAME]) == []
     loop = sass.main_loop(functions["90a", NAME])
     assert (loop[0].address, loop[-1].address) == (0x30, 0x100)
@@ -98,7 +106,31 @@ def test_main_loop() -> None:
         **{"HMMA": 2, "LDSM": 1, "LDGSTS": 1, "integer": 2, "F2FP": 1, "local": 1, "branch": 3},
         **{kr.PADDING: 2, "other": 1},
     }
-    assert kr.others_per_mma(counts) == 5
+    assert mr.others_per_mma(counts) == 5
+
+
+def test_inner_loops_count_as_often_as_they_turn() -> None:
+    loop = sass.main_loop(sass.parse_sass(SASS)["90a", NAME])
+    once = Counter(map(sass.classify, loop))
+    inner = Counter({"HMMA": 2, "branch": 1})  # two mma and the branch at 0x80
+    assert sass.executed(loop, 8, [20]) == Counter({k: 8 * n for k, n in once.items()}) + Counter(
+        {k: 12 * n for k, n in inner.items()}
+    )
+    # Loops that are not stated, or that are not there; and no loop at all.
+    for turns in ([], [20, 20]):
+        assert sass.executed(loop, 8, turns) == Counter()
+    assert sass.executed([], 8, []) == Counter()
+    # A loop without mma counts once; one in another by its own turns.
+    names = ["MOV", "HMMA", "HMMA", "LDSM", "BRA", "FADD", "BRA", "F2FP", "BRA", "BRA"]
+    targets = {4: 2, 6: 1, 8: 7, 9: 0}  # of the branches
+    nested = [
+        sass.Instruction(16 * at, False, name, 16 * targets[at] if at in targets else None)
+        for at, name in enumerate(names)
+    ]
+    assert sass.executed(nested, 1, [3, 12]) == {
+        **{"integer": 1, "HMMA": 3 + 12, "LDSM": 12, "float": 3, "F2FP": 1},
+        **{"branch": 12 + 3 + 1 + 1},
+    }
 
 
 @pytest.mark.parametrize(
@@ -123,23 +155,28 @@ def test_main_loop() -> None:
 def test_gates_of_counts(change: dict[str, int], gate: list[str]) -> None:
     item = copy.deepcopy(ITEM)
     item["counted"].update(change)
-    assert gates(kr.check_counts(item)) == gate
+    assert gates(mr.check_counts(item)) == gate
 
 
 @pytest.mark.parametrize(
     ("change", "gate"),
     [
         ({}, []),
-        ({"HMMA": 99, "integer": 290}, ["loop"]),
+        ({"HMMA": 799, "integer": 2390}, ["loop"]),
+        ({"HMMA": 801}, []),
         ({"HMMA": 0}, ["loop"]),
-        ({"local": 1, "integer": 299}, ["spills"]),
-        ({"integer": 301}, ["others"]),
+        ({"local": 1, "integer": 2399}, ["spills"]),
+        ({"integer": 2401}, ["others"]),
         ({kr.PADDING: 1}, []),
     ],
     ids=str,
 )
 def test_gates_of_the_loop(change: dict[str, int], gate: list[str]) -> None:
-    assert gates(kr.check_loop(KERNEL, Counter({**LOOP, **change}), ITEM)) == gate
+    loop = Counter({**LOOP, **change})
+    assert gates(mr.check_loop(KERNEL, loop, ITEM)) == gate
+    # Where loops are counted as often as they turn, all mma of a chunk are there and no more.
+    turning = gate if loop["HMMA"] == 800 else ["loop"]
+    assert gates(mr.check_loop(KERNEL, loop, ITEM | {"turns": [4]})) == turning
 
 
 @pytest.mark.parametrize("key", NORM_BYTES)
@@ -178,16 +215,16 @@ def test_gate_of_the_rotation() -> None:
 def test_model() -> None:
     # 100 chunks side by side in 128 blocks; a cycle a chunk is 100 / 2 GHz / 204,800 token-heads.
     cycle = 100 / 2 / 204800
-    times = kr.model(GOAL, ITEM, LOOP)
+    times = mr.model(GOAL, ITEM, LOOP)
     assert times == pytest.approx(
         {"tensor": 1600 * cycle, "shared": 1000 * cycle, "issue": 1000 * cycle}
         | {"L2": 1.2, "memory": 1.5}
     )
-    assert kr.model(GOAL | {"blocks": 133}, ITEM, LOOP)["tensor"] == 2 * times["tensor"]
-    assert kr.check_model(GOAL, times) == []
-    failures = kr.check_model(GOAL | {"ns": 1.4}, times)
+    assert mr.model(GOAL | {"blocks": 133}, ITEM, LOOP)["tensor"] == 2 * times["tensor"]
+    assert mr.check_model(GOAL, times) == []
+    failures = mr.check_model(GOAL | {"ns": 1.4}, times)
     assert [str(f) for f in failures] == [
-        "FAIL model: H100 bf16 I=256 O=512, ns by memory: 1.5, limit 1.4"
+        "FAIL model: chunkwise H100 bf16 I=256 O=512, ns by memory: 1.5, limit 1.4"
     ]
 
 
@@ -198,26 +235,73 @@ ptxas info    : Used 99 registers, used 1 barriers, 64 bytes smem
 """
 
 
+LOG_DECAY = mr.Kernel("log_decay", "bf16", 2, "90a")
+MANGLED = {
+    KERNEL: NAME,
+    LOG_DECAY: NAME.replace("chunkwise", "log_decay").replace("ELi3E", "ELi2E"),
+}
+
+
+class Report:
+    """Of a kernel of each family, with goals that hold."""
+
+    def __init__(self, folder: Path, monkeypatch) -> None:
+        self.folder, self.monkeypatch = folder, monkeypatch
+        self.stack = dict.fromkeys(MANGLED, 0)
+        self.loops = {kernel: LOOP.copy() for kernel in MANGLED}
+        shared = {k: {"family": k.family, "tile": k.tile} for k in MANGLED}
+        self.items = {k: copy.deepcopy(ITEM) | shared[k] for k in MANGLED}
+        self.items[LOG_DECAY]["turns"] = [4]
+        self.goals = {k: GOAL | shared[k] for k in MANGLED}
+
+    def gates(self, architecture: str = "90a") -> list[str]:
+        ptxas = [PTXAS.format(name=MANGLED[k], stack=n) for k, n in self.stack.items()]
+        text = "".join(ptxas).replace("sm_90a", f"sm_{architecture}")
+        (self.folder / "x.o.ptxas").write_text(text)
+        loops = {k._replace(architecture=architecture): n for k, n in self.loops.items()}
+        self.monkeypatch.setattr(mr, "loop_counts", lambda folder, items: loops)
+        self.monkeypatch.setattr(kr, "norm_counts", lambda folder: {NORM_KERNEL: NORM_CODE})
+        counts = {k.family: [item] for k, item in self.items.items()}
+        counts |= {"goals": list(self.goals.values()), "shared_limits": {"86": 1}}
+        counts |= {"gated_group_norm": [NORM], "rotary": [ROTARY], "devices": [NORM_DEVICE]}
+        counts |= {"min_capability": 80, "step": [], "step_goals": []}
+        return gates(kr.report(self.folder, counts))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch) -> Report:
+    return Report(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("kernel", MANGLED, ids=lambda kernel: kernel.family)
 @pytest.mark.parametrize(
-    ("stack", "barriers", "expected"), [(0, 2, []), (8, 2, ["spills"]), (0, 3, ["barriers"])]
+    ("stack", "counted", "loop", "ns", "expected"),
+    [
+        (0, {}, {}, 1.6, []),
+        (8, {}, {}, 1.6, ["spills"]),
+        (0, {"barriers": 3}, {}, 1.6, ["barriers"]),
+        (0, {"l2_loaded": 320}, {}, 1.6, ["bytes"]),
+        (0, {"minimum": 999}, {}, 1.6, ["wavefronts"]),
+        (0, {"mma": 880}, {"HMMA": 880}, 1.6, ["mma"]),
+        (0, {}, {"HMMA": 792, "integer": 2300}, 1.6, ["loop"]),
+        (0, {}, {"integer": 2408}, 1.6, ["others"]),
+        (0, {}, {}, 1.4, ["model"]),
+    ],
+    ids=str,
 )
-def test_report(tmp_path, monkeypatch, capsys, stack, barriers, expected) -> None:
-    (tmp_path / "x.o.ptxas").write_text(PTXAS.format(name=NAME, stack=stack))
-    monkeypatch.setattr(kr, "loop_counts", lambda folder: {KERNEL: LOOP})
-    monkeypatch.setattr(kr, "norm_counts", lambda folder: {NORM_KERNEL: NORM_CODE})
-    item = copy.deepcopy(ITEM)
-    item["counted"]["barriers"] = barriers
-    counts = {"chunkwise": [item], "gated_group_norm": [NORM], "rotary": [ROTARY], "goals": [GOAL]}
-    counts |= {"devices": [NORM_DEVICE], "shared_limits": {"86": 1}, "min_capability": 80}
-    counts |= {"step": [], "step_goals": []}
-    assert gates(kr.report(tmp_path, counts)) == expected
+def test_report(made, capsys, kernel, stack, counted, loop, ns, expected) -> None:
+    """What is wrong of one family is found there."""
+    made.stack[kernel] = stack
+    made.items[kernel]["counted"].update(counted)
+    made.loops[kernel].update({name: n - LOOP[name] for name, n in loop.items()})
+    made.goals[kernel]["ns"] = ns
+    assert made.gates() == expected
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["sm_90a", "3", "256x128x64", "bf16", "99", str(stack), "100", "100"] in [
-        row[:8] for row in rows
-    ]
-    # Code for an architecture without the goals' is a failure, not a goal met.
-    other = kr.Kernel("bf16", 3, "80")
-    (tmp_path / "x.o.ptxas").write_text(PTXAS.format(name=NAME, stack=0).replace("sm_90a", "sm_80"))
-    monkeypatch.setattr(kr, "loop_counts", lambda folder: {other: LOOP})
-    item["counted"]["barriers"] = 2
-    assert gates(kr.report(tmp_path, counts)) == ["model"]
+    mma = f"{made.loops[kernel]['HMMA'] / 8:g}"
+    cells = ["sm_90a", f"{kernel.tile}", "256x128x64", "bf16", "99", str(stack), mma, "100"]
+    assert cells in [row[:8] for row in rows]
+
+
+def test_report_of_an_architecture_without_the_goals_code(made) -> None:
+    """It is a failure, not a goal met."""
+    assert made.gates("80") == ["model", "model"]

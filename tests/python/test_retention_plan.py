@@ -142,6 +142,17 @@ def test_backward(Dv, needed, gpu):
         assert (retention_plan(**inputs).backward_reason == "") == fits
 
 
+def test_too_many_blocks_for_the_gradient_of_log_decay(gpu):
+    """Its slices are half as wide as the forward pass's. Without tokens nothing is allocated."""
+    q = torch.empty(2**20, 0, 256, 256, dtype=torch.bfloat16, device=gpu)
+    log_decay = torch.full((256,), -0.1, device=gpu)
+    call = (q, q, torch.cat([q, q], -1), log_decay)
+    assert retention_plan(*call)[::8] == ("kernel", "")
+    log_decay.requires_grad_()
+    reason = "more than 2^31 - 1 blocks for log_decay's gradient"
+    assert retention_plan(*call)[::8] == ("kernel", reason)
+
+
 def odd_offset(x: Tensor) -> Tensor:
     return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
 

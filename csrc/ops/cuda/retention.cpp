@@ -66,13 +66,14 @@ Call plan_gradient(kernels::ChunkwisePass pass, const kernels::ChunkwiseParams& 
   return {params, kernels::chunkwise_plan(params, device, 0, composite::rows_apart())};
 }
 
-const char* backward_refusal(const Call& forward, const kernels::DeviceLimits& device) {
+const char* backward_refusal(const Call& forward, const kernels::DeviceLimits& device,
+                             bool ask_log_decay) {
   if (forward.plan.refusal != nullptr) return forward.plan.refusal;
   for (const auto pass : {kernels::ChunkwisePass::kQ, kernels::ChunkwisePass::kV}) {  // kK: as kQ
     const auto call = plan_gradient(pass, forward.params, {}, device);
     if (call.plan.refusal != nullptr) return call.plan.refusal;
   }
-  return nullptr;
+  return ask_log_decay ? kernels::log_decay_plan(forward.params, device).refusal : nullptr;
 }
 
 bool readable(const at::Tensor& x, const kernels::ChunkwiseParams& p) {
@@ -142,10 +143,7 @@ RetentionPlanTuple retention_plan_cuda(const at::Tensor& q, const at::Tensor& k,
   const auto call = cuda::plan_call(q, v, scale, form, chunk_size, cu_seqlens);
   const auto& [p, plan] = call;
   const auto device = cuda::device_limits(q.device().index());
-  const char* refusal = cuda::backward_refusal(call, device);
-  if (refusal == nullptr && log_decay.requires_grad()) {
-    refusal = kernels::log_decay_plan(p, device).refusal;
-  }
+  const char* refusal = cuda::backward_refusal(call, device, log_decay.requires_grad());
   const std::string backward = refusal != nullptr ? refusal : "";
   if (plan.refusal != nullptr) return {"composite", plan.refusal, 0, 0, 0, 0, 0, 0, backward};
   const auto& tile = kernels::kChunkwiseTiles[plan.tile];

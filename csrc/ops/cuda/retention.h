@@ -31,8 +31,10 @@ Call plan_gradient(kernels::ChunkwisePass pass, const kernels::ChunkwiseParams& 
                    const kernels::ChunkwiseGradients& gradients,
                    const kernels::DeviceLimits& device);
 
-/// Why the kernel does not compute the gradients of a planned call, or null.
-const char* backward_refusal(const Call& forward, const kernels::DeviceLimits& device);
+/// Why the kernels do not compute the gradients of a planned call, log_decay's where it is asked for, or
+/// null.
+const char* backward_refusal(const Call& forward, const kernels::DeviceLimits& device,
+                             bool ask_log_decay);
 
 kernels::RetentionOperand operand_of(const at::Tensor& x);
 

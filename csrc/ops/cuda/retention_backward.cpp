@@ -26,14 +26,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
                   cu_seqlens);
   check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
   const c10::cuda::CUDAGuard guard(q.device());
-  const auto by_composite = [&](std::array<bool, 5> mask) {
-    return composite::retention_backward(grad_out, grad_state, q, k, v, log_decay, initial_state,
-                                         scale, form, chunk_size, cu_seqlens, mask);
-  };
   const auto device = cuda::device_limits(q.device().index());
   auto forward = cuda::plan_call(q, v, scale, form, chunk_size, cu_seqlens);
-  if (cuda::backward_refusal(forward, device) != nullptr) return by_composite(output_mask);
   const auto [ask_q, ask_k, ask_v, ask_log_decay, ask_state] = output_mask;
+  if (cuda::backward_refusal(forward, device, ask_log_decay) != nullptr) {
+    return composite::retention_backward(grad_out, grad_state, q, k, v, log_decay, initial_state,
+                                         scale, form, chunk_size, cu_seqlens, output_mask);
+  }
   auto& p = forward.params;
   // These own what the parameters point to until the launches.
   const auto readout = cuda::readable_or_copy(q, p), key = cuda::readable_or_copy(k, p),
@@ -58,15 +57,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
     grad_initial_state = at::empty(initial_state->sizes(), initial_state->options());
     gradients.initial_state_ptr = grad_initial_state.mutable_data_ptr<float>();
   }
-  const auto log_decay_plan = kernels::log_decay_plan(p, device);
-  if (ask_log_decay && log_decay_plan.refusal != nullptr) {
-    grad_log_decay = std::get<3>(by_composite({false, false, false, true, false}));
-  } else if (ask_log_decay) {
-    const auto parts = at::empty({p.sequences, p.heads, log_decay_plan.slices},
-                                 log_decay.options().dtype(at::kDouble));
+  if (ask_log_decay) {
+    const auto plan = kernels::log_decay_plan(p, device);
+    const auto parts =
+        at::empty({p.sequences, p.heads, plan.slices}, log_decay.options().dtype(at::kDouble));
     gradients.log_decay_ptr = parts.mutable_data_ptr<double>();
     C10_CUDA_CHECK(
-        kernels::launch_log_decay(p, gradients, log_decay_plan, c10::cuda::getCurrentCUDAStream()));
+        kernels::launch_log_decay(p, gradients, plan, c10::cuda::getCurrentCUDAStream()));
     grad_log_decay = parts.sum(at::IntArrayRef({0, 2})).to(log_decay.scalar_type());
   }
   const auto run = [&](ChunkwisePass pass) {

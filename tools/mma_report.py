@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The part of kernel_report.py that is about the kernels of tensor cores, which walk a sequence in
+chunks: retention (chunkwise) and the gradient of log_decay.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ptxas_report
+
+from gates import DTYPES, Failure, architecture_order, near, print_table
+from sass import CLASSES, PADDING, disassemble, executed, main_loop
+
+FAMILIES = ("chunkwise", "log_decay")
+COUNTS = (
+    *("mma", "wavefronts", "ldmatrix", "cp_async", "stores", "loads"),
+    *("barriers", "l2_bytes", "memory_bytes"),
+)
+
+
+class Kernel(NamedTuple):
+    """An instantiation of a kernel for one architecture."""
+
+    family: str
+    dtype: str
+    tile: int
+    architecture: str
+
+    def order(self) -> tuple[str, int, int, str]:
+        """Sorts kernels in tables."""
+        return self.family, architecture_order(self.architecture), self.tile, self.dtype
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.dtype} tile {self.tile} sm_{self.architecture}"
+
+
+Items = dict[tuple[str, str, int], dict[str, Any]]  # family, dtype, tile
+Loops = dict[Kernel, Counter[str]]
+
+
+def kernel_of(mangled: str, architecture: str) -> Kernel | None:
+    """The instantiation that a mangled name is of."""
+    families = "|".join(FAMILIES)
+    found = re.search(rf"\d({families})_kernelILN\w*?5DTypeE(\d)ELi(\d+)E", mangled)
+    return Kernel(found[1], DTYPES[int(found[2])], int(found[3]), architecture) if found else None
+
+
+def loop_counts(folder: Path, items: Items) -> Loops:
+    """Instructions by class, of a block and chunk, in the main loops of the kernels in `folder`."""
+    loops = {}
+    for family in FAMILIES:
+        for architecture, mangled, body in disassemble(folder, f"{family}_kernel"):
+            if kernel := kernel_of(mangled, architecture):
+                item = items[family, kernel.dtype, kernel.tile]
+                loops[kernel] = executed(main_loop(body), item["warps"], item["turns"])
+    return loops
+
+
+def others_per_mma(counts: Counter[str]) -> float:
+    """Instructions beside the mma and padding, to an mma."""
+    return (counts.total() - counts["HMMA"] - counts[PADDING]) / counts["HMMA"]
+
+
+def check_counts(item: dict[str, Any]) -> list[Failure]:
+    """The gates of what the emulator counted of a kernel, for any architecture."""
+    where = f"{item['family']} {item['dtype']} tile {item['tile']}"
+    token, chunk = f"{where}, per token and head", f"{where}, per chunk"
+    counted, header = item["counted"], item["header"]
+    l2_bytes = counted["l2_loaded"] + counted["l2_stored"]
+    memory_bytes = counted["memory_bytes"]
+    failures = [
+        *near("bytes", f"{token}, L2", l2_bytes, header["l2_bytes"], 0.02),
+        *near("bytes", f"{token}, device memory", memory_bytes, header["memory_bytes"], 0.02),
+        *near("mma", chunk, counted["mma"], header["mma"], 0.05),
+        *near("barriers", chunk, counted["barriers"], header["barriers"], 0),
+    ]
+    wavefronts, limit = counted["wavefronts"], header["wavefronts"]
+    if wavefronts > limit:
+        failures.append(Failure("wavefronts", chunk, wavefronts, f"{limit:g}"))
+    if conflicts := wavefronts - counted["minimum"]:
+        failures.append(Failure("wavefronts", f"{chunk}, bank conflicts", conflicts, "0"))
+    return failures
+
+
+def check_loop(kernel: Kernel, loop: Counter[str], item: dict[str, Any]) -> list[Failure]:
+    """The gates of a kernel's main loop."""
+    failures = []
+    mma = item["counted"]["mma"]
+    where = f"{kernel}, mma in the code of the loop"
+    if item["turns"]:
+        failures += near("loop", where, loop["HMMA"], mma, 0)
+    elif loop["HMMA"] < mma:
+        failures.append(Failure("loop", where, loop["HMMA"], f"at least {mma:g}"))
+    if loop["local"]:
+        failures.append(Failure("spills", f"{kernel}, in the main loop", loop["local"], "0"))
+    limit = item["header"]["others_per_mma"]
+    if loop["HMMA"] and others_per_mma(loop) > limit:
+        failures.append(
+            Failure("others", f"{kernel}, per mma", others_per_mma(loop), f"{limit:.3g}")
+        )
+    return failures
+
+
+def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dict[str, float]:
+    """Nanoseconds per token and head, by each resource as if it were alone."""
+    turns = math.ceil(goal["blocks"] / goal["multiprocessors"])
+    chunks = math.ceil(goal["tokens"] / item["chunk"])
+    # of one cycle a chunk
+    ns = turns * chunks / goal["clock_ghz"] / (goal["heads"] * goal["tokens"])
+    return {
+        "tensor": ns * item["counted"]["mma"] / goal["mma_per_cycle"],
+        "shared": ns * item["counted"]["wavefronts"] / goal["wavefronts_per_cycle"],
+        "issue": ns * loop.total() / goal["issue_per_cycle"],
+        "L2": goal["l2_bytes"] / goal["l2_tbps"] / 1000,
+        "memory": goal["memory_bytes"] / goal["memory_tbps"] / 1000,
+    }
+
+
+def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
+    """The gate of a goal."""
+    resource = max(times, key=lambda name: times[name])
+    if times[resource] <= goal["ns"]:
+        return []
+    where = " ".join(str(goal[key]) for key in ("family", "device", "dtype"))
+    where = f"{where} I={goal['inner']:g} O={goal['outer']:g}, ns by {resource}"
+    return [Failure("model", where, times[resource], f"{goal['ns']:g}")]
+
+
+def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
+    """Print what the emulator counted of a family."""
+    rows = []
+    for item in items:
+        counted, header = dict(item["counted"]), item["header"]
+        counted["l2_bytes"] = counted["l2_loaded"] + counted["l2_stored"]
+        cells = [f"{counted[key]:g}/{header[key]:g}" for key in COUNTS]
+        conflicts = counted["wavefronts"] - counted["minimum"]
+        rows.append([f"{item['tile']} {item['shape']}", item["dtype"], *cells, f"{conflicts:g}"])
+    print_table(
+        f"{family}, counted / header: per block and full chunk; bytes per token and head",
+        f"tile dtype {' '.join(COUNTS)} conflicts",
+        rows,
+    )
+
+
+def print_loops(family: str, loops: Loops, items: Items, entries: Sequence[re.Match[str]]) -> None:
+    """Print the instructions of a family's main loops."""
+    compiled = {kernel_of(entry["name"], entry["arch"]): entry for entry in entries}
+    classes = [*CLASSES, PADDING, "other"]
+    rows = []
+    for kernel, loop in loops.items():
+        if kernel.family != family:
+            continue
+        item, entry = items[family, kernel.dtype, kernel.tile], compiled[kernel]
+        rows.append(
+            [
+                f"sm_{kernel.architecture}",
+                f"{kernel.tile} {item['shape']}",
+                kernel.dtype,
+                entry["registers"],
+                ptxas_report.spills(entry),
+                *(f"{loop[name] / item['warps']:.4g}" for name in classes),
+                f"{loop.total() / item['warps']:.4g}",
+                others_per_mma(loop) if loop["HMMA"] else "-",
+                item["header"]["others_per_mma"],
+            ]
+        )
+    print_table(
+        f"{family}, instructions in the code of the main loop (of a warp and chunk; the mean of"
+        " warps)",
+        f"arch tile dtype registers spills {' '.join(classes)} all others/mma limit",
+        rows,
+    )
+
+
+def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any]) -> list[Failure]:
+    """Print the tables; the gates that fail."""
+    items: Items = {
+        (family, item["dtype"], item["tile"]): item
+        for family in FAMILIES
+        for item in counts[family]
+    }
+    failures = [failure for item in items.values() for failure in check_counts(item)]
+    # Not the empty kernels of sm_75, nor tiles that an architecture's shared memory does not hold.
+    limits = counts["shared_limits"]
+    loops = {
+        kernel: loop
+        for kernel, loop in sorted(
+            loop_counts(folder, items).items(), key=lambda pair: pair[0].order()
+        )
+        if items[kernel[:3]]["shared_bytes"] <= limits.get(kernel.architecture, math.inf)
+        and architecture_order(kernel.architecture) >= counts["min_capability"]
+    }
+    for kernel, loop in loops.items():
+        failures += check_loop(kernel, loop, items[kernel[:3]])
+    for family in FAMILIES:
+        print_counts(family, counts[family])
+        print_loops(family, loops, items, entries)
+
+    rows = []
+    columns = ("family", "device", "dtype", "inner", "outer", "heads", "tokens", "tile")
+    for goal in counts["goals"]:
+        kernel = Kernel(*(goal[key] for key in Kernel._fields))
+        if kernel not in loops:
+            failures.append(Failure("model", f"{kernel}, compiled kernels", 0, "at least 1"))
+            continue
+        times = model(goal, items[kernel[:3]], loops[kernel])
+        failures += check_model(goal, times)
+        cells = [goal[key] for key in columns]
+        rows.append([*cells, *times.values(), max(times.values()), goal["ns"]])
+    print_table(
+        "model (not measured), ns per token and head: each resource alone, the slowest, the goal",
+        "kernel device dtype I O B*H T tile tensor shared issue L2 memory model goal",
+        rows,
+    )
+    return failures
