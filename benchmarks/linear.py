@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import machine
 import report
+from retnet._memory import keep_memory_mapped
 from retnet.ops import linear_step
 from timing import Clock, Spread, alternate
 
@@ -75,7 +76,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
     device = torch.device("cpu")
-    machine.keep_memory_mapped(device)
+    keep_memory_mapped()
     folder = "quick" if options.quick else machine.folder_name(device)
     out: Path = options.out or Path(__file__).parent / "results" / folder
     facts = machine.describe(device)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that is measured: its name, its software, the ceilings of its rooflines, and its
-memory allocator."""
+"""The machine that is measured: its name, its software, and the ceilings of its rooflines."""
 
 import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import retnet
 from timing import Clock, Spread
 
 CPU_FLAGS = ["avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16"]
-MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def device_name(device: torch.device) -> str:
@@ -103,13 +101,6 @@ def ceilings(
             "fma_flop_per_s": peak(dtype, steps) / best(lambda: peak(dtype, steps)),
         }
     return found
-
-
-def keep_memory_mapped(device: torch.device) -> None:
-    """On the CPU starts the program anew, where freed memory stays mapped: else each call, of peers
-    too, pays for faulting its outputs in again."""
-    if device.type == "cpu" and not os.environ.keys() >= MALLOC.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], MALLOC | os.environ)
 
 
 def _instruction_set() -> str:

@@ -21,6 +21,7 @@ import report
 import retnet.cpp
 import retnet.nn
 from retnet import RetNetConfig
+from retnet._memory import keep_memory_mapped
 from retnet.generation import generate
 from timing import Spread, alternate
 
@@ -123,7 +124,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
     device = torch.device("cpu")
-    machine.keep_memory_mapped(device)
+    keep_memory_mapped()
     torch.set_num_threads(1)
     folder = "quick" if options.quick else machine.folder_name(device)
     out: Path = options.out or Path(__file__).parent / "results" / folder

@@ -36,10 +36,12 @@ from cases import (
 )
 from contenders import Attention, Contender, Retention, RetentionStep, Run
 from peers import FlashLinearAttention, Helion, Torchscale
+from retnet._memory import keep_memory_mapped
 from timing import Clock, Spread, alternate, peak_memory, rounds_within
 
+FASTEST = Retention("chunkwise")  # measured alone where there are no peers
 SEQUENCE: list[Contender] = [
-    Retention("chunkwise"),
+    FASTEST,
     Retention("parallel"),
     Retention("recurrent"),
     Attention(),
@@ -63,6 +65,13 @@ STEP: list[Contender] = [
 SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of timed calls per contender and case; how many at least
 LEAST = {"cpu": 5, "cuda": 3}
 AGREES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # whole-tensor relative error
+
+
+def contenders_of(case: Case) -> list[Contender]:
+    """Who is measured on a case."""
+    if not case.peers:
+        return [FASTEST]
+    return STEP if case.is_step else SEQUENCE
 
 
 def reference(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
@@ -110,9 +119,7 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
     inputs, small = make_inputs(case), checked(case)
     small_inputs = inputs if small == case else make_inputs(small)
     expected = reference(small, small_inputs)
-    contenders = STEP if case.is_step else SEQUENCE
-    if not case.peers:
-        contenders = contenders[:1]
+    contenders = contenders_of(case)
     results = [{"contender": c.name, **describe(case), "status": "not run"} for c in contenders]
     by_name = {r["contender"]: r for r in results}
     runs: dict[str, Run] = {}
@@ -213,7 +220,8 @@ def main() -> int:
     options = parser.parse_args()
     start = time.monotonic()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    machine.keep_memory_mapped(device)
+    if device.type == "cpu":
+        keep_memory_mapped()
     folder = "quick" if options.quick else machine.folder_name(device)
     out: Path = options.out or Path(__file__).parent / "results" / folder
 
@@ -235,7 +243,7 @@ def main() -> int:
     try:
         for case in bar:
             if options.minutes is not None and time.monotonic() - start > 60 * options.minutes:
-                names = [c.name for c in (STEP if case.is_step else SEQUENCE)]
+                names = [c.name for c in contenders_of(case)]
                 late = {**describe(case), "status": "not run", "reason": "out of time (--minutes)"}
                 results += [{"contender": name, **late} for name in names]
                 tqdm.write(f"{case}: not run: out of time (--minutes)\n")

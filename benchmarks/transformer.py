@@ -26,6 +26,7 @@ import machine
 import report
 from peers import load
 from retnet import RetNetConfig
+from retnet._memory import keep_memory_mapped
 from retnet.nn import RetNetForCausalLM
 from timing import Clock, Spread, alternate, peak_memory, rounds_within
 
@@ -332,7 +333,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    machine.keep_memory_mapped(device)
+    if device.type == "cpu":
+        keep_memory_mapped()
     if isinstance(load("transformers"), str):
         print(f"transformers: {load('transformers')}")
         return 2

@@ -7,6 +7,7 @@ import subprocess
 import sysconfig
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,15 +114,18 @@ def disassemble(folder: Path, name: str) -> Iterator[tuple[str, str, list[Instru
     """Architecture, mangled name and instructions of the kernels with `name` in theirs."""
     programs = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
     path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
-    for ptxas in sorted(folder.rglob("*.o.ptxas")):
-        if name not in ptxas.read_text():
-            continue
-        sass = subprocess.run(
+
+    def sass_of(ptxas: Path) -> str:
+        return subprocess.run(
             ["cuobjdump", "-sass", str(ptxas.with_suffix(""))],
             env={**os.environ, "PATH": path},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         ).stdout
-        for (architecture, mangled), body in parse_sass(sass).items():
-            yield architecture, mangled, body
+
+    objects = [p for p in sorted(folder.rglob("*.o.ptxas")) if name in p.read_text()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # nvdisasm has one thread
+        for sass in pool.map(sass_of, objects):
+            for (architecture, mangled), body in parse_sass(sass).items():
+                yield architecture, mangled, body

@@ -12,8 +12,6 @@ namespace retnet::nn {
 
 namespace {
 
-constexpr int64_t kIgnoreIndex = -100;
-
 /// labels moved one to the left, -100 where a sequence ends. [B, T].
 torch::Tensor next_tokens(torch::Tensor labels, const std::optional<torch::Tensor>& cu_seqlens) {
   if (cu_seqlens) {

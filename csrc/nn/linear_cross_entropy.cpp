@@ -18,7 +18,6 @@ using torch::autograd::variable_list;
 using Head = std::function<torch::Tensor(const torch::Tensor&)>;
 using Chunk = std::pair<torch::Tensor, torch::Tensor>;  // hidden states and targets
 
-constexpr int64_t kIgnoreIndex = -100;
 // The logits of a chunk, and its tokens at least. python/retnet/nn/loss.py has them too.
 constexpr int64_t kLogits = 1 << 25;
 constexpr int64_t kTokens = 1024;

@@ -12,11 +12,14 @@
 
 namespace retnet::nn {
 
+/// The target of a token that is left out.
+constexpr int64_t kIgnoreIndex = -100;
+
 /// The cross-entropy of `head(hidden)` against `targets` in nats, without all logits at once.
 ///
 ///   hidden      [B, T, d]
 ///   head        gives logits [B, n, vocab_size] of hidden states [B, n, d]
-///   targets     [B, T] int64, the class of each token; -100 is ignored
+///   targets     [B, T] int64, the class of each token; kIgnoreIndex (-100) is ignored
 ///   vocab_size  the number of logits of a token
 ///   parameters  the tensors beside `hidden` that logits are differentiated in
 ///   reduction   "mean" over the targets that are not ignored (NaN without any), or "sum"

@@ -7,7 +7,8 @@
 #include <retnet/ops/retention_step.h>
 #include <retnet/ops/rotary.h>
 #include <retnet/version.h>
-#include <torch/torch.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
 
 #include <algorithm>
 #include <cmath>

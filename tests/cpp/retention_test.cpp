@@ -2,7 +2,8 @@
 //
 // Retention from C++: the typed call, its gradients through torch's autograd, its errors.
 #include <retnet/ops/retention.h>
-#include <torch/torch.h>
+#include <torch/autograd.h>
+#include <torch/types.h>
 
 #include <cmath>
 #include <limits>

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of the tests of rotary, gated_group_norm, retention_step, multi_scale_retention_step."""
+"""Inputs of the tests of rotary, gated_group_norm, linear_step, retention_step,
+multi_scale_retention_step."""
 
 import math
 from collections.abc import Iterable
@@ -83,6 +84,21 @@ def norm_inputs(
         if layout:
             inputs[name] = normal(*affine[layout], dtype=affine_dtype or state_dtype(dtype))
     return inputs
+
+
+def linear_inputs(
+    B: int = 3,
+    n_in: int = 8,
+    n_out: int = 12,
+    *,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Inputs:
+    """x, weight, bias of linear_step."""
+    normal = Normal(seed, device)
+    shapes = {"x": (B, n_in), "weight": (n_out, n_in), "bias": (n_out,)}
+    return {name: normal(*shape, dtype=dtype) for name, shape in shapes.items()}
 
 
 def step_inputs(

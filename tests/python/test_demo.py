@@ -199,7 +199,10 @@ def small_demo(monkeypatch):
 def test_command_end_to_end(small_demo, tmp_path, capsys):
     assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    for part in ("Before training", "After training", "decoding steps - chunkwise", "x bigram"):
+    for part in (
+        *("Before training", "After training", "decoding steps - chunkwise", "x bigram"),
+        "on 1 of the 2 held-out files",
+    ):
         assert part in text
     found = {p.name for p in tmp_path.iterdir()} - {"tensorboard"}
     (state,) = (name for name in found if name.startswith("training-"))

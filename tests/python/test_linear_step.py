@@ -242,7 +242,8 @@ def test_hooks_subclasses_and_replacements_count():
 @pytest.mark.not_poisoned
 @torch.no_grad()
 def test_compiled_and_exported_steps():
-    """A compiled step takes linear_step, for any batch; an exported one is torch's alone."""
+    """A compiled step takes linear_step, for any batch, as does one exported with strict=True; else
+    an exported one is torch's alone."""
     model = make_model(BF16).eval()
     kinds = []
 
@@ -261,8 +262,20 @@ def test_compiled_and_exported_steps():
     assert "linear_step" not in str(program.graph)
     logits = program.module()(ids, state=state).logits
     torch.testing.assert_close(logits, model(ids, state=state).logits, rtol=0.05, atol=0.05)
+    program = torch.export.export(model, (ids,), {"state": state}, strict=True)
+    assert "linear_step" in str(program.graph)
+    logits = program.module()(ids, state=state).logits
+    assert torch.equal(logits, model(ids, state=state).logits)
+
+
+@pytest.mark.not_poisoned
+@parametrize(("strict", "with_grad"), [(False, False), (False, True), (True, True)], ids=str)
+def test_exported_for_any_batch(strict, with_grad):
     batch, layer = torch.export.Dim("B", min=1, max=64), Linear(6, 5, dtype=BF16)
-    program = torch.export.export(layer, (normal(2, 6),), dynamic_shapes={"x": {0: batch}})
+    shapes = {"x": {0: batch}}
+    with torch.set_grad_enabled(with_grad):
+        program = torch.export.export(layer, (normal(2, 6),), dynamic_shapes=shapes, strict=strict)
+    assert "linear_step" not in str(program.graph)
     assert program.module()(normal(7, 6)).shape == (7, 5)
 
 

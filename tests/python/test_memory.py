@@ -8,25 +8,30 @@ import sys
 
 import pytest
 
+import retnet._memory
 import retnet.cli
 
 PROGRAM = """
-import resource, torch
-from retnet._memory import keep_memory_mapped
+import ctypes, resource, runpy
 if {keep}:
-    keep_memory_mapped()
+    runpy.run_path({module!r})["keep_memory_mapped"]()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
 for _ in range(8):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(16 << 20)
+    memory = libc.malloc(64 << 20)
+    ctypes.memset(memory, 1, 64 << 20)
+    libc.free(memory)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
 def faults(keep: bool, **environment: str) -> int:
-    """Of the last of some tensors of 64 MiB, each freed before the next."""
-    malloc = {name for name in os.environ if name.startswith("MALLOC_")}
-    clean = {name: x for name, x in os.environ.items() if name not in malloc}
-    command = [sys.executable, "-c", PROGRAM.format(keep=keep)]
+    """Of the last of some pieces of 64 MiB, each freed before the next. Without torch, which takes
+    seconds to import, and whose tensors are malloc's."""
+    malloc = ("MALLOC_", "GLIBC_TUNABLES")
+    clean = {name: x for name, x in os.environ.items() if not name.startswith(malloc)}
+    command = [sys.executable, "-c", PROGRAM.format(keep=keep, module=retnet._memory.__file__)]
     return int(subprocess.check_output(command, env=clean | environment, text=True))
 
 
@@ -36,6 +41,9 @@ def test_freed_memory_stays_mapped():
     assert faults(keep=False) >= pages
     assert faults(keep=True) < pages
     assert faults(keep=True, MALLOC_MMAP_MAX_="1000") >= pages
+    tunables = "glibc.malloc.arena_max=2:glibc.malloc.mmap_max=1000"
+    assert faults(keep=True, GLIBC_TUNABLES=tunables) >= pages
+    assert faults(keep=True, GLIBC_TUNABLES="glibc.malloc.arena_max=2") < pages
 
 
 def test_the_command_asks_for_it(monkeypatch, capsys):

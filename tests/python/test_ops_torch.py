@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rotary, gated_group_norm and the two steps as citizens of PyTorch: opcheck, compile, autocast,
+"""rotary, gated_group_norm and the steps as citizens of PyTorch: opcheck, compile, autocast,
 strides, threads. One table of operators, each test for all of them."""
 
 import threading
@@ -16,6 +16,7 @@ from cases_ops import (
     ask,
     asking,
     fused_inputs,
+    linear_inputs,
     norm_inputs,
     rotary_inputs,
     step_inputs,
@@ -45,7 +46,12 @@ class Op:
 
     @property
     def is_step(self) -> bool:
+        """Without gradients."""
         return self.name.endswith("step")
+
+    @property
+    def has_state(self) -> bool:
+        return self.name.endswith("retention_step")
 
 
 def with_slots(make: Callable[..., Inputs]) -> Callable[..., Inputs]:
@@ -67,6 +73,11 @@ OPS = {
         "gated_group_norm",
         lambda B=2, T=5, **kw: norm_inputs((B, T), gate=False, weight="", bias="", **kw),
         {"eps": 1e-5, "norm": "rms"},
+    ),
+    "linear": Op(
+        "linear_step",
+        lambda B=3, T=5, **kw: linear_inputs(B, **kw),
+        tokens=("x", "weight", "bias"),
     ),
     "step": Op("retention_step", lambda B=3, T=5, **kw: step_inputs(B, **kw)),
     "step_slots": Op("retention_step", with_slots(step_inputs), {"scale": 0.3}),
@@ -147,7 +158,7 @@ def test_strides_and_offsets(dtype, op, device):
     expected = op(**{name: x.clone() for name, x in inputs.items()})
     for case in (gaps, turned):
         outputs = op(**case)
-        assert all(x.is_contiguous() for x in outputs[: -1 if op.is_step else None])
+        assert all(x.is_contiguous() for x in outputs[: -1 if op.has_state else None])
         for x, y in zip(outputs, expected, strict=True):
             assert_close_to_reference(x, y.double(), dtype, factor=2)
 
@@ -185,7 +196,7 @@ def test_outputs_share_no_memory_with_inputs(op, device):
     for dtype in (torch.float32, torch.float64):
         inputs = op.make(dtype=dtype, device=device)
         pointers = {x.untyped_storage().data_ptr() for x in inputs.values()}
-        outputs = op(**inputs)[: -1 if op.is_step else None]
+        outputs = op(**inputs)[: -1 if op.has_state else None]
         assert pointers.isdisjoint(x.untyped_storage().data_ptr() for x in outputs)
         assert len({x.untyped_storage().data_ptr() for x in outputs}) == len(outputs)
 
@@ -196,7 +207,7 @@ def test_the_inputs_are_left_alone(op, device):
     before = {name: x.clone() for name, x in inputs.items()}
     op(**inputs)
     changed = {name for name, x in inputs.items() if not torch.equal(x, before[name])}
-    assert changed == ({"state"} if op.is_step else set())
+    assert changed == ({"state"} if op.has_state else set())
 
 
 @every_op
@@ -273,8 +284,9 @@ def check_compiled(op, backend, device):
             outputs, expected = compiled(**inputs), op(**plain)
             for a, b in zip(outputs, expected, strict=True):
                 torch.testing.assert_close(a, b)
-            if op.is_step:
+            if op.has_state:
                 assert torch.equal(inputs["state"], plain["state"])
+            if op.is_step:
                 continue
             actual, reference = all_grads(outputs, inputs), all_grads(expected, plain)
             for name in actual:

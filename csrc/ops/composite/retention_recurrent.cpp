@@ -34,7 +34,8 @@ void recurrent_forward(const Inputs& in, const Outputs& out) {
 namespace {
 
 /// Forward in time, with the state S and, for the gradient of log_decay, its derivative S'.
-void backward_of_readout(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+void recurrent_backward_of_readout(const Inputs& in, const OutputGrads& grad,
+                                   const InputGrads& out) {
   const auto& decay = in.decay;
   const bool derivative = out.log_decay.defined();
   auto S = state_or_zeros(in.initial_state, in);
@@ -63,7 +64,8 @@ void backward_of_readout(const Inputs& in, const OutputGrads& grad, const InputG
 }
 
 /// Backward in time, with the adjoint R of the state.
-void backward_of_update(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+void recurrent_backward_of_update(const Inputs& in, const OutputGrads& grad,
+                                  const InputGrads& out) {
   const auto& decay = in.decay;
   auto R = state_or_zeros(grad.final_state, in);
   for (int64_t t = in.num_tokens() - 1; t >= 0; --t) {
@@ -83,9 +85,9 @@ void backward_of_update(const Inputs& in, const OutputGrads& grad, const InputGr
 }  // namespace
 
 void recurrent_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
-  if (out.q.defined() || out.log_decay.defined()) backward_of_readout(in, grad, out);
+  if (out.q.defined() || out.log_decay.defined()) recurrent_backward_of_readout(in, grad, out);
   if (out.k.defined() || out.v.defined() || out.initial_state.defined()) {
-    backward_of_update(in, grad, out);
+    recurrent_backward_of_update(in, grad, out);
   }
 }
 

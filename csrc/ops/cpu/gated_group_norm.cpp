@@ -8,10 +8,10 @@
 
 #include "ops/check.h"
 #include "ops/composite/gated_group_norm.h"
+#include "ops/cpu/empty_output.h"
 #include "ops/cpu/floats.h"
 #include "ops/cpu/instruction_set.h"
 #include "ops/cpu/parallel.h"
-#include "ops/cpu/retention.h"
 
 namespace retnet::ops {
 namespace {

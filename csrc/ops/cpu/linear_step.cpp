@@ -7,7 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
-#include <vector>
+#include <memory>
 
 #include "ops/cpu/instruction_set.h"
 #include "ops/cpu/parallel.h"
@@ -42,9 +42,9 @@ at::Tensor linear_step_cpu(const at::Tensor& x, const at::Tensor& weight,
   const int64_t in = weight.size(1), out = weight.size(0), tokens = x.numel() / in;
   const int64_t size = retnet::cpu::linear_token_size(in);
   const auto rows = x.contiguous();
-  std::vector<float> floats(tokens * size);
+  const auto floats = std::make_unique_for_overwrite<float[]>(tokens * size);
   for (int64_t t = 0; t < tokens; ++t) {
-    set.linear_token({in, elements(rows) + t * in, floats.data() + t * size});
+    set.linear_token({in, elements(rows) + t * in, floats.get() + t * size});
   }
   const auto dense_bias = bias ? bias->contiguous() : at::Tensor();
   auto sizes = x.sizes().vec();
@@ -55,7 +55,7 @@ at::Tensor linear_step_cpu(const at::Tensor& x, const at::Tensor& weight,
   const int64_t part = std::max<int64_t>(1, kPart / in / kLinearPart) * kLinearPart;
   cpu::run_tasks((out + part - 1) / part, 0, [&](int64_t task, void*) {
     const int64_t first = task * part;
-    set.linear({tokens, in, std::min(part, out - first), floats.data(),
+    set.linear({tokens, in, std::min(part, out - first), floats.get(),
                 elements(weight) + first * stride, stride,
                 bias ? elements(dense_bias) + first : nullptr, result + first, out});
   });

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "ops/composite/retention.h"
+#include "ops/cpu/empty_output.h"
 #include "ops/cpu/instruction_set.h"
 #include "ops/cpu/parallel.h"
 #include "ops/retention.h"

@@ -81,8 +81,4 @@ at::Tensor adjoints_of_segments(const retnet::cpu::Kernels& kernels, const Decay
                                 const at::Tensor& q, const at::Tensor& grad_out,
                                 const at::Tensor& grad_state);
 
-/// An uninitialised tensor. Where it is large, the system is advised to back it by huge pages: page
-/// faults are a third of the time of a fast forward pass.
-at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options);
-
 }  // namespace retnet::ops::cpu

@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "ops/composite/retention.h"
+#include "ops/cpu/empty_output.h"
 #include "ops/cpu/instruction_set.h"
 #include "ops/cpu/parallel.h"
 #include "ops/cpu/retention.h"

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
@@ -141,19 +138,6 @@ StateMatrix matrix_of(const at::Tensor& state, int64_t row, int64_t head) {
   if (!state.defined()) return {};
   auto* ptr = const_cast<float*>(state.const_data_ptr<float>());  // written where it is an output
   return {ptr + row * state.stride(0) + head * state.stride(1), state.stride(2), state.stride(3)};
-}
-
-at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  constexpr uintptr_t kPage = uintptr_t{1} << 21, kLarge = uintptr_t{4} << 20;
-  auto x = at::empty(sizes, options);
-  if (x.nbytes() >= kLarge) {
-    const auto begin = reinterpret_cast<uintptr_t>(x.data_ptr());
-    const auto first = (begin + kPage - 1) / kPage * kPage,
-               last = (begin + x.nbytes()) / kPage * kPage;
-    // Advice: where the system does not take it, nothing is lost.
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
-  return x;
 }
 
 }  // namespace retnet::ops::cpu

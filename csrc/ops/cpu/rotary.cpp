@@ -7,8 +7,8 @@
 #include <algorithm>
 
 #include "ops/composite/rotary.h"
+#include "ops/cpu/empty_output.h"
 #include "ops/cpu/instruction_set.h"
-#include "ops/cpu/retention.h"
 
 namespace retnet::ops {
 namespace {

@@ -18,7 +18,8 @@ class Linear(nn.Linear):
     """torch's `nn.Linear`, by `retnet.ops.linear_step` where that is faster.
 
     That is: on a CPU, in bfloat16, for up to 4 rows, with grad mode off. A program exported by
-    torch.export (strict=False, its default) holds torch's linear.
+    torch.export holds torch's linear; with strict=True, which traces as torch.compile does, what
+    the example inputs take. Exported with grad mode on it is torch's in both, for any batch.
     """
 
     def forward(self, x: Tensor) -> Tensor:
