@@ -58,7 +58,7 @@ def test_threads_share_the_work(threads):
     before = time.process_time(), time.thread_time()
     torch.ops.retnet._multiply_adds(torch.float32, 1 << 24)
     of_all, of_this = time.process_time() - before[0], time.thread_time() - before[1]
-    # Half of the work is each thread's; where others keep a core busy, this one waits for its turn too.
+    # Half of the work is each thread's; on a busy machine this one waits for its turn, too.
     assert of_all - of_this > 0.1 * of_this
 
 
