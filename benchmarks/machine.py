@@ -93,7 +93,7 @@ def ceilings(
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     found = {"copy_bytes_per_s": copy, "matmul_flop_per_s": 2 * n**3 / best(lambda: a @ b)}
     if not cuda:
-        steps = 1 << 12 if quick else 1 << 20
+        steps = 1 << 12 if quick else 1 << 23  # 30 ms: threads wake within a part of it
         peak = torch.ops.retnet._multiply_adds
         found |= {
             "read_bytes_per_s": 4 * elements / best(lambda: source.sum()),
