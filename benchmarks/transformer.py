@@ -293,6 +293,7 @@ def plot(path: Path, content: dict[str, Any]) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     done = [r for r in content["results"] if r["status"] == "ok"]
     figure, axes = plt.subplots(1, len(PANELS), figsize=(24, 4.6), layout="constrained")
@@ -308,6 +309,8 @@ def plot(path: Path, content: dict[str, Any]) -> None:
             ax.plot([r["length"] for r in rows], y, "o-", label=label)
         ax.set(xscale="log", yscale="log", title=title, xlabel="tokens")
         ax.set_xticks(*2 * [sorted({r["length"] for r in some})], minor=False)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
         ax.grid(alpha=0.3)
         if some:
