@@ -29,7 +29,7 @@ mapfile -t requirements <<<"$requirements"
 if [ -n "${CUDA:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
   requirements+=(nvidia-cuda-nvcc==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.*)
 fi
-"$venv/bin/python" -m pip install --quiet "uv>=0.9"
+"$venv/bin/python" -m pip install --quiet "uv>=0.9" || true
 # Minutes faster than pip, which unpacks one file at a time; but pip alone knows a mirror from pip's own settings.
 install() {
   "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || "$venv/bin/python" -m pip install --quiet "$@"
