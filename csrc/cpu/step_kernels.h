@@ -14,7 +14,7 @@ namespace {
 template <int kLanes, int kVectors>
 RETNET_INLINE void step_columns(const StepParams& p, int64_t first) {
   using V = F<kLanes>;
-  constexpr int64_t kAhead = 16;  // rows, into the L2 cache: the L1 cache has few lines to wait for
+  constexpr int64_t kAhead = 16;  // rows; into the L2 cache, which is faster than into the L1 cache
   V out[kVectors] = {};
   const float change = p.change;
   for (int64_t r = 0; r < p.inner; ++r) {
