@@ -74,7 +74,13 @@ RETNET_INLINE void linear_rows(const LinearParams& p, int64_t first) {
   int64_t c = 0;
   for (; c + 2 * kLanes <= p.in; c += 2 * kLanes) {
 #pragma GCC unroll 8
-    for (int o = 0; o < kOut; ++o) step(o, c, load<U<kLanes>>(weight + o * p.weight_stride + c));
+    for (int o = 0; o < kOut; ++o) {
+      const BFloat16* row = weight + o * p.weight_stride + c;
+      // Few rows: the next ones early. Past the last this is beyond the weight: a prefetch does not
+      // fault.
+      if (kOut <= 4 && c % 32 == 0) __builtin_prefetch(row + kOut * p.weight_stride);
+      step(o, c, load<U<kLanes>>(row));
+    }
   }
   if (c < p.in) {
 #pragma GCC unroll 8
