@@ -103,7 +103,8 @@ class RetentionPlan(NamedTuple):
             such as ``"cpu_avx2"``, or ``"composite"``.
         reason: why not the kernel; empty where it runs.
         inner: Dk is padded to this.
-        slice: columns of Dv that one block of threads, or one thread of the CPU, owns.
+        slice: columns of Dv that one block of threads owns; on the CPU, one thread of those that
+            share a head.
         chunk: tokens of a chunk.
         segment_length: tokens after which a sequence is cut into parts; 0: not cut.
         segments: sequences, or room for their parts.

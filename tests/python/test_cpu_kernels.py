@@ -143,12 +143,14 @@ def all_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"out": outputs[0], "state": outputs[1], **grads(outputs, inputs)}
 
 
+@parametrize(("heads", "count"), [(1, 3), (3, 2), (4, 3)], ids=["all", "1 of 3", "1 of 4"])
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_slices_change_no_bit(dtype, path, threads):
-    inputs = make_inputs(1, 100, 1, 130, 200, dtype=dtype)
+def test_slices_change_no_bit(dtype, heads, count, path, threads):
+    """Where heads do not go evenly into the threads: of the heads left over."""
+    inputs = make_inputs(1, 100, heads, 130, 200, dtype=dtype)
     threads(1)
     whole = all_of(inputs)
-    threads(3)
+    threads(count)
     assert retention_plan(**inputs).slice < 200
     for name, x in all_of(inputs).items():
         if name == "log_decay":  # a sum over slices

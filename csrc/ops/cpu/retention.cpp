@@ -46,14 +46,14 @@ std::tuple<at::Tensor, at::Tensor> retention_cpu(const at::Tensor& q, const at::
     initial = cpu::states_of_segments(kernels, decay, log_decay, spans, b, c, initial);
   }
 
-  const int64_t slices = cut.slices(V);
-  const auto params_of = [&](int64_t task) {
-    const int64_t n = task / (H * slices), h = task / slices % H, first = task % slices * cut.width;
+  const auto slices = cpu::slices_of(cut, spans.size(), H, V);
+  const auto params_of = [&](const cpu::Slice& slice) {
+    const auto& [n, h, first, width] = slice;
     const auto& span = spans[n];
     retnet::cpu::ReadoutParams p;
     p.tokens = span.tokens;
     p.inner = K;
-    p.outer = std::min(cut.width, V - first);
+    p.outer = width;
     p.a = cpu::rows_of(a, span, h);
     p.b = cpu::rows_of(b, span, h);
     p.c = cpu::rows_of(c, span, h, first);
@@ -74,9 +74,9 @@ std::tuple<at::Tensor, at::Tensor> retention_cpu(const at::Tensor& q, const at::
     p.decay = decay[h];
     return p;
   };
-  const auto scratch = kernels.readout_scratch(params_of(0));  // no slice is wider than the first
-  cpu::run_tasks(static_cast<int64_t>(spans.size()) * H * slices, scratch,
-                 [&](int64_t task, void* memory) { kernels.readout(params_of(task), memory); });
+  const auto scratch = kernels.readout_scratch(params_of(slices.front()));
+  cpu::run_tasks(slices.size(), scratch,
+                 [&](int64_t i, void* memory) { kernels.readout(params_of(slices[i]), memory); });
   return {out, final_state};
 }
 

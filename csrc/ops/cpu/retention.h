@@ -41,17 +41,24 @@ class DecayOfHeads {
   std::vector<retnet::cpu::DecayTables> tables_;
 };
 
-/// How the work on heads of sequences is cut where they would leave threads idle: columns into
-/// slices, each as wide as `width`, and where that is not enough, the longest of sequences into
-/// segments of `segment_length` tokens (0: not cut).
+/// How the work on heads of sequences is cut where they do not go evenly into the threads: the
+/// first `whole` stay so, the columns of the others are cut into slices as wide as `width`, and where
+/// that is not enough, the longest of sequences into segments of `segment_length` tokens (0: not cut).
 struct Cut {
-  int64_t width, segment_length;
-  int64_t slices(int64_t columns) const { return (columns + width - 1) / width; }
+  int64_t whole, width, segment_length;
 };
 /// Slices do not change a bit of the result, segments do: they are left out where the result must
 /// not depend on the batch (torch.use_deterministic_algorithms).
-/// `cost`: what the first cut into slices adds to the cost of a head, as a share.
-Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns, double cost = 0);
+/// `passes`: over each slice of a head that is cut; the 2 of the gradients of k and v are one where
+/// the head is whole.
+Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns, int64_t passes = 1);
+
+/// Columns first .. of a head of a span.
+struct Slice {
+  int64_t span, head, first, width;
+};
+/// All columns of all heads of spans, the widest slices first.
+std::vector<Slice> slices_of(const Cut& cut, size_t spans, int64_t heads, int64_t columns);
 
 /// Sequences cut into segments, in order; the state rows stay those of the sequences.
 std::vector<Span> segments_of(const std::vector<Span>& sequences, int64_t segment_length);

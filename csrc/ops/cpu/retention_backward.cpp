@@ -47,16 +47,15 @@ void Backward::readout(const at::Tensor& grad_q, const at::Tensor& grad_log_deca
   const auto initial =
       segmented ? cpu::states_of_segments(kernels, decay, log_decay, spans, k, v, initial_state)
                 : initial_state;
-  const int64_t slices = cut.slices(inner());
-  const auto tasks = static_cast<int64_t>(spans.size()) * H * slices;
-  std::vector<double> slopes(slope ? tasks : 0);
-  const auto params_of = [&](int64_t task) {
-    const int64_t n = task / (H * slices), h = task / slices % H, first = task % slices * cut.width;
+  const auto slices = cpu::slices_of(cut, spans.size(), H, inner());
+  std::vector<double> slopes(slope ? slices.size() : 0);
+  const auto params_of = [&](int64_t i) {
+    const auto& [n, h, first, width] = slices[i];
     const auto& span = spans[n];
     ReadoutParams p;
     p.tokens = span.tokens;
     p.inner = outer();
-    p.outer = std::min(cut.width, inner() - first);
+    p.outer = width;
     p.a = cpu::rows_of(grad_out, span, h);
     p.b = cpu::rows_of(v, span, h);
     p.c = cpu::rows_of(k, span, h, first);
@@ -70,7 +69,7 @@ void Backward::readout(const at::Tensor& grad_q, const at::Tensor& grad_log_deca
     p.initial_outer = start.row;
     p.decay = decay[h];
     if (slope) {
-      p.slope = &slopes[task];
+      p.slope = &slopes[i];
       p.q = cpu::rows_of(q, span, h, first);
       const auto end = cpu::matrix_of(grad_state, span.state_row, h);
       if (end.ptr) p.grad_state = end.ptr + first * end.row;
@@ -79,51 +78,62 @@ void Backward::readout(const at::Tensor& grad_q, const at::Tensor& grad_log_deca
     }
     return p;
   };
-  cpu::run_tasks(tasks, kernels.readout_scratch(params_of(0)),
-                 [&](int64_t task, void* memory) { kernels.readout(params_of(task), memory); });
+  cpu::run_tasks(slices.size(), kernels.readout_scratch(params_of(0)),
+                 [&](int64_t i, void* memory) { kernels.readout(params_of(i), memory); });
   for (int64_t h = 0; slope && h < H; ++h) {
     double sum = 0;
-    for (int64_t task = 0; task < tasks; ++task) sum += task / slices % H == h ? slopes[task] : 0;
+    for (size_t i = 0; i < slices.size(); ++i) sum += slices[i].head == h ? slopes[i] : 0;
     grad_log_decay.mutable_data_ptr<float>()[h] = decay[h].is_zero ? 0 : static_cast<float>(sum);
   }
 }
 
 void Backward::update(const at::Tensor& grad_k, const at::Tensor& grad_v,
                       const at::Tensor& grad_initial_state) const {
+  // Of a whole head, grad_k and grad_v share the adjoint. Of a head that is cut, grad_v and
+  // grad_initial_state go by columns of v and grad_k by columns of k, one after the other: together
+  // they would add up over slices.
   const int64_t H = num_heads(), K = inner(), V = outer();
-  // Cut into slices, grad_v and grad_initial_state go by columns of v and grad_k by columns of k,
-  // one after the other: together they would share the adjoint, 10 K V products a token and not 12,
-  // but add up over slices.
-  const auto by_v = cpu::cut_of(sequences, H, V, 0.2), by_k = cpu::cut_of(sequences, H, K, 0.2);
+  auto by_v = cpu::cut_of(sequences, H, V, 2), by_k = cpu::cut_of(sequences, H, K, 2);
   const auto spans = cpu::segments_of(sequences, by_v.segment_length);
   const bool segmented = spans.size() > sequences.size();
   const auto adjoint = segmented ? cpu::adjoints_of_segments(kernels, decay, log_decay, spans, q,
                                                              grad_out, grad_state)
                                  : grad_state;
-  const bool together = by_v.slices(V) == 1 && by_k.slices(K) == 1;
-  const bool by_columns = together || grad_v.defined() || grad_initial_state.defined();
-  const int64_t v_slices = by_columns ? by_v.slices(V) : 0;
-  const int64_t k_slices = !together && grad_k.defined() ? by_k.slices(K) : 0;
-  const int64_t slices = v_slices + k_slices;
-  const auto params_of = [&](int64_t task) {
-    const int64_t n = task / (H * slices), h = task / slices % H, slice = task % slices;
+  by_v.whole = by_k.whole = std::min(by_v.whole, by_k.whole);
+  const auto is_whole = [&](const cpu::Slice& x) { return x.span * H + x.head < by_v.whole; };
+  struct Part {
+    cpu::Slice k, v;  // what is read
+    bool of_k, of_v;  // whose gradients
+  };
+  std::vector<Part> parts;
+  for (const auto& v_slice : cpu::slices_of(by_v, spans.size(), H, V)) {
+    const bool of_k = is_whole(v_slice) && grad_k.defined();
+    if (of_k || grad_v.defined() || grad_initial_state.defined()) {
+      parts.push_back({{v_slice.span, v_slice.head, 0, K}, v_slice, of_k, true});
+    }
+  }
+  for (const auto& k_slice : cpu::slices_of(by_k, spans.size(), H, K)) {
+    if (!is_whole(k_slice) && grad_k.defined()) {
+      parts.push_back({k_slice, {k_slice.span, k_slice.head, 0, V}, true, false});
+    }
+  }
+  const auto params_of = [&](const Part& part) {
+    const auto& [n, h, first_k, width_k] = part.k;
+    const auto first_v = part.v.first;
     const auto& span = spans[n];
-    const bool of_v = slice < v_slices;
-    const int64_t first_v = of_v ? slice * by_v.width : 0;
-    const int64_t first_k = of_v ? 0 : (slice - v_slices) * by_k.width;
     UpdateParams p;
     p.tokens = span.tokens;
-    p.inner = of_v ? K : std::min(by_k.width, K - first_k);
-    p.outer = of_v ? std::min(by_v.width, V - first_v) : V;
+    p.inner = width_k;
+    p.outer = part.v.width;
     p.q = cpu::rows_of(q, span, h, first_k);
     p.k = cpu::rows_of(k, span, h, first_k);
     p.v = cpu::rows_of(v, span, h, first_v);
     p.grad_out = cpu::rows_of(grad_out, span, h, first_v);
-    if (grad_k.defined() && (together || !of_v)) {
+    if (part.of_k) {
       p.grad_k = const_cast<void*>(cpu::rows_of(grad_k, span, h, first_k).ptr);
       p.grad_k_stride = grad_k.stride(1);
     }
-    if (grad_v.defined() && of_v) {
+    if (part.of_v && grad_v.defined()) {
       p.grad_v = const_cast<void*>(cpu::rows_of(grad_v, span, h, first_v).ptr);
       p.grad_v_stride = grad_v.stride(1);
     }
@@ -132,7 +142,7 @@ void Backward::update(const at::Tensor& grad_k, const at::Tensor& grad_v,
     p.grad_state_inner = end.row;
     p.grad_state_outer = end.col;
     const bool is_first = n == 0 || spans[n - 1].state_row != span.state_row;
-    if (grad_initial_state.defined() && of_v && is_first) {
+    if (part.of_v && grad_initial_state.defined() && is_first) {
       const auto start = cpu::matrix_of(grad_initial_state, span.state_row, h);
       p.grad_initial = start.ptr + first_v;
       p.grad_initial_inner = start.row;
@@ -140,11 +150,12 @@ void Backward::update(const at::Tensor& grad_k, const at::Tensor& grad_v,
     p.decay = decay[h];
     return p;
   };
-  if (slices == 0) return;
-  const auto scratch =
-      std::max(kernels.update_scratch(params_of(0)), kernels.update_scratch(params_of(slices - 1)));
-  cpu::run_tasks(static_cast<int64_t>(spans.size()) * H * slices, scratch,
-                 [&](int64_t task, void* memory) { kernels.update(params_of(task), memory); });
+  size_t scratch = 0;
+  for (const auto& part : parts) {
+    scratch = std::max(scratch, kernels.update_scratch(params_of(part)));
+  }
+  cpu::run_tasks(parts.size(), scratch,
+                 [&](int64_t i, void* memory) { kernels.update(params_of(parts[i]), memory); });
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_cpu(

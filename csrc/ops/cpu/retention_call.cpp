@@ -76,39 +76,59 @@ constexpr int64_t kSliceWidth = 64;
 constexpr int64_t kSegmentLength = 512;
 // What a further slice adds to the cost of a head, as a share: each packs and has scores of its own.
 constexpr double kSliceCost = 0.05;
+// The cost of one of the two passes that a head's gradients of k and v take apart, as a share of
+// the one they take together: 4 K V products a token of 6.
+constexpr double kPassCost = 2.0 / 3;
+constexpr int64_t kAll = std::numeric_limits<int64_t>::max();
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// A multiple of `least`: of `whole` in so many parts.
 int64_t part_of(int64_t whole, int64_t parts, int64_t least) {
-  const int64_t part = (whole + parts - 1) / parts;
-  return std::max((part + least - 1) / least * least, least);
+  return std::max(ceil_div(ceil_div(whole, parts), least) * least, least);
 }
 
 }  // namespace
 
-Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns, double cost) {
+Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns, int64_t passes) {
   const int64_t units = std::max<int64_t>(1, static_cast<int64_t>(sequences.size()) * heads);
   const int64_t threads = at::get_num_threads();
-  // In units: the turns that the threads take, each of a slice.
+  // In whole heads: the turns that the threads take, of such and then of passes over slices.
   const auto time = [&](const Cut& cut) {
-    const int64_t slices = cut.slices(columns), turns = (units * slices + threads - 1) / threads;
+    const int64_t whole = std::min(cut.whole, units), slices = ceil_div(columns, cut.width);
+    const int64_t turns = ceil_div((units - whole) * slices * passes, threads);
     const double share =
         std::min(1.0, static_cast<double>(cut.width) / static_cast<double>(columns));
-    const double more = slices == 1 ? 0 : cost + kSliceCost * static_cast<double>(slices - 1);
-    return static_cast<double>(turns) * share * (1 + more);
+    const double one =
+        (passes == 1 ? 1 : kPassCost) * (1 + kSliceCost * static_cast<double>(slices - 1));
+    return static_cast<double>(ceil_div(whole, threads)) + static_cast<double>(turns) * share * one;
   };
-  Cut cut{part_of(columns, 1, kSliceWidth), 0};
-  for (int64_t slices = 2; slices <= std::min(threads, columns / kSliceWidth); ++slices) {
-    const Cut other{part_of(columns, slices, kSliceWidth), 0};
+  Cut cut{kAll, part_of(columns, 1, kSliceWidth), 0};
+  const int64_t most = std::max<int64_t>(1, std::min(threads, columns / kSliceWidth));
+  for (int64_t slices = passes == 1 ? 2 : 1; slices <= most; ++slices) {
+    const Cut other{units / threads * threads, part_of(columns, slices, kSliceWidth), 0};
     if (time(other) < time(cut)) cut = other;
   }
-  const int64_t wanted = (threads + units - 1) / units, slices = cut.slices(columns);
-  const int64_t parts = (wanted + slices - 1) / slices;
+  const int64_t wanted = ceil_div(threads, units);
+  const int64_t parts =
+      ceil_div(wanted, cut.whole == kAll ? 1 : ceil_div(columns, cut.width) * passes);
   if (parts == 1 || composite::rows_apart()) return cut;
   int64_t longest = 0;
   for (const auto& span : sequences) longest = std::max(longest, span.tokens);
   const int64_t length = part_of(longest, parts, kSegmentLength);
   if (length < longest) cut.segment_length = length;
   return cut;
+}
+
+std::vector<Slice> slices_of(const Cut& cut, size_t spans, int64_t heads, int64_t columns) {
+  std::vector<Slice> slices;
+  for (int64_t unit = 0; unit < static_cast<int64_t>(spans) * heads; ++unit) {
+    const int64_t width = unit < cut.whole ? columns : cut.width;
+    for (int64_t first = 0; first < columns; first += width) {
+      slices.push_back({unit / heads, unit % heads, first, std::min(width, columns - first)});
+    }
+  }
+  return slices;
 }
 
 std::vector<Span> segments_of(const std::vector<Span>& sequences, int64_t segment_length) {
