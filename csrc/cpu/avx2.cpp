@@ -10,7 +10,10 @@ struct Avx2 {
   static constexpr int kTileRows = 6;  // 12 sums, 2 vectors, 1 broadcast of 16 registers
 };
 
-bool is_supported() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool is_supported() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
 
 }  // namespace
 

@@ -33,6 +33,7 @@ constexpr InstructionSet instruction_set(const char* name, bool (*is_supported)(
           kernels<FloatOperand<Isa>, float>(),
           kernels<Bfloat16Op, BFloat16>(),
           kernels<FloatOperand<Isa>, Float16>(),
+          cos_sin<Isa::kLanes>,
           step<Isa::kLanes>,
           linear_token<Bfloat16Op>,
           linear<Bfloat16Op>,

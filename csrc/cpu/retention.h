@@ -95,6 +95,7 @@ struct InstructionSet {
   const char* name;
   bool (*is_supported)();
   Kernels float32, bfloat16, float16;
+  void (*cos_sin)(const CosSinParams&);
   void (*step)(const StepParams&);
   void (*linear_token)(const LinearTokenParams&);
   void (*linear)(const LinearParams&);

@@ -5,6 +5,15 @@
 
 namespace retnet::cpu {
 
+/// Cosine and sine of position * frequencies[i]: the angle and its remainder in float64, so that far
+/// positions are as good as near ones.
+struct CosSinParams {
+  int64_t pairs;
+  double position;
+  const float* frequencies;  // [pairs]
+  float *cos, *sin;          // [pairs]
+};
+
 /// The rotation of one row (one token of one head), of the kernel's dtype and dense: of each pair
 /// (a, b) of channels, a <- a cos - b sin, b <- a sin + b cos.
 struct RotaryParams {

@@ -13,6 +13,10 @@
 
 #include "cpu/scalar.h"
 
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
 #define RETNET_INLINE inline __attribute__((always_inline))
 #define RETNET_NOINLINE __attribute__((noinline))
 
@@ -25,6 +29,8 @@ struct Vectors {
   typedef uint32_t U __attribute__((vector_size(4 * kLanes)));  // NOLINT
   typedef int32_t I __attribute__((vector_size(4 * kLanes)));   // NOLINT
   typedef uint16_t H __attribute__((vector_size(2 * kLanes)));  // NOLINT: 16-bit floats' bits
+  typedef double D __attribute__((vector_size(8 * kLanes)));    // NOLINT
+  typedef uint64_t L __attribute__((vector_size(8 * kLanes)));  // NOLINT: doubles' bits
 };
 template <int kLanes>
 using F = typename Vectors<kLanes>::F;
@@ -34,6 +40,10 @@ template <int kLanes>
 using I = typename Vectors<kLanes>::I;
 template <int kLanes>
 using H = typename Vectors<kLanes>::H;
+template <int kLanes>
+using D = typename Vectors<kLanes>::D;
+template <int kLanes>
+using L = typename Vectors<kLanes>::L;
 
 /// Unaligned.
 template <class V>
@@ -52,16 +62,32 @@ RETNET_INLINE To bits(const From& v) {
   return __builtin_bit_cast(To, v);
 }
 
-// 16-bit floats <-> float. Rounding is to nearest, ties to even; NaN stays NaN.
+// 16-bit floats <-> float. Rounding is to nearest, ties to even; NaN stays NaN. In one instruction
+// where there is one, which rounds bfloat16 below the smallest normal to zero.
 // -------------------------------------------------------------------------------------------------
+
+#ifdef __AVX512F__
+constexpr __mmask16 kAllLanes = 0xffff;  // GCC 12 warns of the functions that have no mask
+#endif
 
 template <int N>
 RETNET_INLINE F<N> widen(H<N> x, BFloat16) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) {
+    return bits<F<N>>(bits<U<N>>(_mm512_maskz_cvtepu16_epi32(kAllLanes, bits<__m256i>(x))) << 16);
+  }
+#endif
   return bits<F<N>>(__builtin_convertvector(x, U<N>) << 16);
 }
 
 template <int N>
 RETNET_INLINE F<N> widen(H<N> x, Float16) {
+#ifdef __AVX512F__
+  if constexpr (N == 16) return _mm512_maskz_cvtph_ps(kAllLanes, bits<__m256i>(x));
+#endif
+#ifdef __F16C__
+  if constexpr (N == 8) return _mm256_cvtph_ps(bits<__m128i>(x));
+#endif
   const U<N> h = __builtin_convertvector(x, U<N>);
   const U<N> magnitude = (h & 0x7fffu) << 13, exponent = h & 0x7c00u;
   // Exponents are biased by 15 in 16 bits, by 127 in 32; that of infinity and NaN is all ones.
@@ -76,6 +102,9 @@ RETNET_INLINE F<N> widen(H<N> x, Float16) {
 
 template <int N>
 RETNET_INLINE H<N> narrow(F<N> x, BFloat16) {
+#ifdef __AVX512BF16__
+  if constexpr (N == 16) return bits<H<N>>(_mm512_cvtneps_pbh(x));
+#endif
   const U<N> u = bits<U<N>>(x);
   const U<N> rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
   const U<N> nan = u >> 16 | 0x40u;
@@ -84,6 +113,13 @@ RETNET_INLINE H<N> narrow(F<N> x, BFloat16) {
 
 template <int N>
 RETNET_INLINE H<N> narrow(F<N> x, Float16) {
+#ifdef __AVX512F__
+  if constexpr (N == 16)
+    return bits<H<N>>(_mm512_maskz_cvtps_ph(kAllLanes, x, _MM_FROUND_TO_NEAREST_INT));
+#endif
+#ifdef __F16C__
+  if constexpr (N == 8) return bits<H<N>>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+#endif
   const U<N> u = bits<U<N>>(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
   const U<N> normal = (a - ((127u - 15) << 23) + 0xfffu + (a >> 13 & 1u)) >> 13;
   // Below the smallest normal: adding 1/2 leaves the multiple of 2^-24 in the last bits.

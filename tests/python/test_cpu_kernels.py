@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases_ops import ask, asking, exact, strided
+from cases_ops import STYLES, ask, asking, exact, rotary_inputs, strided
 from cases_retention import as_float64, grads, make_inputs, require_grad
 from oracle_retention import packed_by_definition, retention_by_recurrence
 from retnet.ops import gated_group_norm, retention, retention_plan
 from test_determinism import OPS, incoming_of
 from test_log_decay import derivative_by_recurrence
 from test_retention import check_all
+from test_rotary import check as check_rotary
 from tolerances import (
     LOG_DECAY_LIMITS,
     assert_as_good_as_composite,
@@ -213,6 +214,15 @@ def test_other_operators_against_their_definitions(dtype, V, name, path):
         grads = torch.autograd.grad(outputs, list(asking(leaves).values()), incoming)
         for name, y in zip(asking(leaves), grads, strict=True):
             assert_close_to_reference(actual[name], y, dtype, grad=True, name=name)
+
+
+@parametrize("style", STYLES)
+@parametrize("Dk", [2, 14, 66])
+@parametrize("dtype", DTYPES, ids=str)
+def test_rotary_at_any_position(dtype, Dk, style, path):
+    inputs = rotary_inputs(2, 6, 3, Dk, dtype=dtype)
+    inputs["positions"] = torch.tensor([0, 1, -70, 4097, 1_000_000, 2**31 - 1])
+    check_rotary(inputs, style)
 
 
 def test_gates_far_out(path):

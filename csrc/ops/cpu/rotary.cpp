@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <vector>
 
 #include "ops/composite/rotary.h"
 #include "ops/cpu/empty_output.h"
@@ -13,35 +14,51 @@
 namespace retnet::ops {
 namespace {
 
-using composite::Rotation;
-
 constexpr int64_t kGrain = 32768;  // elements: fewer are not worth another thread
 
 bool takes(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
 
-/// x [..., H, Dk] turned, in one pass.
-at::Tensor turned(const at::Tensor& x, const Rotation& rotation) {
-  const auto from = x.contiguous(), cos = rotation.cos.contiguous(),
-             sin = rotation.sin.contiguous();
-  auto out = cpu::empty_output(x.sizes(), x.options());
-  const int64_t H = x.size(-2), Dk = x.size(-1), turns = cos.numel() / (Dk / 2);
-  const auto rotate = cpu::kernels_of(cpu::instruction_set(), x.scalar_type()).rotary;
-  const auto bytes = static_cast<int64_t>(x.element_size());
-  const auto* source = static_cast<const char*>(from.const_data_ptr());
-  auto* target = static_cast<char*>(out.mutable_data_ptr());
+/// x and y [..., H, Dk] turned in one pass, or turned back; undefined: as they are.
+std::tuple<at::Tensor, at::Tensor> turned(const at::Tensor& x, const at::Tensor& y,
+                                          const at::Tensor& positions,
+                                          const at::Tensor& frequencies, std::string_view style,
+                                          bool back) {
+  struct Rows {
+    explicit Rows(const at::Tensor& x) : from(x.contiguous()) {
+      to = cpu::empty_output(x.sizes(), x.options());
+    }
+    at::Tensor from, to;
+  };
+  std::vector<Rows> all;
+  for (const auto* tensor : {&x, &y}) {
+    if (tensor->defined()) all.emplace_back(*tensor);
+  }
+  const auto& any = all.front().from;
+  const int64_t H = any.size(-2), Dk = any.size(-1), pairs = Dk / 2;
+  const auto at = positions.to(at::kLong).contiguous();
+  const auto turns = frequencies.contiguous();
+  const auto cos_sin = cpu::instruction_set().cos_sin;
+  const auto rotate = cpu::kernels_of(cpu::instruction_set(), any.scalar_type()).rotary;
+  const auto bytes = static_cast<int64_t>(any.element_size());
   const int64_t grain = std::max<int64_t>(1, kGrain / (H * Dk));
-  at::parallel_for(0, x.numel() / (H * Dk), grain, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, any.numel() / (H * Dk), grain, [&](int64_t begin, int64_t end) {
+    std::vector<float> cos(pairs), sin(pairs);
     for (int64_t token = begin; token < end; ++token) {
-      const int64_t turn =
-          token % turns * (Dk / 2);  // the same for every row where positions is [T]
-      for (int64_t h = 0; h < H; ++h) {
-        const int64_t offset = (token * H + h) * Dk * bytes;
-        rotate({Dk / 2, rotation.interleaved, cos.const_data_ptr<float>() + turn,
-                sin.const_data_ptr<float>() + turn, source + offset, target + offset});
+      // The same for every row where positions is [T].
+      const auto position = at.const_data_ptr<int64_t>()[token % at.numel()];
+      cos_sin({pairs, static_cast<double>(back ? -position : position),
+               turns.const_data_ptr<float>(), cos.data(), sin.data()});
+      for (const auto& [from, to] : all) {
+        const auto* source = static_cast<const char*>(from.const_data_ptr());
+        auto* target = static_cast<char*>(to.mutable_data_ptr());
+        for (int64_t head = token * H; head < (token + 1) * H; ++head) {
+          rotate({pairs, style == "interleaved", cos.data(), sin.data(), source + head * Dk * bytes,
+                  target + head * Dk * bytes});
+        }
       }
     }
   });
-  return out;
+  return {x.defined() ? all.front().to : x, y.defined() ? all.back().to : y};
 }
 
 std::tuple<at::Tensor, at::Tensor> rotary_cpu(const at::Tensor& q, const at::Tensor& k,
@@ -50,8 +67,7 @@ std::tuple<at::Tensor, at::Tensor> rotary_cpu(const at::Tensor& q, const at::Ten
                                               std::string_view style) {
   check_rotary("rotary", q, k, positions, frequencies, style);
   if (!takes(q)) return composite::rotary(q, k, positions, frequencies, style);
-  const auto rotation = composite::rotation_of(positions, frequencies, style, at::kFloat);
-  return {turned(q, rotation), turned(k, rotation)};
+  return turned(q, k, positions, frequencies, style, false);
 }
 
 std::tuple<at::Tensor, at::Tensor> rotary_backward_cpu(
@@ -59,17 +75,14 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward_cpu(
     const std::optional<at::Tensor>& grad_rotated_k, const at::Tensor& positions,
     const at::Tensor& frequencies, std::string_view style, std::array<bool, 2> output_mask) {
   check_rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style);
-  const auto& any = grad_rotated_q ? grad_rotated_q : grad_rotated_k;
-  if (!any || !takes(*any)) {
+  const at::Tensor grad_q = output_mask[0] ? grad_rotated_q.value_or(at::Tensor()) : at::Tensor();
+  const at::Tensor grad_k = output_mask[1] ? grad_rotated_k.value_or(at::Tensor()) : at::Tensor();
+  const auto& any = grad_q.defined() ? grad_q : grad_k;
+  if (!any.defined() || !takes(any)) {
     return composite::rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style,
                                       output_mask);
   }
-  const auto rotation =
-      composite::inverse(composite::rotation_of(positions, frequencies, style, at::kFloat));
-  const auto turned_back = [&](bool asked, const std::optional<at::Tensor>& grad) {
-    return asked && grad ? turned(*grad, rotation) : at::Tensor();
-  };
-  return {turned_back(output_mask[0], grad_rotated_q), turned_back(output_mask[1], grad_rotated_k)};
+  return turned(grad_q, grad_k, positions, frequencies, style, true);
 }
 
 }  // namespace
