@@ -14,12 +14,16 @@ namespace retnet::ops::cpu {
 /// own. A thread takes the next task when it is done with one, so that unequal tasks share out.
 template <class Task>
 void run_tasks(int64_t num_tasks, size_t scratch_bytes, const Task& task) {
+  constexpr size_t kLine = 64;  // of the cache: threads share none
+  const auto bytes = (scratch_bytes + kLine - 1) / kLine * kLine;
+  const auto threads = std::min<int64_t>(num_tasks, at::get_num_threads());
+  // In one block of this thread: in the heaps of others, blocks that come and go leave gaps.
+  const auto scratch = c10::GetCPUAllocator()->allocate(threads * bytes);
   std::atomic<int64_t> next{0};
-  const auto work = [&](int64_t, int64_t) {
-    const auto scratch = c10::GetCPUAllocator()->allocate(scratch_bytes);
-    for (int64_t i; (i = next.fetch_add(1)) < num_tasks;) task(i, scratch.get());
-  };
-  at::parallel_for(0, std::min<int64_t>(num_tasks, at::get_num_threads()), 1, work);
+  at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {
+    auto* memory = static_cast<char*>(scratch.get()) + thread * bytes;
+    for (int64_t i; (i = next.fetch_add(1)) < num_tasks;) task(i, memory);
+  });
 }
 
 }  // namespace retnet::ops::cpu
