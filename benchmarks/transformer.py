@@ -84,12 +84,12 @@ def kept_numbers(size: str, length: int) -> int:
 def least_memory(size: str, length: int, dtype: torch.dtype) -> int:
     """Bytes that a training step of RetNet adds at least, at the start of its backward.
 
-    What is kept, the head's gradient, and a chunk of logits beside its gradient (as
-    linear_cross_entropy has them), these two in float32.
+    What is kept, the head's gradient in float32, and a chunk of logits, which its gradient
+    overwrites (as linear_cross_entropy has it).
     """
     vocab, d = SIZES[size]["vocab_size"], SIZES[size]["embed_dim"]
     chunk = min(length, max(1024, (1 << 25) // vocab))
-    return kept_numbers(size, length) * dtype.itemsize + 4 * vocab * d + 2 * 4 * vocab * chunk
+    return (kept_numbers(size, length) + vocab * chunk) * dtype.itemsize + 4 * vocab * d
 
 
 def parameters(model: nn.Module) -> int:

@@ -1,9 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <immintrin.h>
+
 #include "cpu/instance.h"
 #include "cpu/instruction_sets.h"
 
 namespace retnet::cpu {
 namespace {
+
+template <>
+RETNET_INLINE F<8> widen<8>(H<8> x, Float16) {
+  return _mm256_cvtph_ps(bits<__m128i>(x));
+}
+
+template <>
+RETNET_INLINE H<8> narrow<8>(F<8> x, Float16) {
+  return bits<H<8>>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
 
 struct Avx2 {
   static constexpr int kLanes = 8;

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "cpu/avx512_conversion.h"
 #include "cpu/instance.h"
 #include "cpu/instruction_sets.h"
 

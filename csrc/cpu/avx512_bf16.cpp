@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <immintrin.h>
 
+#include "cpu/avx512_conversion.h"
 #include "cpu/instance.h"
 #include "cpu/instruction_sets.h"
 
 namespace retnet::cpu {
 namespace {
+
+/// Rounds what is below the smallest normal number to zero.
+template <>
+RETNET_INLINE H<16> narrow<16>(F<16> x, BFloat16) {
+  return bits<H<16>>(_mm512_cvtneps_pbh(x));
+}
 
 struct Avx512Bf16 {
   static constexpr int kLanes = 16;

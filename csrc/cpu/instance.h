@@ -3,6 +3,7 @@
 // The kernels of one instruction set, for the translation unit that is compiled for it.
 #pragma once
 
+#include "cpu/cross_entropy_kernels.h"
 #include "cpu/linear_kernels.h"
 #include "cpu/norm_kernels.h"
 #include "cpu/peak_kernels.h"
@@ -22,7 +23,8 @@ constexpr Kernels kernels() {
           update<Op, Scalar>,
           gated_norm<Op::kLanes, Scalar>,
           gated_norm_grad<Op::kLanes, Scalar>,
-          rotary<Op::kLanes, Scalar>};
+          rotary<Op::kLanes, Scalar>,
+          cross_entropy<Op::kLanes, Scalar>};
 }
 
 /// Bfloat16Op multiplies bfloat16's factors; those of the other dtypes are floats.

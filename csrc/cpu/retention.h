@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/cross_entropy.h"
 #include "cpu/linear.h"
 #include "cpu/norm.h"
 #include "cpu/rotary.h"
@@ -88,6 +89,7 @@ struct Kernels {
   void (*gated_norm)(const GatedNormParams&);
   void (*gated_norm_grad)(const GatedNormGradParams&);
   void (*rotary)(const RotaryParams&);
+  double (*cross_entropy)(const CrossEntropyParams&);
 };
 
 /// The kernels of an instruction set.

@@ -13,10 +13,6 @@
 
 #include "cpu/scalar.h"
 
-#if defined(__AVX512F__) || defined(__F16C__)
-#include <immintrin.h>
-#endif
-
 #define RETNET_INLINE inline __attribute__((always_inline))
 #define RETNET_NOINLINE __attribute__((noinline))
 
@@ -62,32 +58,17 @@ RETNET_INLINE To bits(const From& v) {
   return __builtin_bit_cast(To, v);
 }
 
-// 16-bit floats <-> float. Rounding is to nearest, ties to even; NaN stays NaN. In one instruction
-// where there is one, which rounds bfloat16 below the smallest normal to zero.
+// 16-bit floats <-> float. Rounding is to nearest, ties to even; NaN stays NaN. An instruction set
+// that converts in one instruction specialises these.
 // -------------------------------------------------------------------------------------------------
-
-#ifdef __AVX512F__
-constexpr __mmask16 kAllLanes = 0xffff;  // GCC 12 warns of the functions that have no mask
-#endif
 
 template <int N>
 RETNET_INLINE F<N> widen(H<N> x, BFloat16) {
-#ifdef __AVX512F__
-  if constexpr (N == 16) {
-    return bits<F<N>>(bits<U<N>>(_mm512_maskz_cvtepu16_epi32(kAllLanes, bits<__m256i>(x))) << 16);
-  }
-#endif
   return bits<F<N>>(__builtin_convertvector(x, U<N>) << 16);
 }
 
 template <int N>
 RETNET_INLINE F<N> widen(H<N> x, Float16) {
-#ifdef __AVX512F__
-  if constexpr (N == 16) return _mm512_maskz_cvtph_ps(kAllLanes, bits<__m256i>(x));
-#endif
-#ifdef __F16C__
-  if constexpr (N == 8) return _mm256_cvtph_ps(bits<__m128i>(x));
-#endif
   const U<N> h = __builtin_convertvector(x, U<N>);
   const U<N> magnitude = (h & 0x7fffu) << 13, exponent = h & 0x7c00u;
   // Exponents are biased by 15 in 16 bits, by 127 in 32; that of infinity and NaN is all ones.
@@ -102,9 +83,6 @@ RETNET_INLINE F<N> widen(H<N> x, Float16) {
 
 template <int N>
 RETNET_INLINE H<N> narrow(F<N> x, BFloat16) {
-#ifdef __AVX512BF16__
-  if constexpr (N == 16) return bits<H<N>>(_mm512_cvtneps_pbh(x));
-#endif
   const U<N> u = bits<U<N>>(x);
   const U<N> rounded = (u + 0x7fffu + (u >> 16 & 1u)) >> 16;
   const U<N> nan = u >> 16 | 0x40u;
@@ -113,13 +91,6 @@ RETNET_INLINE H<N> narrow(F<N> x, BFloat16) {
 
 template <int N>
 RETNET_INLINE H<N> narrow(F<N> x, Float16) {
-#ifdef __AVX512F__
-  if constexpr (N == 16)
-    return bits<H<N>>(_mm512_maskz_cvtps_ph(kAllLanes, x, _MM_FROUND_TO_NEAREST_INT));
-#endif
-#ifdef __F16C__
-  if constexpr (N == 8) return bits<H<N>>(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-#endif
   const U<N> u = bits<U<N>>(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
   const U<N> normal = (a - ((127u - 15) << 23) + 0xfffu + (a >> 13 & 1u)) >> 13;
   // Below the smallest normal: adding 1/2 leaves the multiple of 2^-24 in the last bits.

@@ -79,7 +79,7 @@ CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
   if (labels || targets) {
     const auto loss = linear_cross_entropy(
         hidden, head, targets ? *targets : next_tokens(*labels, cu_seqlens), options.vocab_size(),
-        {lm_head ? lm_head->weight : body->embed_tokens->weight}, reduction);
+        {lm_head ? lm_head->weight : body->embed_tokens->weight}, reduction, /*overwrite=*/true);
     return {torch::Tensor(), loss, after};
   }
   if (last_only && cu_seqlens) {

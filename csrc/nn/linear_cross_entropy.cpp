@@ -8,6 +8,8 @@
 #include <cmath>
 #include <utility>
 
+#include "ops/cross_entropy.h"
+
 namespace retnet::nn {
 
 namespace {
@@ -57,7 +59,7 @@ torch::Tensor total(const std::vector<torch::Tensor>& losses) {
 struct WithGradients : torch::autograd::Function<WithGradients> {
   static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden,
                                const torch::Tensor& targets, const Head& head, int64_t vocab_size,
-                               at::TensorList parameters) {
+                               bool overwrite, at::TensorList parameters) {
     variable_list losses, of_hidden, of_parameters;
     for (const auto& [part, target] : chunks_of(hidden.detach(), targets, vocab_size)) {
       variable_list asked;
@@ -65,10 +67,16 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
       asked.insert(asked.end(), parameters.begin(), parameters.end());
       variable_list found;
       {
-        const torch::AutoGradMode grad_mode(true);
-        const auto loss = nats(head, {part, target});
-        if (!asked.empty()) found = torch::autograd::grad({loss}, asked);
-        losses.push_back(loss.detach());
+        torch::Tensor logits;
+        {
+          const torch::AutoGradMode grad_mode(true);
+          logits = head(part).flatten(0, 1);
+        }
+        // Not detach(): of a view whose version goes up autograd makes a new node, by copies.
+        const auto grad = overwrite ? logits.variable_data()
+                                    : logits.detach().clone(at::MemoryFormat::Contiguous);
+        losses.push_back(ops::cross_entropy_with_gradient_(grad, target.flatten(), kIgnoreIndex));
+        if (!asked.empty()) found = torch::autograd::grad({logits}, asked, {grad});
       }
       auto next = found.begin();
       if (hidden.requires_grad()) of_hidden.push_back(*next++);
@@ -103,7 +111,7 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
               ? (wide(saved[i]) * grad_outputs[0]).to(static_cast<at::ScalarType>(dtypes[i]))
               : torch::Tensor());
     }
-    grads.insert(grads.begin() + 1, 3, torch::Tensor());  // targets, head, vocab_size
+    grads.insert(grads.begin() + 1, 4, torch::Tensor());  // targets to overwrite
     return grads;
   }
 };
@@ -113,7 +121,7 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
 torch::Tensor linear_cross_entropy(const torch::Tensor& hidden, const Head& head,
                                    const torch::Tensor& targets, int64_t vocab_size,
                                    const std::vector<torch::Tensor>& parameters,
-                                   std::string_view reduction) {
+                                   std::string_view reduction, bool overwrite) {
   TORCH_CHECK_VALUE(hidden.dim() == 3,
                     "linear_cross_entropy: hidden must have shape [B, T, d], got ", hidden.sizes());
   TORCH_CHECK_VALUE(targets.sizes() == hidden.sizes().slice(0, 2),
@@ -135,7 +143,8 @@ torch::Tensor linear_cross_entropy(const torch::Tensor& hidden, const Head& head
     for (const auto& p : parameters) {
       if (p.requires_grad()) learning.push_back(p);
     }
-    loss = WithGradients::apply(hidden, targets, head, vocab_size, at::TensorList(learning));
+    loss = WithGradients::apply(hidden, targets, head, vocab_size, overwrite,
+                                at::TensorList(learning));
   }
   if (reduction == "sum") return loss;
   const auto count = targets.ne(kIgnoreIndex).sum();

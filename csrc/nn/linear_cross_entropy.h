@@ -23,6 +23,8 @@ constexpr int64_t kIgnoreIndex = -100;
 ///   vocab_size  the number of logits of a token
 ///   parameters  the tensors beside `hidden` that logits are differentiated in
 ///   reduction   "mean" over the targets that are not ignored (NaN without any), or "sum"
+///   overwrite   whether the gradient of a chunk's logits may take their memory: right for a linear
+///               layer, wrong where the last operation of `head` keeps its output, as a sigmoid does
 ///
 /// The time axis is cut into equal chunks of B n <= max(1024, 2^25 / vocab_size) tokens (but n >= 1).
 /// Each chunk's logits come from a call of `head`, and are gone before the next chunk's. Where one
@@ -35,6 +37,6 @@ constexpr int64_t kIgnoreIndex = -100;
 RETNET_API torch::Tensor linear_cross_entropy(
     const torch::Tensor& hidden, const std::function<torch::Tensor(const torch::Tensor&)>& head,
     const torch::Tensor& targets, int64_t vocab_size, const std::vector<torch::Tensor>& parameters,
-    std::string_view reduction = "mean");
+    std::string_view reduction = "mean", bool overwrite = false);
 
 }  // namespace retnet::nn

@@ -3,6 +3,7 @@
 // The modules in C++: options, keys, forms, decoding, copies. Their numbers are held against the
 // Python modules, and so against the paper's definitions, by tests/python/test_cpp.py.
 #include <c10/util/Exception.h>
+#include <retnet/nn/linear_cross_entropy.h>
 #include <torch/autograd.h>
 
 #include <cmath>
@@ -338,6 +339,31 @@ TEST_CASE("to(dtype) leaves the decay alone, trained or not") {
       CHECK(output.logits.scalar_type() == dtype);
       const auto kept = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
       CHECK(output.state.retention.scalar_type() == kept);
+    }
+  }
+}
+
+TEST_CASE("linear_cross_entropy of any head, or of one whose logits may be overwritten") {
+  torch::manual_seed(1);
+  // Two chunks: vocab_size only says how long one may be.
+  const auto hidden = torch::randn({1, 1026, 3}, torch::kFloat64).requires_grad_();
+  const auto weight = torch::randn({5, 3}, torch::kFloat64).requires_grad_();
+  const auto targets = torch::randint(5, {1, 1026}, torch::kInt64);
+  targets.slice(1, 7, 900, 3).fill_(retnet::nn::kIgnoreIndex);
+  for (const bool overwrite : {false, true}) {
+    const auto head = [&](const torch::Tensor& x) {
+      const auto logits = torch::linear(x, weight);
+      return overwrite ? logits : logits.sigmoid();  // which keeps its output
+    };
+    const auto expected =
+        torch::cross_entropy_loss(head(hidden).flatten(0, 1), targets.flatten(), {});
+    const auto loss = retnet::nn::linear_cross_entropy(hidden, head, targets, int64_t{1} << 25,
+                                                       {weight}, "mean", overwrite);
+    CHECK(torch::allclose(loss, expected, 1e-12, 1e-12));
+    const auto grads = torch::autograd::grad({loss}, {hidden, weight});
+    const auto expected_grads = torch::autograd::grad({expected}, {hidden, weight});
+    for (size_t i = 0; i < grads.size(); ++i) {
+      CHECK(torch::allclose(grads[i], expected_grads[i], 1e-12, 1e-12));
     }
   }
 }

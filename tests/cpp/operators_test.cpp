@@ -2,6 +2,7 @@
 //
 // The other operators from C++: each typed call once, against its definition in plain loops.
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <retnet/ops/cross_entropy.h>
 #include <retnet/ops/gated_group_norm.h>
 #include <retnet/ops/multi_scale_retention_step.h>
 #include <retnet/ops/retention_step.h>
@@ -130,10 +131,25 @@ TEST_CASE("multi_scale_retention_step") {
   check_equal(state, expected_state);
 }
 
+TEST_CASE("cross_entropy_with_gradient_") {
+  torch::manual_seed(4);
+  const auto logits = normal({B, Dv}), expected = torch::zeros({B, Dv}, torch::kFloat64);
+  const auto targets = torch::tensor({-100, 3});
+  double sum = 0;
+  for (int64_t c = 0; c < Dv; ++c) sum += std::exp(logits[1][c].item<double>());
+  for (int64_t c = 0; c < Dv; ++c) {
+    expected[1][c] = std::exp(logits[1][c].item<double>()) / sum - (c == 3);
+  }
+  const double loss = std::log(sum) - logits[1][3].item<double>();
+  check_equal(retnet::ops::cross_entropy_with_gradient_(logits, targets),
+              torch::tensor(loss, torch::kFloat64));
+  check_equal(logits, expected);
+}
+
 TEST_CASE("linking the library registers every operator, for the devices without a kernel too") {
-  for (const auto* name :
-       {"retention", "retention_backward", "retention_step", "rotary", "rotary_backward",
-        "gated_group_norm", "gated_group_norm_backward", "multi_scale_retention_step"}) {
+  for (const auto* name : {"retention", "retention_backward", "retention_step", "rotary",
+                           "rotary_backward", "gated_group_norm", "gated_group_norm_backward",
+                           "multi_scale_retention_step", "cross_entropy_with_gradient_"}) {
     INFO(name);
     const auto op = c10::Dispatcher::singleton().findSchema({std::string("retnet::") + name, ""});
     REQUIRE(op.has_value());

@@ -398,7 +398,7 @@ def test_what_autograd_keeps_of_a_training_step(monkeypatch):
     assert kept + hidden.numel() == transformer.kept_numbers(size, length)
     # By hand: 200 tokens of 2 layers of 256 channels; 256 classes: all logits are one chunk.
     assert transformer.least_memory(size, length, torch.float32) == (
-        4 * 200 * 256 * 38 + 4 * 256 * 256 + 8 * 256 * 200
+        4 * 200 * 256 * 38 + 4 * 256 * 256 + 4 * 256 * 200
     )
 
 

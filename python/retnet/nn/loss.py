@@ -41,10 +41,10 @@ def linear_cross_entropy(
     Where one chunk holds everything, this is `F.cross_entropy` itself. Otherwise, with grad mode
     on, a plain `head`, which is a weight or an `nn.Linear`, torch's or retnet's, without hooks (no
     other subclass, nor one of Tensor), has its gradients computed chunk by chunk in the forward
-    pass, so that no logit is computed twice; those of its parameters are summed in float32 or
-    wider, and differentiating them again raises. Any other module, and any under `torch.compile`,
-    is called a second time for each chunk in the backward pass (activation checkpointing), hooks
-    included.
+    pass: no logit is computed twice, and the gradient of a chunk's logits takes their memory. The
+    gradients of its parameters are summed in float32 or wider, and differentiating them again
+    raises. Any other module, and any under `torch.compile`, is called a second time for each chunk
+    in the backward pass (activation checkpointing), hooks included.
 
     Args:
         hidden: [B, T, d].
@@ -157,10 +157,17 @@ class _WithGradients(torch.autograd.Function):
             part.requires_grad_(hidden.requires_grad)
             asked = [part] * hidden.requires_grad + list(parameters)
             with torch.enable_grad():
-                loss = _nats(call, part, target)
-            found = list(torch.autograd.grad(loss, asked)) if asked else []
-            losses.append(loss.detach())
-            del loss  # and the logits with it
+                logits = call(part).flatten(0, 1)
+            # A linear layer's graph does not keep its output: its gradient may overwrite it.
+            # Not by detach(): of a view whose version goes up autograd makes a new node, by copies.
+            grad = logits.data
+            losses.append(
+                torch.ops.retnet.cross_entropy_with_gradient_(
+                    grad, target.flatten(), ignore_index=IGNORE_INDEX
+                )
+            )
+            found = list(torch.autograd.grad(logits, asked, grad)) if asked else []
+            del logits, grad  # before the next chunk's
             if hidden.requires_grad:
                 of_hidden.append(found.pop(0))
             if of_parameters:
