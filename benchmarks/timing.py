@@ -2,6 +2,7 @@
 """Time and memory of calls: alternating rounds, medians and spreads."""
 
 import ctypes
+import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 
 Call = Callable[[], object]
 FLUSH_BYTES = 256 << 20  # above the L2 cache of every GPU so far
+FEW_FAULTS = 100  # pages: less than 1 ms
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,19 @@ class Clock:
         return begin.elapsed_time(end) / 1e3
 
 
+def settle(call: Call, most: int = 4, seconds: float = 10.0) -> None:
+    """Calls until the memory it needs is mapped: not more than ``most`` times, nor after
+    ``seconds``. What peak_memory gave back to the system is faulted in anew, and as large blocks
+    come to lie elsewhere the first calls may all do so."""
+    start = time.perf_counter()
+    for _ in range(most):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        call()
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        if faults < FEW_FAULTS or time.perf_counter() - start > seconds:
+            return
+
+
 def alternate(
     calls: Mapping[str, Call],
     rounds: Mapping[str, int],
@@ -75,18 +90,22 @@ def alternate(
 ) -> dict[str, list[float]]:
     """The times of all calls, taken in turn, so that what else the machine does hits all alike.
 
-    Each call takes part in its number of rounds, spread over all of them. One that raises is
-    reported to ``on_error`` and left out from then on.
+    Each call settles first, then takes part in its number of rounds, spread over all of them. One
+    that raises is reported to ``on_error`` and left out from then on.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     failed: set[str] = set()
     most = max(rounds.values(), default=0)
-    for turn in range(most):
+    for turn in range(-1, most):
         for name, call in calls.items():
-            if name in failed or turn * rounds[name] // most < len(times[name]):
+            due = turn < 0 or turn * rounds[name] // most >= len(times[name])
+            if name in failed or not due:
                 continue
             try:
-                times[name].append(clock(call))
+                if turn < 0:
+                    settle(call)
+                else:
+                    times[name].append(clock(call))
             except Exception as error:
                 failed.add(name)
                 on_error(name, error)

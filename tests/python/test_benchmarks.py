@@ -302,8 +302,8 @@ def test_calls_alternate_and_errors_are_reported():
 
     def failing() -> None:
         order.append("c")
-        if order.count("c") == 2:
-            raise RuntimeError("second call")
+        if order.count("c") == 3:
+            raise RuntimeError("third call")
 
     calls = {"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": failing}
 
@@ -313,9 +313,33 @@ def test_calls_alternate_and_errors_are_reported():
 
     rounds = {"a": 4, "b": 2, "c": 4}
     times = timing.alternate(calls, rounds, clock, errors.__setitem__)
-    assert "".join(order) == "abcacaba"
-    assert times == {"a": [1, 4, 6, 8], "b": [2, 7]}
-    assert list(errors) == ["c"] and str(errors["c"]) == "second call"
+    assert "".join(order) == "abc" + "abcacaba"  # once each before any is timed
+    assert times == {"a": [4, 7, 9, 11], "b": [5, 10]}
+    assert list(errors) == ["c"] and str(errors["c"]) == "third call"
+
+
+def test_calls_settle():
+    """Before they are timed, until they fault no new memory in; a slow one is called once more."""
+    counts = [0, 0, 0]
+
+    def growing() -> None:
+        counts[0] += 1
+        kept.append(torch.ones((8 << 20) * (counts[0] < 3), dtype=torch.uint8))
+
+    def always() -> None:
+        counts[1] += 1
+        kept.append(torch.ones(8 << 20, dtype=torch.uint8))
+
+    def slow() -> None:
+        counts[2] += 1
+        always()
+
+    kept: list[torch.Tensor] = []
+    timing.settle(growing)
+    timing.settle(always)
+    assert counts == [3, 4, 0]
+    timing.settle(slow, seconds=0)
+    assert counts == [3, 5, 1]
 
 
 def test_peak_memory_sees_a_large_tensor():
