@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <cpuid.h>
 #include <immintrin.h>
 
 #include "cpu/instance.h"
@@ -23,8 +24,9 @@ struct Avx2 {
 };
 
 bool is_supported() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  unsigned a = 0, b = 0, c = 0, d = 0;  // not every clang knows f16c by name
+  const bool has_f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  return has_f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
 }  // namespace

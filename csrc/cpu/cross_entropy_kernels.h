@@ -33,7 +33,7 @@ RETNET_INLINE float maximum(const CrossEntropyParams& p) {
     highest = x > highest ? x : highest;
   });
   float max = -INFINITY;
-  for (int i = 0; i < kLanes; ++i) max = std::max(max, highest[i]);
+  for (int i = 0; i < kLanes; ++i) max = highest[i] > max ? highest[i] : max;
   return max;
 }
 

@@ -5,8 +5,8 @@
 
 namespace retnet::cpu {
 
-/// Cosine and sine of position * frequencies[i]: the angle and its remainder in float64, so that far
-/// positions are as good as near ones.
+/// Cosine and sine of position * frequencies[i]: the angle, below 2^51, and its remainder in float64:
+/// up to 2^31 far positions are as good as near ones.
 struct CosSinParams {
   int64_t pairs;
   double position;

@@ -22,8 +22,8 @@ namespace retnet::ops {
 /// Returns the loss, a scalar: float64 of float64 logits, else float32. Computed in that dtype (on
 /// the CPU the rows' losses are added in order in float64), the gradient rounded once. A logit of
 /// -inf has a gradient of 0, or -1 at the target; a row with NaN or +inf gives NaN throughout, where
-/// it is not ignored. Memory: on the CPU a row of float32 for each thread, elsewhere a copy of 16-bit
-/// logits in float32.
+/// it is not ignored, and so does one of -inf alone. Memory: on the CPU a row of float32 for each
+/// thread; elsewhere a copy of 16-bit logits in float32.
 ///
 /// The autograd graph does not see it: raises when grad mode is on and logits require grad. The
 /// version of logits goes up.

@@ -17,7 +17,7 @@ struct RetentionPlan {
   std::string reason;          ///< why not the kernel; empty where it runs
   // Of the kernel, else 0:
   int64_t inner;           ///< Dk is padded to this
-  int64_t slice;           ///< columns of Dv of a block of threads (CPU: of a thread)
+  int64_t slice;           ///< columns of Dv of a block of threads (CPU: of a shared head)
   int64_t chunk;           ///< tokens of a chunk
   int64_t segment_length;  ///< tokens after which a sequence is cut into parts; 0: not cut
   int64_t segments;        ///< sequences, or room for their parts

@@ -324,11 +324,11 @@ def test_calls_settle():
 
     def growing() -> None:
         counts[0] += 1
-        kept.append(torch.ones((8 << 20) * (counts[0] < 3), dtype=torch.uint8))
+        kept.append(torch.ones((64 << 20) * (counts[0] < 3), dtype=torch.uint8))
 
     def always() -> None:
         counts[1] += 1
-        kept.append(torch.ones(8 << 20, dtype=torch.uint8))
+        kept.append(torch.ones(64 << 20, dtype=torch.uint8))
 
     def slow() -> None:
         counts[2] += 1

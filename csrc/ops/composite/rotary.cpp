@@ -22,16 +22,17 @@ std::pair<at::Tensor, at::Tensor> pairs_of(const at::Tensor& x, bool interleaved
   return {pairs.select(-1, 0), pairs.select(-1, 1)};
 }
 
+/// The turn by the negative angles.
+Rotation inverse(const Rotation& rotation) {
+  return {rotation.cos, rotation.sin.neg(), rotation.interleaved};
+}
+
 }  // namespace
 
 Rotation rotation_of(const at::Tensor& positions, const at::Tensor& frequencies,
                      std::string_view style, at::ScalarType dtype) {
   const auto angles = (positions.to(at::kDouble).unsqueeze(-1) * frequencies).unsqueeze(-2);
   return {angles.cos().to(dtype), angles.sin().to(dtype), style == "interleaved"};
-}
-
-Rotation inverse(const Rotation& rotation) {
-  return {rotation.cos, rotation.sin.neg(), rotation.interleaved};
 }
 
 at::Tensor rotate(const at::Tensor& x, const Rotation& rotation, at::ScalarType out_dtype) {

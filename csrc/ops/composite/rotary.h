@@ -22,9 +22,6 @@ struct Rotation {
 Rotation rotation_of(const at::Tensor& positions, const at::Tensor& frequencies,
                      std::string_view style, at::ScalarType dtype);
 
-/// The turn by the negative angles.
-Rotation inverse(const Rotation& rotation);
-
 /// x turned, computed in the rotation's dtype, as a new contiguous tensor of dtype `out_dtype`.
 at::Tensor rotate(const at::Tensor& x, const Rotation& rotation, at::ScalarType out_dtype);
 

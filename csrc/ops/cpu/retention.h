@@ -49,7 +49,7 @@ struct Cut {
 };
 /// Slices do not change a bit of the result, segments do: they are left out where the result must
 /// not depend on the batch (torch.use_deterministic_algorithms).
-/// `passes`: over each slice of a head that is cut; the 2 of the gradients of k and v are one where
+/// `passes`: over each slice of a head that is cut; 2, of the gradients of k and of v, are one where
 /// the head is whole.
 Cut cut_of(const std::vector<Span>& sequences, int64_t heads, int64_t columns, int64_t passes = 1);
 

@@ -3,6 +3,7 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/composite/retention.h"
@@ -93,13 +94,17 @@ void Backward::update(const at::Tensor& grad_k, const at::Tensor& grad_v,
   // grad_initial_state go by columns of v and grad_k by columns of k, one after the other: together
   // they would add up over slices.
   const int64_t H = num_heads(), K = inner(), V = outer();
-  auto by_v = cpu::cut_of(sequences, H, V, 2), by_k = cpu::cut_of(sequences, H, K, 2);
-  const auto spans = cpu::segments_of(sequences, by_v.segment_length);
+  const bool ask_k = grad_k.defined(), ask_v = grad_v.defined() || grad_initial_state.defined();
+  const int64_t passes = ask_k + ask_v;
+  auto by_v = cpu::cut_of(sequences, H, V, passes), by_k = cpu::cut_of(sequences, H, K, passes);
+  // Both as the one that cuts less.
+  const auto less = by_v.whole > by_k.whole ? by_v : by_k;
+  by_v.whole = by_k.whole = less.whole;
+  const auto spans = cpu::segments_of(sequences, less.segment_length);
   const bool segmented = spans.size() > sequences.size();
   const auto adjoint = segmented ? cpu::adjoints_of_segments(kernels, decay, log_decay, spans, q,
                                                              grad_out, grad_state)
                                  : grad_state;
-  by_v.whole = by_k.whole = std::min(by_v.whole, by_k.whole);
   const auto is_whole = [&](const cpu::Slice& x) { return x.span * H + x.head < by_v.whole; };
   struct Part {
     cpu::Slice k, v;  // what is read
@@ -107,16 +112,18 @@ void Backward::update(const at::Tensor& grad_k, const at::Tensor& grad_v,
   };
   std::vector<Part> parts;
   for (const auto& v_slice : cpu::slices_of(by_v, spans.size(), H, V)) {
-    const bool of_k = is_whole(v_slice) && grad_k.defined();
-    if (of_k || grad_v.defined() || grad_initial_state.defined()) {
-      parts.push_back({{v_slice.span, v_slice.head, 0, K}, v_slice, of_k, true});
-    }
+    const bool of_k = is_whole(v_slice) && ask_k;
+    if (of_k || ask_v) parts.push_back({{v_slice.span, v_slice.head, 0, K}, v_slice, of_k, true});
   }
   for (const auto& k_slice : cpu::slices_of(by_k, spans.size(), H, K)) {
-    if (!is_whole(k_slice) && grad_k.defined()) {
+    if (!is_whole(k_slice) && ask_k) {
       parts.push_back({k_slice, {k_slice.span, k_slice.head, 0, V}, true, false});
     }
   }
+  // The largest first, so that the threads end together.
+  std::stable_sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
+    return a.k.width * a.v.width > b.k.width * b.v.width;
+  });
   const auto params_of = [&](const Part& part) {
     const auto& [n, h, first_k, width_k] = part.k;
     const auto first_v = part.v.first;
