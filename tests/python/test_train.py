@@ -196,10 +196,10 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_run_to_resume(tmp_path):
         first = make_trainer(tmp_path)
         run(first, 2)
         first.save()
+        run(first, 2)  # here: autograd's threads, which other tests may have started, do not fork
         child = os.fork()
         if child == 0:
             die_before_call(n, "fsync", "replace", "unlink")
-            run(first, 2)
             first.save()
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
