@@ -13,8 +13,8 @@
 namespace retnet::nn {
 
 /// y = x weight^T + bias. torch's `nn::Linear`, made on the device and in the dtype given: torch's own
-/// is always made on the CPU in the default dtype, too large there for the models here. On a CPU, in
-/// bfloat16, for up to 4 rows, with grad mode off, it is `ops::linear_step`.
+/// is always made on the CPU in the default dtype, too large there for the models here. Where that is
+/// faster, on a CPU, it is `ops::linear`.
 ///
 /// Keys: `weight` [out_features, in_features] and, unless left out, `bias` [out_features].
 class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {

@@ -2,12 +2,12 @@
 //
 // Autocast. The tokens (q, k, v, x, gate) are cast to autocast's dtype; log_decay, states,
 // positions, frequencies, weights and biases are left alone: the operators accept and keep them in
-// float32 beside bfloat16 or float16 tokens. linear_step casts all, as torch's linear.
+// float32 beside bfloat16 or float16 tokens. linear casts all, as torch's does.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
 #include "ops/gated_group_norm.h"
-#include "ops/linear_step.h"
+#include "ops/linear.h"
 #include "ops/multi_scale_retention_step.h"
 #include "ops/retention.h"
 #include "ops/retention_step.h"
@@ -64,10 +64,10 @@ at::Tensor gated_group_norm_autocast(const at::Tensor& x, const std::optional<at
   return gated_group_norm(cast(x), cast_gate, weight, bias, eps, norm);
 }
 
-at::Tensor linear_step_autocast(const at::Tensor& x, const at::Tensor& weight,
+at::Tensor linear_autocast(const at::Tensor& x, const at::Tensor& weight,
                                 const std::optional<at::Tensor>& bias) {
   const BelowAutocast below(x);
-  return linear_step(cast(x), cast(weight), bias ? std::optional(cast(*bias)) : std::nullopt);
+  return ops::linear(cast(x), cast(weight), bias ? std::optional(cast(*bias)) : std::nullopt);
 }
 
 at::Tensor multi_scale_retention_step_autocast(
@@ -84,7 +84,7 @@ at::Tensor multi_scale_retention_step_autocast(
 
 void register_autocast(torch::Library& m) {
   m.impl("gated_group_norm", gated_group_norm_autocast);
-  m.impl("linear_step", linear_step_autocast);
+  m.impl("linear", linear_autocast);
   m.impl("multi_scale_retention_step", multi_scale_retention_step_autocast);
   m.impl("retention", retention_autocast);
   m.impl("retention_step", retention_step_autocast);

@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = [
     "RetentionPlan",
     "gated_group_norm",
-    "linear_step",
+    "linear",
     "multi_scale_retention_step",
     "retention",
     "retention_plan",
@@ -315,13 +315,18 @@ def gated_group_norm(
     return torch.ops.retnet.gated_group_norm(x, gate, weight, bias, eps=eps, norm=norm)
 
 
-def linear_step(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The linear layer of a decoding step: ``F.linear`` without a gradient.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear``, by faster products on a CPU.
 
-    On the CPU up to 4 rows of bfloat16 take a kernel that reads the weight at the speed of memory:
-    exact products, sums in float32, bias added, rounded once; the bits of a row depend neither on
-    the other rows, up to 4, nor on the number of threads. The environment variable
-    ``RETNET_CPU_LINEAR=0``, read at each call, turns it off. All other calls are ``F.linear``.
+    - Up to 4 rows of bfloat16, and no gradient: a kernel that reads the weight at the speed of
+      memory. Exact products, sums in float32, bias added, rounded once; the bits of a row depend
+      neither on the other rows, up to 4, nor on the number of threads.
+    - 128 rows of float32 and more, ``in`` and ``out`` of 256 and more, on a CPU of AMD with
+      AVX-512: oneDNN's product, also for the gradient of ``x``. ``F.linear`` takes MKL's, which
+      leaves AVX-512 unused there. Off where ``torch.backends.mkldnn`` is.
+
+    All else is ``F.linear``. The environment variable ``RETNET_CPU_LINEAR``, read at each call,
+    says ``0`` for neither and ``1`` for both on whichever CPU has them.
 
     Args:
         x: ``[..., in]``, float32, float64, bfloat16 or float16; any strides.
@@ -332,18 +337,17 @@ def linear_step(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         ``[..., out]`` of x's dtype.
 
     Raises:
-        RuntimeError: a shape, dtype or device is not as above, or an input requires grad while grad
-            mode is on: the step has no gradient.
+        RuntimeError: a shape, dtype or device is not as above.
 
     Example:
         >>> import torch
-        >>> from retnet.ops import linear_step
+        >>> from retnet.ops import linear
         >>> x, weight = torch.randn(1, 64).bfloat16(), torch.randn(32, 64).bfloat16()
-        >>> out = linear_step(x, weight)
+        >>> out = linear(x, weight)
         >>> torch.allclose(out.float(), x.float() @ weight.float().T, atol=0.2)
         True
     """
-    return torch.ops.retnet.linear_step(x, weight, bias)
+    return torch.ops.retnet.linear(x, weight, bias)
 
 
 def multi_scale_retention_step(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Inputs of the tests of rotary, gated_group_norm, linear_step, retention_step,
+"""Inputs of the tests of rotary, gated_group_norm, linear, retention_step,
 multi_scale_retention_step."""
 
 import math
@@ -95,7 +95,7 @@ def linear_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """x, weight, bias of linear_step."""
+    """x, weight, bias of linear."""
     normal = Normal(seed, device)
     shapes = {"x": (B, n_in), "weight": (n_out, n_in), "bias": (n_out,)}
     return {name: normal(*shape, dtype=dtype) for name, shape in shapes.items()}

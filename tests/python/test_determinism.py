@@ -145,7 +145,7 @@ OPS = {
         {**EPS, "norm": "rms"},
     ),
     "linear": Op(
-        "linear_step", lambda B, T, H, K, V, **kw: linear_inputs(B, K, V, **kw), linear_oracle
+        "linear", lambda B, T, H, K, V, **kw: linear_inputs(B, K, V, **kw), linear_oracle
     ),
     "step": Op("retention_step", of_tokens(step_inputs), retention_step_by_definition),
     "step_slots": Op("retention_step", with_slots(step_inputs), retention_step_by_definition),
@@ -198,7 +198,7 @@ def test_run_to_run(mode, dtype, op, device, request):
 @parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_row_does_not_depend_on_the_batch(dtype, shape, op, device):
     """Nor on strides: of the batch each row but that of slots lies apart."""
-    if op.name == "linear_step" and (dtype != torch.bfloat16 or shape[0] > 4):
+    if op.name == "linear" and (dtype != torch.bfloat16 or shape[0] > 4):
         pytest.skip("torch's linear, which does not promise it")
     inputs = op.make(*shape, dtype=dtype, device=device)
     per_row = op.of_a_row - ({"state"} if "slots" in inputs else set())

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "ops/linear_step.h"
+#include "ops/linear.h"
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
-#include "cpu/linear.h"
 #include "ops/check.h"
 
 namespace retnet::ops {
@@ -14,9 +13,9 @@ namespace retnet::ops {
 // Checks
 // -------------------------------------------------------------------------------------------------
 
-void check_linear_step(const at::Tensor& x, const at::Tensor& weight,
+void check_linear(const at::Tensor& x, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias) {
-  constexpr auto op = "linear_step";
+  constexpr auto op = "linear";
   TORCH_CHECK(x.dim() >= 1, op, ": x must have shape [..., in], got ", x.sym_sizes());
   check_floating(op, "x", x);
   check_rank(op, "weight", weight, 2, "[out, in]");
@@ -29,36 +28,30 @@ void check_linear_step(const at::Tensor& x, const at::Tensor& weight,
   check_device(op, "bias", *bias, x, "x");
 }
 
-bool has_linear_step(const at::Tensor& x, const at::Tensor& weight) {
-  return x.device().is_cpu() && x.scalar_type() == at::kBFloat16 &&
-         weight.scalar_type() == at::kBFloat16 && x.dim() >= 1 &&
-         x.numel() <= cpu::kLinearRows * x.size(-1);
-}
-
 // Typed call of the dispatcher
 // -------------------------------------------------------------------------------------------------
 
-at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
+at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias) {
   static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("retnet::linear_step", "")
-                             .typed<decltype(linear_step)>();
+                             .findSchemaOrThrow("retnet::linear", "")
+                             .typed<decltype(linear)>();
   return op.call(x, weight, bias);
 }
 
 namespace {
 
-at::Tensor linear_step_meta(const at::Tensor& x, const at::Tensor& weight,
+at::Tensor linear_meta(const at::Tensor& x, const at::Tensor& weight,
                             const std::optional<at::Tensor>& bias) {
-  check_linear_step(x, weight, bias);
+  check_linear(x, weight, bias);
   auto sizes = x.sym_sizes().vec();
   sizes.back() = weight.sym_size(0);
   return at::empty_symint(sizes, x.options());
 }
 
-at::Tensor linear_step_composite(const at::Tensor& x, const at::Tensor& weight,
+at::Tensor linear_composite(const at::Tensor& x, const at::Tensor& weight,
                                  const std::optional<at::Tensor>& bias) {
-  check_linear_step(x, weight, bias);
+  check_linear(x, weight, bias);
   return at::linear(x, weight, bias);
 }
 
@@ -68,13 +61,13 @@ at::Tensor linear_step_composite(const at::Tensor& x, const at::Tensor& weight,
 // -------------------------------------------------------------------------------------------------
 
 TORCH_LIBRARY_FRAGMENT(retnet, m) {
-  m.def("linear_step(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor out",
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias=None) -> Tensor out",
         {at::Tag::pt2_compliant_tag});
 }
 
-TORCH_LIBRARY_IMPL(retnet, Meta, m) { m.impl("linear_step", linear_step_meta); }
+TORCH_LIBRARY_IMPL(retnet, Meta, m) { m.impl("linear", linear_meta); }
 TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
-  m.impl("linear_step", linear_step_composite);
+  m.impl("linear", linear_composite);
 }
 
 }  // namespace retnet::ops

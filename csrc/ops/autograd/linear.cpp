@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/linear.h"
+
+#include <ATen/functorch/DynamicLayer.h>
+#include <ATen/ops/linear.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/library.h>
+
+namespace retnet::ops {
+namespace {
+
+using torch::autograd::AutogradContext;
+using torch::autograd::isFwGradDefined;
+using torch::autograd::Variable;
+using torch::autograd::variable_list;
+
+/// Its derivatives are linear layers and matrix products, which have derivatives again.
+class LinearFunction : public torch::autograd::Function<LinearFunction> {
+ public:
+  static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight,
+                          const std::optional<at::Tensor>& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    // Each is kept for the other's gradient alone.
+    ctx->save_for_backward({weight.requires_grad() ? x : at::Tensor(),
+                            x.requires_grad() ? weight : at::Tensor()});
+    ctx->saved_data["bias"] = bias.has_value();
+    ctx->set_materialize_grads(false);
+    return ops::linear(x, weight, bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list result(3);
+    if (!grads[0].defined()) return result;
+    const auto saved = ctx->get_saved_variables();
+    const auto grad = grads[0].flatten(0, -2);
+    if (ctx->needs_input_grad(0)) result[0] = ops::linear(grads[0], saved[1].t());
+    if (ctx->needs_input_grad(1)) result[1] = grad.t().mm(saved[0].flatten(0, -2));
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) result[2] = grad.sum(0);
+    return result;
+  }
+};
+
+bool needs_gradient(const at::Tensor& x, const at::Tensor& weight,
+                    const std::optional<at::Tensor>& bias) {
+  return at::GradMode::is_enabled() &&
+         (x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad()));
+}
+
+/// Where torch alone has a derivative: forward mode, and the transforms of torch.func.
+bool is_transformed(const at::Tensor& x, const at::Tensor& weight,
+                    const std::optional<at::Tensor>& bias) {
+  return at::functorch::maybeCurrentDynamicLayer() || isFwGradDefined(x) || isFwGradDefined(weight) ||
+         isFwGradDefined(bias);
+}
+
+at::Tensor linear_autograd(const at::Tensor& x, const at::Tensor& weight,
+                           const std::optional<at::Tensor>& bias) {
+  check_linear(x, weight, bias);
+  const bool asks = needs_gradient(x, weight, bias);
+  if (is_transformed(x, weight, bias) ||
+      !(takes_onednn(x, weight) || (!asks && takes_step(x, weight)))) {
+    return at::linear(x, weight, bias);
+  }
+  if (asks) return LinearFunction::apply(x, weight, bias);
+  at::AutoDispatchBelowAutograd guard;
+  return ops::linear(x, weight, bias);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(retnet, Autograd, m) { m.impl("linear", linear_autograd); }
+
+}  // namespace retnet::ops

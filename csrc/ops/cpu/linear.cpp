@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "ops/linear.h"
+
+#include <ATen/Context.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <c10/util/env.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "ops/cpu/instruction_set.h"
+#include "ops/cpu/parallel.h"
+
+namespace retnet::ops {
+namespace {
+
+using retnet::cpu::BFloat16;
+using retnet::cpu::kLinearPart;
+
+constexpr int64_t kPart = 65536;  // elements of the weight that a thread takes at once
+
+bool is_known_on_cpu(const at::Tensor& x, at::ScalarType dtype) {
+  return x.device().is_cpu() && x.scalar_type() == dtype &&
+         !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+}
+
+std::optional<std::string> asked() { return c10::utils::get_env("RETNET_CPU_LINEAR"); }
+
+// A few tokens of bfloat16
+// -------------------------------------------------------------------------------------------------
+
+const BFloat16* elements(const at::Tensor& x) {
+  return static_cast<const BFloat16*>(x.const_data_ptr());
+}
+
+at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
+                       const std::optional<at::Tensor>& bias) {
+  const auto& set = cpu::instruction_set();
+  const int64_t in = weight.size(1), out = weight.size(0), tokens = x.numel() / in;
+  const int64_t size = retnet::cpu::linear_token_size(in);
+  const auto rows = x.contiguous();
+  const auto floats = std::make_unique_for_overwrite<float[]>(tokens * size);
+  for (int64_t t = 0; t < tokens; ++t) {
+    set.linear_token({in, elements(rows) + t * in, floats.get() + t * size});
+  }
+  const auto dense_bias = bias ? bias->contiguous() : at::Tensor();
+  auto sizes = x.sizes().vec();
+  sizes.back() = out;
+  auto y = at::empty(sizes, x.options());
+  auto* result = static_cast<BFloat16*>(y.mutable_data_ptr());
+  const int64_t stride = weight.stride(0);
+  const int64_t part = std::max<int64_t>(1, kPart / in / kLinearPart) * kLinearPart;
+  cpu::run_tasks((out + part - 1) / part, 0, [&](int64_t task, void*) {
+    const int64_t first = task * part;
+    set.linear({tokens, in, std::min(part, out - first), floats.get(),
+                elements(weight) + first * stride, stride,
+                bias ? elements(dense_bias) + first : nullptr, result + first, out});
+  });
+  return y;
+}
+
+// Many tokens of float32
+// -------------------------------------------------------------------------------------------------
+
+// oneDNN copies the weight to an order of its own: smaller products do not pay for it.
+constexpr int64_t kOnednnRows = 128, kOnednnChannels = 256;
+
+bool mkl_leaves_avx512_unused() {
+#ifdef __x86_64__
+  static const bool answer = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
+  return answer;
+#else
+  return false;
+#endif
+}
+
+using Scalars = c10::List<std::optional<at::Scalar>>;
+using OnednnLinear = at::Tensor(const at::Tensor&, const at::Tensor&,
+                                const std::optional<at::Tensor>&, std::string_view, Scalars,
+                                std::optional<std::string_view>);
+
+/// torch's operator, which not every build of torch has.
+const std::optional<c10::TypedOperatorHandle<OnednnLinear>>& onednn_linear() {
+  static const auto op = [] {
+    const auto found =
+        c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+    return found && found->hasKernelForDispatchKey(c10::DispatchKey::CPU)
+               ? std::optional(found->typed<OnednnLinear>())
+               : std::nullopt;
+  }();
+  return op;
+}
+
+/// The product takes any strides.
+at::Tensor linear_onednn(const at::Tensor& x, const at::Tensor& weight,
+                         const std::optional<at::Tensor>& bias) {
+  const auto dense_bias = bias ? std::optional(bias->contiguous()) : std::nullopt;
+  return onednn_linear()->call(x, weight, dense_bias, "none", Scalars(), "");
+}
+
+at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias) {
+  check_linear(x, weight, bias);
+  if (takes_step(x, weight)) return linear_step(x, weight, bias);
+  if (takes_onednn(x, weight)) return linear_onednn(x, weight, bias);
+  return at::linear(x, weight, bias);
+}
+
+}  // namespace
+
+bool takes_step(const at::Tensor& x, const at::Tensor& weight) {
+  return is_known_on_cpu(x, at::kBFloat16) && is_known_on_cpu(weight, at::kBFloat16) &&
+         x.dim() >= 1 && x.numel() <= retnet::cpu::kLinearRows * x.size(-1) && x.numel() > 0 &&
+         weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
+}
+
+bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
+  if (!is_known_on_cpu(x, at::kFloat) || !is_known_on_cpu(weight, at::kFloat) || x.dim() < 2 ||
+      x.numel() < kOnednnRows * x.size(-1) ||
+      std::min(weight.size(0), weight.size(1)) < kOnednnChannels || !onednn_linear() ||
+      !at::globalContext().userEnabledMkldnn()) {
+    return false;
+  }
+  const auto wish = asked();
+  return wish == "1" || (mkl_leaves_avx512_unused() && wish != "0");
+}
+
+TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }
+
+}  // namespace retnet::ops

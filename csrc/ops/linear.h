@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "../version.h"
+
+namespace retnet::ops {
+
+/// torch's linear, out = x weight^T + bias, by faster products on a CPU.
+///
+///   x       [..., in]   float32, float64, bfloat16 or float16; any strides
+///   weight  [out, in]   x's dtype
+///   bias    [out]       x's dtype
+///
+/// Returns [..., out] of x's dtype.
+///
+/// - Up to 4 rows x of bfloat16, and no gradient: a kernel that reads a weight of dense rows at the
+///   speed of memory. Exact products, sums in float32, bias added, rounded once. The bits of a row
+///   depend neither on the other rows, up to 4, nor on the number of threads.
+/// - 128 rows x of float32 and more, `in` and `out` of 256 and more, on a CPU of AMD with AVX-512:
+///   oneDNN's product, also for the gradient of x. torch takes MKL's, which leaves AVX-512 unused
+///   there.
+///
+/// All else is torch's linear. The environment variable RETNET_CPU_LINEAR, read at each call,
+/// says "0" for neither and "1" for both on whichever CPU has them.
+RETNET_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
+                             const std::optional<at::Tensor>& bias = std::nullopt);
+
+/// Whether x and weight take the kernel for a few rows, where no gradient is asked for.
+bool takes_step(const at::Tensor& x, const at::Tensor& weight);
+
+/// Whether x and weight take oneDNN's product.
+bool takes_onednn(const at::Tensor& x, const at::Tensor& weight);
+
+/// Every implementation's first statement: shapes, dtypes and devices.
+void check_linear(const at::Tensor& x, const at::Tensor& weight,
+                  const std::optional<at::Tensor>& bias);
+
+}  // namespace retnet::ops
