@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers of decoding on the CPU, beside torch's: ``python benchmarks/linear.py``.
+"""Linear layers on the CPU, beside torch's: ``python benchmarks/linear.py``.
 
-The shapes of a 1.3B model in bfloat16, for 1, 2 and 4 tokens: retnet.ops.linear_step and F.linear
-in turns, over as many weights as no cache holds, beside the bandwidth of reading memory, probed in
-the same turns. Writes linear.json.
+Of decoding: the shapes of a 1.3B model in bfloat16 for 1, 2 and 4 tokens, over as many weights as
+no cache holds, beside the bandwidth of reading memory. Of training: the shapes of a 100M model in
+float32 for 8192 tokens (the head: 1024), forward, and with the gradients of x and weight. Both by
+retnet.ops.linear and F.linear in turns. Writes linear.json.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,56 +21,85 @@ from tqdm import tqdm
 import machine
 import report
 from retnet._memory import keep_memory_mapped
-from retnet.ops import linear_step
-from timing import Clock, Spread, alternate
+from retnet.ops import linear
+from timing import Call, Clock, Spread, alternate
 
-SHAPES = [(2048, 2048), (4096, 2048), (2048, 4096), (32000, 2048)]  # out, in
+DECODING = [(2048, 2048), (4096, 2048), (2048, 4096), (32000, 2048)]  # out, in
 TOKENS = [1, 2, 4]
 BYTES = 256 << 20  # of weights that one call reads
+TRAINING = [
+    (768, 768, 8192),
+    (1536, 768, 8192),
+    (768, 1536, 8192),
+    (32000, 768, 1024),
+]  # and tokens
 
 
 def raise_it(name: str, error: Exception) -> None:
     raise error
 
 
-def measure(shape: tuple[int, int], tokens: int, rounds: int, size: int) -> dict[str, Any]:
-    """Times per weight, bandwidths, and how many times as fast as F.linear linear_step is."""
-    n_out, n_in = shape
-    weights = [
-        torch.randn(n_out, n_in, dtype=torch.bfloat16)
-        for _ in range(-(-size // (2 * n_out * n_in)))
-    ]
-    x = torch.randn(tokens, n_in, dtype=torch.bfloat16)
-    memory = torch.randn(len(weights) * n_out * n_in // 2)  # as many bytes
-
-    def each(linear: Callable[..., object]) -> Callable[[], object]:
-        return lambda: [linear(x, weight) for weight in weights]
-
-    calls: dict[str, Callable[[], object]] = {
-        "linear_step": each(linear_step),
-        "F.linear": each(F.linear),
-        "read": lambda: memory.sum(),
-    }
+def alternating(calls: dict[str, Call], rounds: int) -> dict[str, Spread]:
     for call in calls.values():
         call()
     clock = Clock(torch.device("cpu"))
     times = alternate(calls, dict.fromkeys(calls, rounds), clock, raise_it)
-    moved = 2 * len(weights) * n_out * n_in
-    rates = {name: moved / Spread.of(taken).median for name, taken in times.items()}
-    return {
-        "shape": shape,
-        "tokens": tokens,
-        "seconds": {
-            name: vars(Spread.of([t / len(weights) for t in taken]))
-            for name, taken in times.items()
-        },
-        "bytes_per_s": rates,
-        "share_of_read": rates["linear_step"] / rates["read"],
-        "speedup": rates["linear_step"] / rates["F.linear"],
-    }
+    return {name: Spread.of(taken) for name, taken in times.items()}
 
 
 @torch.no_grad()
+def decoding(shape: tuple[int, int], tokens: int, rounds: int, size: int) -> dict[str, Any]:
+    """Times of `size` bytes of weights, bandwidths, and how many times as fast as F.linear."""
+    n_out, n_in = shape
+    count = -(-size // (2 * n_out * n_in))
+    weights = [torch.randn(n_out, n_in, dtype=torch.bfloat16) for _ in range(count)]
+    x = torch.randn(tokens, n_in, dtype=torch.bfloat16)
+    memory = torch.randn(count * n_out * n_in // 2)  # as many bytes
+
+    def each(linear: Callable[..., object]) -> Call:
+        return lambda: [linear(x, weight) for weight in weights]
+
+    calls = {"linear": each(linear), "F.linear": each(F.linear), "read": lambda: memory.sum()}
+    seconds = alternating(calls, rounds)
+    moved = 2 * count * n_out * n_in
+    rates = {name: moved / taken.median for name, taken in seconds.items()}
+    return {
+        "work": "decoding",
+        "shape": shape,
+        "tokens": tokens,
+        "bytes": moved,
+        "seconds": {name: vars(taken) for name, taken in seconds.items()},
+        "bytes_per_s": rates,
+        "share_of_read": rates["linear"] / rates["read"],
+        "speedup": rates["linear"] / rates["F.linear"],
+    }
+
+
+def training(shape: tuple[int, int, int], backward: bool, rounds: int) -> dict[str, Any]:
+    """Times, rates, and how many times as fast as F.linear."""
+    n_out, n_in, tokens = shape
+    x = torch.randn(tokens, n_in, requires_grad=backward)
+    weight = torch.randn(n_out, n_in, requires_grad=backward)
+    grad = torch.randn(tokens, n_out)
+
+    def run(linear: Callable[..., torch.Tensor]) -> Call:
+        if backward:
+            return lambda: torch.autograd.grad(linear(x, weight), (x, weight), grad)
+        return lambda: linear(x, weight)
+
+    seconds = alternating({"linear": run(linear), "F.linear": run(F.linear)}, rounds)
+    flop = 2 * n_out * n_in * tokens * (3 if backward else 1)
+    rates = {name: flop / taken.median for name, taken in seconds.items()}
+    return {
+        "work": "forward+backward" if backward else "forward",
+        "shape": (n_out, n_in),
+        "tokens": tokens,
+        "seconds": {name: vars(taken) for name, taken in seconds.items()},
+        "flop_per_s": rates,
+        "speedup": rates["linear"] / rates["F.linear"],
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
@@ -81,20 +112,33 @@ def main() -> int:
     out: Path = options.out or Path(__file__).parent / "results" / folder
     facts = machine.describe(device)
     print("   ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
-    print(f"{'out x in':>14}{'tokens':>8}{'linear_step GB/s':>18}{'F.linear':>10}{'read':>8}"
-          f"{'of read':>9}{'x F.linear':>12}")  # fmt: skip
     results: list[dict[str, Any]] = []
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     content = {"format": 1, "command": command, "machine": facts, "results": results}
-    shapes, size = ([(32, 64)], 1 << 16) if options.quick else (SHAPES, BYTES)
-    todo = [(shape, tokens) for shape in shapes for tokens in TOKENS]
-    for shape, tokens in tqdm(todo, unit="case", disable=None):
-        result = measure(shape, tokens, options.rounds, size)
+    decode, size = ([(32, 64)], 1 << 16) if options.quick else (DECODING, BYTES)
+    train = [(256, 256, 128)] if options.quick else TRAINING
+    rounds = options.rounds
+    todo: list[Callable[[], dict[str, Any]]] = [
+        *(partial(decoding, shape, tokens, rounds, size) for shape in decode for tokens in TOKENS),
+        *(
+            partial(training, shape, backward, rounds)
+            for shape in train
+            for backward in (False, True)
+        ),
+    ]
+    print(f"{'work':18}{'out x in':>14}{'tokens':>8}{'linear':>9}{'F.linear':>10}{'':10}"
+          f"{'of read':>8}{'x F.linear':>12}")  # fmt: skip
+    for case in tqdm(todo, unit="case", disable=None):
+        result = case()
         results.append(result)
-        ours, theirs, read = (x / 1e9 for x in result["bytes_per_s"].values())
+        decodes = result["work"] == "decoding"
+        rates = result["bytes_per_s" if decodes else "flop_per_s"]
         tqdm.write(
-            f"{f'{shape[0]} x {shape[1]}':>14}{tokens:8}{ours:18.1f}{theirs:10.1f}{read:8.1f}"
-            f"{result['share_of_read']:9.1%}{result['speedup']:12.2f}"
+            f"{result['work']:18}{'{} x {}'.format(*result['shape']):>14}{result['tokens']:8}"
+            f"{rates['linear'] / 1e9:9.1f}{rates['F.linear'] / 1e9:10.1f}"
+            f"{' GB/s' if decodes else ' GFLOP/s':10}"
+            f"{format(result['share_of_read'], '8.1%') if decodes else '':8}"
+            f"{result['speedup']:12.2f}"
         )
         report.write_json(out / "linear.json", content)
     return 0

@@ -390,12 +390,16 @@ def test_linear_benchmark(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "linear.json").read_text())["results"]
-    assert [(r["shape"], r["tokens"]) for r in results] == [([32, 64], n) for n in (1, 2, 4)]
+    decoding, training = results[:3], results[3:]
+    assert [(r["shape"], r["tokens"]) for r in decoding] == [([32, 64], n) for n in (1, 2, 4)]
+    assert [r["work"] for r in training] == ["forward", "forward+backward"]
     for result in results:
-        rate, seconds = result["bytes_per_s"], result["seconds"]
-        assert result["speedup"] == pytest.approx(rate["linear_step"] / rate["F.linear"])
-        assert rate["read"] == pytest.approx(2 * 32 * 64 / seconds["read"]["median"])
-        assert all(spread["rounds"] == 3 for spread in seconds.values())
+        rate = result["bytes_per_s" if result in decoding else "flop_per_s"]
+        work = result["bytes"] if result in decoding else 2 * 256 * 256 * 128
+        work *= 3 if result["work"] == "forward+backward" else 1
+        assert result["speedup"] == pytest.approx(rate["linear"] / rate["F.linear"])
+        for name, spread in result["seconds"].items():
+            assert rate[name] == pytest.approx(work / spread["median"]) and spread["rounds"] == 3
 
 
 @pytest.mark.not_poisoned

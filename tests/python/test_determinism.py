@@ -144,9 +144,7 @@ OPS = {
         norm_oracle,
         {**EPS, "norm": "rms"},
     ),
-    "linear": Op(
-        "linear", lambda B, T, H, K, V, **kw: linear_inputs(B, K, V, **kw), linear_oracle
-    ),
+    "linear": Op("linear", lambda B, T, H, K, V, **kw: linear_inputs(B, K, V, **kw), linear_oracle),
     "step": Op("retention_step", of_tokens(step_inputs), retention_step_by_definition),
     "step_slots": Op("retention_step", with_slots(step_inputs), retention_step_by_definition),
     "fused": Op(

@@ -433,13 +433,21 @@ def test_the_cpp_layer_alone():
 @parametrize("tied", [False, True])
 def test_same_bits_in_python_and_cpp_by_onednn(tied, onednn):
     """Logits, the loss and its gradients, of more tokens than a chunk of the loss takes."""
-    sizes = {"embed_dim": 256, "key_dim": 256, "value_dim": 512, "ffn_dim": 300, "vocab_size": 40_000}
+    sizes = {
+        "embed_dim": 256,
+        "key_dim": 256,
+        "value_dim": 512,
+        "ffn_dim": 300,
+        "vocab_size": 40_000,
+    }
     model = make_model(torch.float32, **sizes, bias=True, tie_embeddings=tied)
     other, ids = twin_of(model, torch.float32), torch.randint(40_000, (2, 600))
     with torch.no_grad():
         same(other(ids).logits, model(ids).logits)
     calls = {m: seen(lambda m=m: m(ids, labels=ids).loss.backward()) for m in (model, other)}
-    assert calls[model] == calls[other] and calls[model][0] == 2 * (LINEARS + 1)  # two chunks; x's gradient
+    assert calls[model] == calls[other] and calls[model][0] == 2 * (
+        LINEARS + 1
+    )  # two chunks; x's gradient
     for mine, its in zip(other.parameters(), model.parameters(), strict=True):
         same(mine.grad, its.grad)
 

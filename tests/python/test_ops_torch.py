@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rotary, gated_group_norm, linear and the steps as citizens of PyTorch: opcheck, compile, autocast,
-strides, threads. One table of operators, each test for all of them."""
+"""rotary, gated_group_norm, linear and the steps as citizens of PyTorch: opcheck, compile,
+autocast, strides, threads. One table of operators, each test for all of them."""
 
 import threading
 from collections.abc import Callable
