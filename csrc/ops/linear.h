@@ -21,8 +21,8 @@ namespace retnet::ops {
 ///   speed of memory. Exact products, sums in float32, bias added, rounded once. The bits of a row
 ///   depend neither on the other rows, up to 4, nor on the number of threads.
 /// - 128 rows x of float32 and more, `in` and `out` of 256 and more, on a CPU of AMD with AVX-512:
-///   oneDNN's product, also for the gradient of x. torch takes MKL's, which leaves AVX-512 unused
-///   there.
+///   oneDNN's product, also for the gradient of x, from Zen 5 on for the weight's. torch takes MKL's,
+///   which leaves AVX-512 unused there.
 ///
 /// All else is torch's linear. The environment variable RETNET_CPU_LINEAR, read at each call,
 /// says "0" for neither and "1" for both on whichever CPU has them.
@@ -34,6 +34,12 @@ bool takes_step(const at::Tensor& x, const at::Tensor& weight);
 
 /// Whether x and weight take oneDNN's product.
 bool takes_onednn(const at::Tensor& x, const at::Tensor& weight);
+
+/// The gradient of the weight where the product is oneDNN's: grad^T x.
+///
+///   grad  [rows, out]
+///   x     [rows, in]
+at::Tensor linear_weight_gradient(const at::Tensor& grad, const at::Tensor& x);
 
 /// Every implementation's first statement: shapes, dtypes and devices.
 void check_linear(const at::Tensor& x, const at::Tensor& weight,

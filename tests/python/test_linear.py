@@ -185,6 +185,17 @@ def test_onednn_against_float64(layout, bias, onednn):
         assert torch.equal(actual[0], product(incoming, weight.T, None, "none", [], ""))
 
 
+def test_onednn_as_this_cpu_has_it(monkeypatch):
+    """Without the environment variable: MKL's gradient of the weight, or no oneDNN at all."""
+    monkeypatch.delenv("RETNET_CPU_LINEAR", raising=False)
+    inputs = [t.requires_grad_() for t in many()]
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    linear(*inputs).square().sum().backward()
+    F.linear(*wide).square().sum().backward()
+    for mine, its in zip(inputs, wide, strict=True):
+        assert_close_to_reference(mine.grad, its.grad, torch.float32, grad=True)
+
+
 @parametrize("asked", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
 def test_onednn_keeps_and_computes_what_is_asked(asked, onednn):
     """Of x and the weight each is kept for the other's gradient alone."""
@@ -445,9 +456,8 @@ def test_same_bits_in_python_and_cpp_by_onednn(tied, onednn):
     with torch.no_grad():
         same(other(ids).logits, model(ids).logits)
     calls = {m: seen(lambda m=m: m(ids, labels=ids).loss.backward()) for m in (model, other)}
-    assert calls[model] == calls[other] and calls[model][0] == 2 * (
-        LINEARS + 1
-    )  # two chunks; x's gradient
+    # The head in two chunks; and as many gradients of x and of weights.
+    assert calls[model] == calls[other] == (3 * (LINEARS + 1), 0)
     for mine, its in zip(other.parameters(), model.parameters(), strict=True):
         same(mine.grad, its.grad)
 

@@ -35,7 +35,9 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     const auto saved = ctx->get_saved_variables();
     const auto grad = grads[0].flatten(0, -2);
     if (ctx->needs_input_grad(0)) result[0] = ops::linear(grads[0], saved[1].t());
-    if (ctx->needs_input_grad(1)) result[1] = grad.t().mm(saved[0].flatten(0, -2));
+    if (ctx->needs_input_grad(1)) {
+      result[1] = linear_weight_gradient(grad, saved[0].flatten(0, -2));
+    }
     if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) result[2] = grad.sum(0);
     return result;
   }

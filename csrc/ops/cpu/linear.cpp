@@ -7,6 +7,9 @@
 #include <ATen/ops/linear.h>
 #include <c10/util/env.h>
 #include <torch/library.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <memory>
@@ -71,14 +74,25 @@ at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
 // oneDNN copies the weight to an order of its own: smaller products do not pay for it.
 constexpr int64_t kOnednnRows = 128, kOnednnChannels = 256;
 
-bool mkl_leaves_avx512_unused() {
+/// Of a CPU of AMD with AVX-512, which MKL leaves unused there; else 0.
+int amd_family_with_avx512() {
 #ifdef __x86_64__
-  static const bool answer = __builtin_cpu_is("amd") && __builtin_cpu_supports("avx512f");
-  return answer;
+  static const int family = [] {
+    unsigned int a = 0, b = 0, c = 0, d = 0;
+    if (!__builtin_cpu_is("amd") || !__builtin_cpu_supports("avx512f") ||
+        !__get_cpuid(1, &a, &b, &c, &d)) {
+      return 0;
+    }
+    return static_cast<int>(((a >> 8) & 15) + ((a >> 20) & 255));
+  }();
+  return family;
 #else
-  return false;
+  return 0;
 #endif
 }
+
+// From Zen 5 on a multiply-add of 512 bits takes as long as one of 256.
+constexpr int kZen5 = 26;
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
 using OnednnLinear = at::Tensor(const at::Tensor&, const at::Tensor&,
@@ -128,7 +142,13 @@ bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
     return false;
   }
   const auto wish = asked();
-  return wish == "1" || (mkl_leaves_avx512_unused() && wish != "0");
+  return wish == "1" || (amd_family_with_avx512() > 0 && wish != "0");
+}
+
+at::Tensor linear_weight_gradient(const at::Tensor& grad, const at::Tensor& x) {
+  // oneDNN transposes both first. That costs what it gains before Zen 5.
+  return asked() == "1" || amd_family_with_avx512() >= kZen5 ? ops::linear(grad.t(), x.t())
+                                                             : grad.t().mm(x);
 }
 
 TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }
