@@ -8,4 +8,6 @@ const std::vector<const InstructionSet*>& instruction_sets() {
   return sets;
 }
 
+int amd_family_with_avx512() { return 0; }
+
 }  // namespace retnet::cpu

@@ -65,7 +65,7 @@ at::Tensor gated_group_norm_autocast(const at::Tensor& x, const std::optional<at
 }
 
 at::Tensor linear_autocast(const at::Tensor& x, const at::Tensor& weight,
-                                const std::optional<at::Tensor>& bias) {
+                           const std::optional<at::Tensor>& bias) {
   const BelowAutocast below(x);
   return ops::linear(cast(x), cast(weight), bias ? std::optional(cast(*bias)) : std::nullopt);
 }

@@ -14,7 +14,7 @@ namespace retnet::ops {
 // -------------------------------------------------------------------------------------------------
 
 void check_linear(const at::Tensor& x, const at::Tensor& weight,
-                       const std::optional<at::Tensor>& bias) {
+                  const std::optional<at::Tensor>& bias) {
   constexpr auto op = "linear";
   TORCH_CHECK(x.dim() >= 1, op, ": x must have shape [..., in], got ", x.sym_sizes());
   check_floating(op, "x", x);
@@ -32,7 +32,7 @@ void check_linear(const at::Tensor& x, const at::Tensor& weight,
 // -------------------------------------------------------------------------------------------------
 
 at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
-                       const std::optional<at::Tensor>& bias) {
+                  const std::optional<at::Tensor>& bias) {
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retnet::linear", "")
                              .typed<decltype(linear)>();
@@ -42,7 +42,7 @@ at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
 namespace {
 
 at::Tensor linear_meta(const at::Tensor& x, const at::Tensor& weight,
-                            const std::optional<at::Tensor>& bias) {
+                       const std::optional<at::Tensor>& bias) {
   check_linear(x, weight, bias);
   auto sizes = x.sym_sizes().vec();
   sizes.back() = weight.sym_size(0);
@@ -50,7 +50,7 @@ at::Tensor linear_meta(const at::Tensor& x, const at::Tensor& weight,
 }
 
 at::Tensor linear_composite(const at::Tensor& x, const at::Tensor& weight,
-                                 const std::optional<at::Tensor>& bias) {
+                            const std::optional<at::Tensor>& bias) {
   check_linear(x, weight, bias);
   return at::linear(x, weight, bias);
 }
@@ -66,8 +66,6 @@ TORCH_LIBRARY_FRAGMENT(retnet, m) {
 }
 
 TORCH_LIBRARY_IMPL(retnet, Meta, m) { m.impl("linear", linear_meta); }
-TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {
-  m.impl("linear", linear_composite);
-}
+TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) { m.impl("linear", linear_composite); }
 
 }  // namespace retnet::ops

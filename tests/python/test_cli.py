@@ -66,6 +66,15 @@ def run(*arguments):
     return main([str(argument) for argument in arguments])
 
 
+def start(*arguments, **options):
+    """The command as a process of its own, with one thread like `run` here."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "retnet", *map(str, arguments)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        **options,
+    )
+
+
 # Runs that end before their time
 
 
@@ -92,12 +101,10 @@ def test_kill_9_and_resume_gives_the_losses_of_a_straight_run(kind, folder):
     command = ("train", folder / "run.toml", "--save_every", 0, "--resume", *steps, *kind)
     weights, log = folder / "run" / "model.safetensors", folder / "run" / "log.jsonl"
     for least in (5, 20):
-        child = os.fork()
-        if child == 0:
-            os._exit(run(*command))
+        process = start(*command)
         wait_for(lambda least=least: weights.exists() and len(losses(folder / "run")) > least)
-        os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
         retnet.load(folder / "run")
         cut.append(int(retnet.checkpoint.read_metadata(folder / "run")["step"]))
     assert 5 <= cut[0] < cut[1] < 60 and log.exists()
@@ -110,14 +117,8 @@ def test_kill_9_and_resume_gives_the_losses_of_a_straight_run(kind, folder):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
 def test_a_signal_saves_and_says_so(number, folder):
-    options = ("--steps", "9999", "--save_every", "0")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "retnet", "train", "run.toml", *options],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    options = ("--steps", 9999, "--save_every", 0)
+    process = start("train", "run.toml", *options, cwd=folder, stdout=subprocess.PIPE, text=True)
     wait_for(lambda: (folder / "run" / "model.safetensors").exists())
     process.send_signal(number)
     printed = process.communicate()[0]

@@ -22,8 +22,8 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
                           const std::optional<at::Tensor>& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     // Each is kept for the other's gradient alone.
-    ctx->save_for_backward({weight.requires_grad() ? x : at::Tensor(),
-                            x.requires_grad() ? weight : at::Tensor()});
+    ctx->save_for_backward(
+        {weight.requires_grad() ? x : at::Tensor(), x.requires_grad() ? weight : at::Tensor()});
     ctx->saved_data["bias"] = bias.has_value();
     ctx->set_materialize_grads(false);
     return ops::linear(x, weight, bias);
@@ -52,8 +52,8 @@ bool needs_gradient(const at::Tensor& x, const at::Tensor& weight,
 /// Where torch alone has a derivative: forward mode, and the transforms of torch.func.
 bool is_transformed(const at::Tensor& x, const at::Tensor& weight,
                     const std::optional<at::Tensor>& bias) {
-  return at::functorch::maybeCurrentDynamicLayer() || isFwGradDefined(x) || isFwGradDefined(weight) ||
-         isFwGradDefined(bias);
+  return at::functorch::maybeCurrentDynamicLayer() || isFwGradDefined(x) ||
+         isFwGradDefined(weight) || isFwGradDefined(bias);
 }
 
 at::Tensor linear_autograd(const at::Tensor& x, const at::Tensor& weight,

@@ -7,9 +7,6 @@
 #include <ATen/ops/linear.h>
 #include <c10/util/env.h>
 #include <torch/library.h>
-#ifdef __x86_64__
-#include <cpuid.h>
-#endif
 
 #include <algorithm>
 #include <memory>
@@ -17,6 +14,7 @@
 #include <string>
 #include <string_view>
 
+#include "cpu/instruction_sets.h"
 #include "ops/cpu/instruction_set.h"
 #include "ops/cpu/parallel.h"
 
@@ -74,24 +72,8 @@ at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
 // oneDNN copies the weight to an order of its own: smaller products do not pay for it.
 constexpr int64_t kOnednnRows = 128, kOnednnChannels = 256;
 
-/// Of a CPU of AMD with AVX-512, which MKL leaves unused there; else 0.
-int amd_family_with_avx512() {
-#ifdef __x86_64__
-  static const int family = [] {
-    unsigned int a = 0, b = 0, c = 0, d = 0;
-    if (!__builtin_cpu_is("amd") || !__builtin_cpu_supports("avx512f") ||
-        !__get_cpuid(1, &a, &b, &c, &d)) {
-      return 0;
-    }
-    return static_cast<int>(((a >> 8) & 15) + ((a >> 20) & 255));
-  }();
-  return family;
-#else
-  return 0;
-#endif
-}
-
-// From Zen 5 on a multiply-add of 512 bits takes as long as one of 256.
+// MKL leaves AVX-512 unused on CPUs of AMD. From Zen 5 on a multiply-add of 512 bits takes as long
+// as one of 256.
 constexpr int kZen5 = 26;
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
@@ -102,8 +84,7 @@ using OnednnLinear = at::Tensor(const at::Tensor&, const at::Tensor&,
 /// torch's operator, which not every build of torch has.
 const std::optional<c10::TypedOperatorHandle<OnednnLinear>>& onednn_linear() {
   static const auto op = [] {
-    const auto found =
-        c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+    const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
     return found && found->hasKernelForDispatchKey(c10::DispatchKey::CPU)
                ? std::optional(found->typed<OnednnLinear>())
                : std::nullopt;
@@ -142,13 +123,14 @@ bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
     return false;
   }
   const auto wish = asked();
-  return wish == "1" || (amd_family_with_avx512() > 0 && wish != "0");
+  return wish == "1" || (retnet::cpu::amd_family_with_avx512() > 0 && wish != "0");
 }
 
 at::Tensor linear_weight_gradient(const at::Tensor& grad, const at::Tensor& x) {
   // oneDNN transposes both first. That costs what it gains before Zen 5.
-  return asked() == "1" || amd_family_with_avx512() >= kZen5 ? ops::linear(grad.t(), x.t())
-                                                             : grad.t().mm(x);
+  return asked() == "1" || retnet::cpu::amd_family_with_avx512() >= kZen5
+             ? ops::linear(grad.t(), x.t())
+             : grad.t().mm(x);
 }
 
 TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }
