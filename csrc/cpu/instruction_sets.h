@@ -20,7 +20,7 @@ extern const InstructionSet kAvx512Bf16;  // and BF16
 /// Those compiled for this architecture, best first.
 const std::vector<const InstructionSet*>& instruction_sets();
 
-/// The family of a CPU of AMD with AVX-512 (25: Zen 4, 26: Zen 5); 0 for all others.
-int amd_family_with_avx512();
+/// Whether this is a CPU of AMD with AVX-512, which MKL leaves unused there.
+bool is_amd_with_avx512();
 
 }  // namespace retnet::cpu

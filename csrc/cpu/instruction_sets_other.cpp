@@ -8,6 +8,6 @@ const std::vector<const InstructionSet*>& instruction_sets() {
   return sets;
 }
 
-int amd_family_with_avx512() { return 0; }
+bool is_amd_with_avx512() { return false; }
 
 }  // namespace retnet::cpu

@@ -21,25 +21,19 @@ namespace retnet::ops {
 ///   speed of memory. Exact products, sums in float32, bias added, rounded once. The bits of a row
 ///   depend neither on the other rows, up to 4, nor on the number of threads.
 /// - 128 rows x of float32 and more, `in` and `out` of 256 and more, on a CPU of AMD with AVX-512:
-///   oneDNN's product, also for the gradient of x, from Zen 5 on for the weight's. torch takes MKL's,
-///   which leaves AVX-512 unused there.
+///   oneDNN's product, also for the gradient of x. torch takes MKL's, which leaves AVX-512 unused
+///   there. Not where torch's own switch of oneDNN (at::globalContext().setUserEnabledMkldnn) is off.
 ///
-/// All else is torch's linear. The environment variable RETNET_CPU_LINEAR, read at each call,
-/// says "0" for neither and "1" for both on whichever CPU has them.
+/// All else is torch's linear. The environment variable RETNET_CPU_LINEAR, read at each call: "0"
+/// turns both off, "1" takes oneDNN's product on any CPU for which torch has it.
 RETNET_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias = std::nullopt);
 
 /// Whether x and weight take the kernel for a few rows, where no gradient is asked for.
-bool takes_step(const at::Tensor& x, const at::Tensor& weight);
+RETNET_API bool takes_step(const at::Tensor& x, const at::Tensor& weight);
 
 /// Whether x and weight take oneDNN's product.
-bool takes_onednn(const at::Tensor& x, const at::Tensor& weight);
-
-/// The gradient of the weight where the product is oneDNN's: grad^T x.
-///
-///   grad  [rows, out]
-///   x     [rows, in]
-at::Tensor linear_weight_gradient(const at::Tensor& grad, const at::Tensor& x);
+RETNET_API bool takes_onednn(const at::Tensor& x, const at::Tensor& weight);
 
 /// Every implementation's first statement: shapes, dtypes and devices.
 void check_linear(const at::Tensor& x, const at::Tensor& weight,

@@ -4,10 +4,12 @@
 Shapes: B batch, T time, H heads, Dk and Dv the head sizes of keys and values.
 """
 
-from typing import Literal, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 __all__ = [
     "RetentionPlan",
@@ -325,8 +327,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
       AVX-512: oneDNN's product, also for the gradient of ``x``. ``F.linear`` takes MKL's, which
       leaves AVX-512 unused there. Off where ``torch.backends.mkldnn`` is.
 
-    All else is ``F.linear``. The environment variable ``RETNET_CPU_LINEAR``, read at each call,
-    says ``0`` for neither and ``1`` for both on whichever CPU has them.
+    All else is ``F.linear``. The environment variable ``RETNET_CPU_LINEAR``, read at each call:
+    ``0`` turns both off, ``1`` takes oneDNN's product on any CPU for which torch has it.
 
     Args:
         x: ``[..., in]``, float32, float64, bfloat16 or float16; any strides.
@@ -338,6 +340,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Raises:
         RuntimeError: a shape, dtype or device is not as above.
+        ValueError: ``RETNET_CPU_LINEAR`` is neither.
 
     Example:
         >>> import torch
@@ -348,6 +351,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         True
     """
     return torch.ops.retnet.linear(x, weight, bias)
+
+
+@register_flop_formula(torch.ops.retnet.linear)
+def _flop_of_linear(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """As many as FlopCounterMode counts of torch's linear."""
+    return 2 * math.prod(x) * weight[0]
 
 
 def multi_scale_retention_step(

@@ -87,3 +87,11 @@ def gpu(request: pytest.FixtureRequest) -> torch.device:
     if torch.cuda.get_device_capability() < (8, 0):
         pytest.skip("a GPU below compute capability 8.0")
     return torch.device(request.param)
+
+
+@pytest.fixture
+def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """retnet.ops.linear by oneDNN on any CPU for which torch has it."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setenv("RETNET_CPU_LINEAR", "1")

@@ -33,12 +33,13 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     variable_list result(3);
     if (!grads[0].defined()) return result;
     const auto saved = ctx->get_saved_variables();
-    const auto grad = grads[0].flatten(0, -2);
+    // Not flatten: the vmap of batched gradients has no rule for it.
+    const auto rows = [](const at::Tensor& t) { return t.reshape({-1, t.size(-1)}); };
     if (ctx->needs_input_grad(0)) result[0] = ops::linear(grads[0], saved[1].t());
-    if (ctx->needs_input_grad(1)) {
-      result[1] = linear_weight_gradient(grad, saved[0].flatten(0, -2));
+    if (ctx->needs_input_grad(1)) result[1] = rows(grads[0]).t().mm(rows(saved[0]));
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) {
+      result[2] = rows(grads[0]).sum(0);
     }
-    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2)) result[2] = grad.sum(0);
     return result;
   }
 };
@@ -49,7 +50,7 @@ bool needs_gradient(const at::Tensor& x, const at::Tensor& weight,
          (x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad()));
 }
 
-/// Where torch alone has a derivative: forward mode, and the transforms of torch.func.
+/// Where torch alone has a derivative: forward mode, and torch.func's transforms (vmap has a rule).
 bool is_transformed(const at::Tensor& x, const at::Tensor& weight,
                     const std::optional<at::Tensor>& bias) {
   return at::functorch::maybeCurrentDynamicLayer() || isFwGradDefined(x) ||
@@ -72,5 +73,6 @@ at::Tensor linear_autograd(const at::Tensor& x, const at::Tensor& weight,
 }  // namespace
 
 TORCH_LIBRARY_IMPL(retnet, Autograd, m) { m.impl("linear", linear_autograd); }
+TORCH_LIBRARY_IMPL(retnet, FuncTorchBatchedDecomposition, m) { m.impl("linear", at::linear); }
 
 }  // namespace retnet::ops

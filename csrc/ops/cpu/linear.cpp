@@ -27,11 +27,17 @@ using retnet::cpu::kLinearPart;
 constexpr int64_t kPart = 65536;  // elements of the weight that a thread takes at once
 
 bool is_known_on_cpu(const at::Tensor& x, at::ScalarType dtype) {
-  return x.device().is_cpu() && x.scalar_type() == dtype &&
+  return x.device().is_cpu() && x.scalar_type() == dtype && !x.is_nested() &&
          !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
 }
 
-std::optional<std::string> asked() { return c10::utils::get_env("RETNET_CPU_LINEAR"); }
+/// "0", "1" or, where nothing is asked for, "".
+std::string asked() {
+  const auto value = c10::utils::get_env("RETNET_CPU_LINEAR").value_or("");
+  TORCH_CHECK_VALUE(value.empty() || value == "0" || value == "1",
+                    "RETNET_CPU_LINEAR must be 0 or 1, got ", value);
+  return value;
+}
 
 // A few tokens of bfloat16
 // -------------------------------------------------------------------------------------------------
@@ -69,12 +75,8 @@ at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
 // Many tokens of float32
 // -------------------------------------------------------------------------------------------------
 
-// oneDNN copies the weight to an order of its own: smaller products do not pay for it.
+// oneDNN copies the weight to an order of its own, for which small products do not pay.
 constexpr int64_t kOnednnRows = 128, kOnednnChannels = 256;
-
-// MKL leaves AVX-512 unused on CPUs of AMD. From Zen 5 on a multiply-add of 512 bits takes as long
-// as one of 256.
-constexpr int kZen5 = 26;
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
 using OnednnLinear = at::Tensor(const at::Tensor&, const at::Tensor&,
@@ -92,11 +94,14 @@ const std::optional<c10::TypedOperatorHandle<OnednnLinear>>& onednn_linear() {
   return op;
 }
 
-/// The product takes any strides.
 at::Tensor linear_onednn(const at::Tensor& x, const at::Tensor& weight,
                          const std::optional<at::Tensor>& bias) {
+  const int64_t out = weight.size(0), in = weight.size(1);
+  const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= in;
+  const bool by_columns = weight.stride(0) == 1 && weight.stride(1) >= out;
+  const auto dense_weight = by_rows || by_columns ? weight : weight.contiguous();
   const auto dense_bias = bias ? std::optional(bias->contiguous()) : std::nullopt;
-  return onednn_linear()->call(x, weight, dense_bias, "none", Scalars(), "");
+  return onednn_linear()->call(x, dense_weight, dense_bias, "none", Scalars(), "");
 }
 
 at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
@@ -111,26 +116,19 @@ at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
 
 bool takes_step(const at::Tensor& x, const at::Tensor& weight) {
   return is_known_on_cpu(x, at::kBFloat16) && is_known_on_cpu(weight, at::kBFloat16) &&
-         x.dim() >= 1 && x.numel() <= retnet::cpu::kLinearRows * x.size(-1) && x.numel() > 0 &&
-         weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
+         x.dim() >= 1 && weight.dim() == 2 && x.numel() <= retnet::cpu::kLinearRows * x.size(-1) &&
+         x.numel() > 0 && weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
 }
 
 bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
   if (!is_known_on_cpu(x, at::kFloat) || !is_known_on_cpu(weight, at::kFloat) || x.dim() < 2 ||
-      x.numel() < kOnednnRows * x.size(-1) ||
+      weight.dim() != 2 || x.numel() < kOnednnRows * x.size(-1) ||
       std::min(weight.size(0), weight.size(1)) < kOnednnChannels || !onednn_linear() ||
       !at::globalContext().userEnabledMkldnn()) {
     return false;
   }
   const auto wish = asked();
-  return wish == "1" || (retnet::cpu::amd_family_with_avx512() > 0 && wish != "0");
-}
-
-at::Tensor linear_weight_gradient(const at::Tensor& grad, const at::Tensor& x) {
-  // oneDNN transposes both first. That costs what it gains before Zen 5.
-  return asked() == "1" || retnet::cpu::amd_family_with_avx512() >= kZen5
-             ? ops::linear(grad.t(), x.t())
-             : grad.t().mm(x);
+  return wish == "1" || (wish.empty() && at::hasMKL() && retnet::cpu::is_amd_with_avx512());
 }
 
 TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }

@@ -12,7 +12,7 @@ from retnet import ops
 __all__ = ["Linear", "linear"]
 
 _FEW_ROWS = 4  # csrc/cpu/linear.h has it too
-_MANY_ROWS = 128  # and csrc/ops/cpu/linear.cpp
+_MANY_ROWS, _MANY_CHANNELS = 128, 256  # and csrc/ops/cpu/linear.cpp these
 
 
 class Linear(nn.Linear):
@@ -44,6 +44,7 @@ def _may_take_onednn(x: Tensor, weight: Tensor) -> bool:
         x.dtype == weight.dtype == torch.float32
         and not torch.compiler.is_compiling()
         and _are_plain(x, weight)
+        and min(weight.shape) >= _MANY_CHANNELS
         and x.numel() >= _MANY_ROWS * x.shape[-1]
     )
 
@@ -58,4 +59,9 @@ def _may_take_step(x: Tensor, weight: Tensor) -> bool:
 
 
 def _are_plain(x: Tensor, weight: Tensor) -> bool:
-    return type(x) in (Tensor, nn.Parameter) and type(weight) in (Tensor, nn.Parameter)
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and type(weight) in (Tensor, nn.Parameter)
+        and not x.is_nested
+        and weight.dim() == 2
+    )
