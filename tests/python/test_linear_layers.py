@@ -188,7 +188,10 @@ def test_what_torchs_linear_takes_too(onednn):
     """Nested tensors, and the function a weight of one row."""
     layer = Linear(256, 256, dtype=torch.float32)
     parts = [normal(rows, 256, dtype=torch.float32) for rows in (3, 200)]
-    out = layer(torch.nested.as_nested_tensor(parts))
-    for mine, part in zip(out.unbind(), parts, strict=True):
-        torch.testing.assert_close(mine, F.linear(part, layer.weight, layer.bias))
-    assert torch.equal(plain_linear(parts[1], layer.weight[0]), parts[1] @ layer.weight[0])
+    config = make_model(embed_dim=256, ffn_dim=256).config
+    for module in (layer, retnet.cpp.FeedForward(config, dtype=torch.float32)):
+        out = module(torch.nested.as_nested_tensor(parts))
+        for mine, part in zip(out.unbind(), parts, strict=True):
+            torch.testing.assert_close(mine, module(part), rtol=1e-4, atol=1e-4)
+    weight = layer.weight[0]
+    assert torch.equal(plain_linear(parts[1], weight), F.linear(parts[1], weight))
