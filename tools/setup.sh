@@ -45,6 +45,10 @@ command -v clang-format >/dev/null || missing+=(clang-format)
 [ -d /usr/include/catch2 ] || [ -d /usr/local/include/catch2 ] || missing+=(catch2)
 [ -d /usr/include/nlohmann ] || [ -d /usr/local/include/nlohmann ] || missing+=(nlohmann-json3-dev)
 command -v doxygen >/dev/null || missing+=(doxygen)
+if [ "$(uname -m)" = x86_64 ]; then # the portable kernels run in an emulator of aarch64
+  command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu)
+  command -v qemu-aarch64 >/dev/null || missing+=(qemu-user)
+fi
 if [ ${#missing[@]} -gt 0 ]; then
   install="apt-get install -y ${missing[*]}"
   if ! command -v apt-get >/dev/null; then
