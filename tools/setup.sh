@@ -54,9 +54,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   if ! command -v apt-get >/dev/null; then
     echo "retnet: please install ${missing[*]} with your system's package manager" >&2
   elif [ "$(id -u)" = 0 ]; then
-    apt-get update -qq && $install -qq
+    { apt-get update -qq && $install -qq; } || echo "retnet: failed: $install" >&2
   elif sudo -n true 2>/dev/null; then
-    sudo apt-get update -qq && sudo $install -qq
+    { sudo apt-get update -qq && sudo $install -qq; } || echo "retnet: failed: sudo $install" >&2
   else
     echo "retnet: please run: sudo $install" >&2
   fi
