@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from retnet._memory import keep_memory_mapped
 from retnet.checkpoint import CONFIG, WEIGHTS
 from retnet.config import RetNetConfig
 from retnet.demo.corpus import Corpus, load_corpus
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         AssertionError: the forms disagree or, after 5 minutes or more, the model is worse than
             the target.
     """
+    if arguments is None:  # a process of its own
+        keep_memory_mapped()
     options = _parse(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     corpus = load_corpus()
