@@ -2,8 +2,9 @@
 #
 # make setup        make .venv and build the package in it (CUDA=1: with nvcc from PyPI where there is none)
 # make demo         set up, train a byte-level model on real text, generate, plot (MINUTES=5)
-# make test         set up, then Catch2, the kernels in the emulator, and pytest
+# make test         set up, then Catch2, the kernels in the emulator, pytest, and paths
 # make emulate      the kernels' own source on the CPU, lane by lane, under a checker
+# make paths        the tables of the CPU's kernels on every instruction set of this machine but the best, which pytest takes
 # make lint         formatting, types, layer rules
 # make docs         the documentation, in build/docs; needs doxygen
 # make mutate       delete each barrier and wait of the kernels in turn: does a test fail? (long; not in CI)
@@ -22,7 +23,7 @@ RUN := $(VENV)/bin/python
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
 
-.PHONY: setup demo test tests-built ctest emulate mutate pytest lint docs kernels kernel-report bench gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate mutate pytest paths lint docs kernels kernel-report bench gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
@@ -36,7 +37,7 @@ $(VENV)/.built$(CUDA): $(VENV)/.tools$(CUDA) $(SOURCES)
 demo: setup
 	$(RUN) -m retnet.demo --minutes $(MINUTES) --out demo
 
-test: ctest emulate pytest
+test: ctest emulate pytest paths
 tests-built: setup
 	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON
 	$(VENV)/bin/cmake --build build
@@ -51,6 +52,14 @@ mutate: setup
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) tools/mutate.py $(MUTATE_ARGS)
 pytest: setup
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+TABLES := retention log_decay retention_step multi_scale_retention_step rotary gated_group_norm
+paths: setup
+	@sets=$$(cd tests/python && ../../$(RUN) -c "import test_cpu_kernels as t; print(*t.instruction_sets()[1:])") && \
+	for set in $$sets; do \
+	  echo "RETNET_CPU=$$set"; \
+	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(TABLES:%=tests/python/test_%.py) || exit; \
+	done
 
 lint: setup
 	clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
@@ -75,6 +84,8 @@ kernel-report: kernels tests-built
 bench: setup
 	$(RUN) benchmarks/ops.py
 	$(RUN) benchmarks/model.py
+	$(RUN) benchmarks/linear.py
+	$(RUN) benchmarks/twins.py
 
 gpu-wheels: $(VENV)/.tools$(CUDA)
 	tools/gpu_wheels.sh $(VENV)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from retnet._memory import keep_memory_mapped
 from retnet.ops import retention
 
 
@@ -51,6 +52,7 @@ if __name__ == "__main__":
     parser.add_argument("--backward", action="store_true", help="also the backward")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    keep_memory_mapped()
     result = measure(options.tokens, options.backward)
     if options.json:
         print(json.dumps(result))

@@ -1,154 +1,410 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the C++ modules cost beside their Python twins: ``python benchmarks/model.py``.
+"""RetNet beside a Transformer of as many parameters: ``python benchmarks/model.py``.
 
-A training step (forward, backward, AdamW) of retnet.cpp and of retnet.nn in turns, in CPU time of
-the thread, which a busy machine does not lengthen; and greedy text for one prompt, in tokens/s.
-Both run the same operators with the same weights on one thread. Writes model.json.
+The Transformer is Hugging Face's Llama with as many parameters (within 1%), heads of 128, and the
+same width, depth and vocabulary. A training step (forward, loss, backward, AdamW) by length, with
+attention as written in the paper ("eager") and by scaled_dot_product_attention ("sdpa",
+FlashAttention on a GPU); and the decoding of a token by context length, with a cache that grows
+and with one of fixed size. Beside them stands the share of the machine's limit that each reaches,
+probed before each length. What would not fit into memory is listed as such, not run. Writes
+model.json and model.png.
 """
 
 import argparse
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 import machine
 import report
-import retnet.cpp
-import retnet.nn
+from cases import Case, Shape, attention_credit, least_flop
+from peers import load
 from retnet import RetNetConfig
 from retnet._memory import keep_memory_mapped
-from retnet.generation import generate
-from timing import Spread, alternate
+from retnet.nn import RetNetForCausalLM
+from timing import Clock, Spread, alternate, peak_memory, rounds_within
 
-TWINS: dict[str, Any] = {
-    "retnet.cpp": retnet.cpp.RetNetForCausalLM,
-    "retnet.nn": retnet.nn.RetNetForCausalLM,
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 256, "embed_dim": 256, "num_layers": 2, "num_heads": 1},
+    "100m": {"vocab_size": 32000, "embed_dim": 768, "num_layers": 12, "num_heads": 3},
+    "1.3b": {"vocab_size": 32000, "embed_dim": 2048, "num_layers": 24, "num_heads": 8},
 }
-SIZES: dict[str, dict[str, int]] = {  # what differs from the preset "tiny"
-    "tiny": {},
-    "medium": {
-        "embed_dim": 512,
-        "num_layers": 6,
-        "key_dim": 64,
-        "value_dim": 128,
-        "ffn_dim": 1024,
-    },
+LENGTHS = {"train": [2048, 8192], "decode": [128, 2048, 8192]}
+QUICK = {"train": [64], "decode": [16, 32]}
+SECONDS = 10.0  # of timed calls per contender
+# What bounds a training step and a decoding step, of machine.ceilings.
+LIMITS = {
+    ("training step", "cpu"): "fma_flop_per_s",
+    ("training step", "cuda"): "matmul_flop_per_s",
+    ("decoding step", "cpu"): "read_bytes_per_s",
+    ("decoding step", "cuda"): "copy_bytes_per_s",
 }
 Call = Callable[[], object]
+# transformers renames the argument `past_key_values`; the old name works in all versions so far.
+warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
 
 
-def thread_time(call: Call) -> float:
-    """CPU time of this thread in one call, in seconds."""
-    start = time.thread_time()
-    call()
-    return time.thread_time() - start
+def retnet_model(size: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The paper's shape: K = 256, V = 512, F = 2d; tied embeddings."""
+    sizes = SIZES[size]
+    config = RetNetConfig.preset("1.3b", **sizes, ffn_dim=2 * sizes["embed_dim"])
+    config = RetNetConfig(**{**vars(config), "tie_embeddings": True})
+    return RetNetForCausalLM(config, device=device, dtype=dtype)
 
 
-def models(size: str) -> dict[str, Any]:
-    """Both twins with the same weights."""
-    made = {}
-    for name, kind in TWINS.items():
-        torch.manual_seed(0)
-        made[name] = kind(RetNetConfig.preset("tiny", **SIZES[size]))
-    return made
+def llama_model(size: str, attention: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Its twin: 8 d^2 + 4 d^2 parameters of a RetNet layer are 4 d^2 + 3 d f of Llama's."""
+    transformers: Any = load("transformers")
+    d = SIZES[size]["embed_dim"]
+    config = transformers.LlamaConfig(
+        vocab_size=SIZES[size]["vocab_size"],
+        hidden_size=d,
+        num_hidden_layers=SIZES[size]["num_layers"],
+        num_attention_heads=d // 128,
+        num_key_value_heads=d // 128,
+        intermediate_size=8 * d // 3,
+        max_position_embeddings=1 << 20,
+        tie_word_embeddings=True,
+        attn_implementation=attention,
+        pad_token_id=None,
+    )
+    with torch.device(device):
+        return transformers.LlamaForCausalLM(config).to(dtype)
 
 
-def training_step(model: Any, batch: int, length: int) -> Call:
-    """A step on a fixed batch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    ids = torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(0))
+def kept_numbers(size: str, length: int) -> int:
+    """What autograd keeps of RetNet for the backward, B = 1, in numbers of the model's dtype.
 
-    def step() -> None:
-        model(ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    Of a token in a layer 18 d: input and output of both norms (4), rotated q and k (2), v (2), gate
+    (2), retention's output (2), the gated norm's (2), the FFN's two inner activations (4). After
+    the layers, the last norm's input and the gradient of its output (2).
+    """
+    return length * SIZES[size]["embed_dim"] * (18 * SIZES[size]["num_layers"] + 2)
 
 
-def writing(model: Any, tokens: int) -> Call:
-    """Greedy text of one prompt."""
-    prompt = torch.arange(32)
-    options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0}
-    if isinstance(model, retnet.cpp.RetNetForCausalLM):
-        return lambda: model.generate([prompt], **options)
-    return lambda: generate(model, [prompt], **options)
+def least_memory(size: str, length: int, dtype: torch.dtype) -> int:
+    """Bytes that a training step of RetNet adds at least, at the start of its backward.
+
+    What is kept, the head's gradient in float32, and a chunk of logits, which its gradient
+    overwrites (as linear_cross_entropy has it).
+    """
+    vocab, d = SIZES[size]["vocab_size"], SIZES[size]["embed_dim"]
+    chunk = min(length, max(1024, (1 << 25) // vocab))
+    return (kept_numbers(size, length) + vocab * chunk) * dtype.itemsize + 4 * vocab * d
 
 
-def works(quick: bool) -> Iterator[tuple[str, str, dict[str, Call], int]]:
-    """Name of the work, of the size, the calls of both twins, tokens in one."""
-    for size in SIZES:
-        if quick and size != "tiny":
-            continue
-        batch, length, tokens = (1, 16, 8) if quick else (4, 256, 128)
-        twins = models(size)
-        yield (
-            "training step",
-            size,
-            {name: training_step(model, batch, length) for name, model in twins.items()},
-            batch * length,
-        )
-        yield (
-            "generate, B=1",
-            size,
-            {name: writing(model.eval(), tokens) for name, model in twins.items()},
-            tokens,
-        )
+def parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
 
 
-def raise_it(name: str, error: Exception) -> None:
-    raise error
+class Training:
+    """Training steps at one length, B = 1."""
+
+    work = "training step"
+
+    def __init__(self, size: str, device: torch.device, dtype: torch.dtype):
+        self.size, self.device, self.dtype = size, device, dtype
+        self.models = {
+            "retnet": retnet_model(size, device, dtype),
+            "llama sdpa": llama_model(size, "sdpa", device, dtype),
+            "llama eager": llama_model(size, "eager", device, dtype),
+        }
+
+    def needs(self, name: str, length: int) -> int:
+        """Bytes beyond the models that a step cannot do without: eager keeps T x T weights."""
+        if name != "llama eager":
+            return 0
+        sizes = SIZES[self.size]
+        of_a_layer = sizes["embed_dim"] // 128 * length**2 * (self.dtype.itemsize + 4)
+        return sizes["num_layers"] * of_a_layer
+
+    def least(self, name: str, length: int, held: int | None) -> float:
+        """FLOP: 6 a parameter and token (the embedding is the head), and what mixes the tokens: of
+        attention the causal half, of retention the chunkwise form's (cases.py)."""
+        sizes = SIZES[self.size]
+        heads = sizes["num_heads"]
+        case = Case("forward+backward", Shape(1, length, heads, 256, 512), self.dtype, self.device)
+        of_a_layer = least_flop(case) if name == "retnet" else attention_credit(case).flop
+        return 6 * parameters(self.models[name]) * length + sizes["num_layers"] * of_a_layer
+
+    def call(self, name: str, length: int) -> tuple[Call, int | None]:
+        """The step, and no bytes that are held between steps."""
+        model = self.models[name].train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+        ids = torch.randint(SIZES[self.size]["vocab_size"], (1, length), device=self.device)
+
+        def step() -> None:
+            model(ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        return step, None
 
 
-def measure(calls: dict[str, Call], pairs: int) -> dict[str, Any]:
-    """Times of both, and the median of the pairs' ratios, which noise of one pair cannot move."""
-    for call in calls.values():
-        call()
-    times = alternate(calls, dict.fromkeys(calls, pairs), thread_time, raise_it)
-    ratios = [a / b for a, b in zip(*(times[name] for name in TWINS), strict=True)]
-    return {
-        "seconds": {name: vars(Spread.of(times[name])) for name in TWINS},
-        "ratio": vars(Spread.of(ratios)),
+class Decoding:
+    """A token after `length` others, B sequences; the cache or state is filled with noise."""
+
+    work = "decoding step"
+
+    def __init__(self, size: str, device: torch.device, dtype: torch.dtype, batch: int):
+        self.size, self.device, self.dtype, self.batch = size, device, dtype, batch
+        llama = llama_model(size, "sdpa", device, dtype)
+        self.models = {
+            "retnet": retnet_model(size, device, dtype),
+            "llama dynamic cache": llama,
+            "llama static cache": llama,
+        }
+
+    def needs(self, name: str, length: int) -> int:
+        """Bytes of the cache, and of the copy that a growing one makes."""
+        sizes = SIZES[self.size]
+        cache = 2 * sizes["num_layers"] * self.batch * sizes["embed_dim"] * length
+        return 0 if name == "retnet" else 2 * cache * self.dtype.itemsize
+
+    def least(self, name: str, length: int, held: int | None) -> float:
+        """Bytes: weights and cache are read, a state is written too."""
+        weights = parameters(self.models[name]) * self.dtype.itemsize
+        return weights + (held or 0) * (2 if name == "retnet" else 1)
+
+    def call(self, name: str, length: int) -> tuple[Call, int | None]:
+        """The step, and the bytes of the state or the cache."""
+        model: Any = self.models[name].eval()
+        ids = torch.zeros(self.batch, 1, dtype=torch.long, device=self.device)
+        if name == "retnet":
+            state = model.config.make_state(self.batch, device=self.device)
+            state.retention.normal_()
+            state.positions.fill_(length)
+
+            @torch.no_grad()
+            def retnet_step() -> Tensor:
+                return model(ids, state=state, inplace=True).logits.argmax(-1)
+
+            return retnet_step, state.retention.nbytes
+        transformers: Any = load("transformers")
+        heads = SIZES[self.size]["embed_dim"] // 128
+        if "static" in name:
+            cache = transformers.StaticCache(model.config, max_cache_len=length + 128)
+        else:
+            cache = transformers.DynamicCache(config=model.config)
+        with torch.no_grad():
+            for layer in range(SIZES[self.size]["num_layers"]):
+                k, v = torch.randn(
+                    2, self.batch, heads, length, 128, device=self.device, dtype=self.dtype
+                )
+                cache.update(k, v, layer)
+        held = sum(x.nbytes for layer in cache.layers for x in (layer.keys, layer.values))
+
+        @torch.no_grad()
+        def llama_step() -> Tensor:
+            return model(ids, past_key_values=cache, use_cache=True).logits.argmax(-1)
+
+        return llama_step, held
+
+
+def available(device: torch.device) -> int:
+    """Bytes that can be allocated now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def measure(works: Any, length: int, clock: Clock, least: int, quick: bool) -> list[dict[str, Any]]:
+    """All contenders at one length, in turns, each for SECONDS and at least ``least`` times."""
+    ceilings = machine.ceilings(works.device, works.dtype, clock, quick)
+    results = {
+        name: {
+            "work": works.work,
+            "contender": name,
+            "size": works.size,
+            "parameters": parameters(model),
+            "batch": getattr(works, "batch", 1),
+            "length": length,
+            "dtype": str(works.dtype).removeprefix("torch."),
+            "status": "not run",
+        }
+        for name, model in works.models.items()
     }
+    calls: dict[str, Call] = {}
+    rounds: dict[str, int] = {}
+
+    def failed(name: str, error: Exception) -> None:
+        results[name] |= {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:300]}
+        calls.pop(name, None)
+
+    for name, result in results.items():
+        needs, free = works.needs(name, length), available(works.device)
+        if needs > free:
+            result["reason"] = f"needs {needs / 2**30:.0f} GiB, {free / 2**30:.0f} are free"
+            continue
+        try:
+            call, held = works.call(name, length)
+            call()
+            memory, seconds = peak_memory(call, works.device)
+        except Exception as error:
+            failed(name, error)
+            continue
+        calls[name] = call
+        rounds[name] = rounds_within(0.0 if quick else SECONDS, seconds, least)
+        result |= {"peak_memory_bytes": memory, "state_bytes": held}
+        if (works.work, name) == ("training step", "retnet"):
+            result["least_memory_bytes"] = least_memory(works.size, length, works.dtype)
+    tokens = works.batch if works.work == "decoding step" else length
+    for name, times in alternate(calls, rounds, clock, failed).items():
+        spread = Spread.of(times)
+        results[name] |= {"status": "ok", "seconds": vars(spread)}
+        results[name]["tokens_per_s"] = tokens / spread.median
+        ceiling = ceilings[LIMITS[works.work, works.device.type]]
+        work = works.least(name, length, results[name]["state_bytes"])
+        results[name] |= {"ceilings": ceilings, "share": work / spread.median / ceiling}
+    ours = results["retnet"]
+    for result in results.values():
+        if result["status"] == "ok" == ours["status"]:
+            ratio = result["seconds"]["median"] / ours["seconds"]["median"]
+            result["times_retnet"] = ratio
+    return list(results.values())
+
+
+def show(results: list[dict[str, Any]]) -> str:
+    """One length as a table."""
+    first = results[0]
+    probed: dict[str, float] = next((r["ceilings"] for r in results if r["status"] == "ok"), {})
+    lines = [
+        f"{first['work']}   {first['size']}   B={first['batch']} T={first['length']}"
+        f"   {first['dtype']}   ceilings probed now: "
+        + "   ".join(f"{name} {x:.3g}" for name, x in probed.items()),
+        f"  {'contender':22}{'parameters':>12}{'median ms':>11}{'quartiles':>20}{'tokens/s':>10}"
+        f"{'/ retnet':>9}{'of limit':>9}{'state MiB':>11}{'peak MiB':>10}",
+    ]
+    for r in results:
+        start = f"  {r['contender']:22}{r['parameters'] / 1e6:10.1f} M"
+        if r["status"] != "ok":
+            lines.append(f"{start}  {r['status']}: {r['reason']}")
+            continue
+        s = r["seconds"]
+        quartiles = f"{report.number(s['q1'] * 1e3)}..{report.number(s['q3'] * 1e3)}"
+        mib = ["-" if r[key] is None else f"{r[key] / 2**20:,.0f}" for key in MEMORY]
+        lines.append(
+            f"{start}{report.number(s['median'] * 1e3):>11}{quartiles:>20}"
+            f"{report.number(r['tokens_per_s']):>10}{r.get('times_retnet', float('nan')):9.2f}"
+            f"{r['share']:9.1%}"
+            f"{mib[0]:>11}{mib[1]:>10}"
+            + (
+                f"  (least {r['least_memory_bytes'] / 2**20:,.0f})"
+                if "least_memory_bytes" in r
+                else ""
+            )
+        )
+    return "\n".join(lines)
+
+
+MEMORY = ("state_bytes", "peak_memory_bytes")
+PANELS = [
+    ("training step", "tokens_per_s", "training, tokens/s", 1.0),
+    ("training step", "peak_memory_bytes", "training, peak memory of a step, GiB", 2.0**30),
+    ("decoding step", "seconds", "decoding, ms a token", 1e-3),
+    ("decoding step", "tokens_per_s", "decoding, tokens/s", 1.0),
+    ("decoding step", "state_bytes", "decoding, state or cache, GiB", 2.0**30),
+]
+
+
+def plot(path: Path, content: dict[str, Any]) -> None:
+    """By length: speed and memory of training and of decoding."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
+
+    done = [r for r in content["results"] if r["status"] == "ok"]
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(24, 4.6), layout="constrained")
+    for ax, (work, key, title, unit) in zip(axes, PANELS, strict=True):
+        some = [r for r in done if r["work"] == work and r[key] is not None]
+        for line in dict.fromkeys(
+            (r["contender"], r["size"], r["batch"], r["dtype"]) for r in some
+        ):
+            name, size, batch, dtype = line
+            rows = [r for r in some if (r["contender"], r["size"], r["batch"], r["dtype"]) == line]
+            y = [(r[key]["median"] if key == "seconds" else r[key]) / unit for r in rows]
+            label = f"{name}, {size}, B={batch}, {dtype}"
+            ax.plot([r["length"] for r in rows], y, "o-", label=label)
+        ax.set(xscale="log", yscale="log", title=title, xlabel="tokens")
+        ax.set_xticks(*2 * [sorted({r["length"] for r in some})], minor=False)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+        if some:
+            ax.legend(fontsize=7)
+    figure.suptitle(f"{content['machine']['device']}, load {content['machine']['load_average'][0]}")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--device", help="cpu or cuda; by default the GPU where there is one")
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
-    parser.add_argument("--pairs", type=int, default=20, help="alternating pairs of calls")
+    parser.add_argument("--train", default="100m", choices=SIZES, help="size of what is trained")
+    parser.add_argument("--decode", default="1.3b", choices=SIZES, help="size of what decodes")
+    parser.add_argument(
+        "--batch", type=int, nargs="+", default=[1], help="sequences decoded at once"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="timed calls of each contender, at least"
+    )
+    parser.add_argument("--lengths", type=int, nargs="+", help="only these of the lengths")
     parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
     options = parser.parse_args()
-    device = torch.device("cpu")
-    keep_memory_mapped()
-    torch.set_num_threads(1)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cpu":
+        keep_memory_mapped()
+    if isinstance(load("transformers"), str):
+        print(f"transformers: {load('transformers')}")
+        return 2
     folder = "quick" if options.quick else machine.folder_name(device)
     out: Path = options.out or Path(__file__).parent / "results" / folder
-    facts = machine.describe(device)
+    if options.quick:
+        options.train = options.decode = "tiny"
+        options.rounds = 2
+    clock, facts = Clock(device), machine.describe(device)
     print("   ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
-    print(f"{'work':16}{'size':8}{'retnet.cpp ms':>15}{'retnet.nn ms':>14}{'ratio':>8}"
-          f"{'quartiles':>16}{'tokens/s C++':>14}{'Python':>9}")  # fmt: skip
     results: list[dict[str, Any]] = []
-    content = {
-        "format": 1,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "machine": facts,
-        "results": results,
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    content = {"format": 1, "command": command, "machine": facts, "results": results}
+    lengths = {
+        work: [n for n in some if not options.lengths or n in options.lengths]
+        for work, some in (QUICK if options.quick else LENGTHS).items()
     }
-    for work, size, calls, tokens in tqdm(works(options.quick), unit="case", disable=None):
-        result = {"work": work, "size": size, "tokens": tokens, **measure(calls, options.pairs)}
-        results.append(result)
-        ratio, (ours, twin) = result["ratio"], (result["seconds"][n]["median"] for n in TWINS)
-        tqdm.write(
-            f"{work:16}{size:8}{ours * 1e3:15.2f}{twin * 1e3:14.2f}{ratio['median']:8.3f}"
-            f"{ratio['q1']:9.3f}..{ratio['q3']:.3f}{tokens / ours:14,.0f}{tokens / twin:9,.0f}"
-        )
-        report.write_json(out / "model.json", content)
-    return 0
+    # Decoding reads weights: in 16 bits on every machine.
+    decoded = torch.float32 if options.quick else torch.bfloat16
+    todo: list[tuple[Callable[[], Any], list[int]]] = [
+        (partial(Decoding, options.decode, device, decoded, batch), lengths["decode"])
+        for batch in options.batch
+    ]
+    for dtype in [torch.float32] if options.quick else machine.dtypes(device, quick=False):
+        todo.append((partial(Training, options.train, device, dtype), lengths["train"]))
+    with tqdm(total=sum(len(each) for _, each in todo), unit="case", disable=None) as bar:
+        for make, some in todo:
+            if not some:
+                continue
+            works = make()
+            for length in some:
+                measured = measure(works, length, clock, options.rounds, options.quick)
+                results += measured
+                tqdm.write(show(measured) + "\n")
+                report.write_json(out / "model.json", content)
+                bar.update()
+            del works
+    plot(out / "model.png", content)
+    return 1 if any(r["status"] == "failed" for r in results) else 0
 
 
 if __name__ == "__main__":

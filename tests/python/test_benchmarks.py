@@ -17,11 +17,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import cases  # noqa: E402
 import contenders  # noqa: E402
 import machine  # noqa: E402
+import model as model_benchmark  # noqa: E402
 import ops as benchmark  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 import timing  # noqa: E402
-import transformer  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -368,13 +368,13 @@ def test_gpu_check_without_a_gpu():
     assert (done.returncode, done.stdout.strip()) == (0, "skipped: no GPU"), done.stderr
 
 
-def test_model_benchmark(tmp_path):
-    command = [sys.executable, "benchmarks/model.py", "--quick", "--pairs", "3"]
+def test_twins_benchmark(tmp_path):
+    command = [sys.executable, "benchmarks/twins.py", "--quick", "--pairs", "3"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "model.json").read_text())["results"]
+    results = json.loads((tmp_path / "twins.json").read_text())["results"]
     assert [r["work"] for r in results] == ["training step", "generate, B=1"]
     for result in results:
         ratio, seconds = result["ratio"], result["seconds"]
@@ -406,7 +406,7 @@ def test_linear_benchmark(tmp_path):
 def test_what_autograd_keeps_of_a_training_step(monkeypatch):
     """The formula against the tensors that autograd saves, statistics of norms and ids left out."""
     size, length = "tiny", 200
-    model = transformer.retnet_model(size, CPU, torch.float32)
+    model = model_benchmark.retnet_model(size, CPU, torch.float32)
     storages = {}
 
     def pack(x):
@@ -423,20 +423,20 @@ def test_what_autograd_keeps_of_a_training_step(monkeypatch):
         for pointer, x in storages.items()
         if pointer not in owned and x.untyped_storage().nbytes() >= 4 * hidden.numel()
     )
-    assert kept + hidden.numel() == transformer.kept_numbers(size, length)
+    assert kept + hidden.numel() == model_benchmark.kept_numbers(size, length)
     # By hand: 200 tokens of 2 layers of 256 channels; 256 classes: all logits are one chunk.
-    assert transformer.least_memory(size, length, torch.float32) == (
+    assert model_benchmark.least_memory(size, length, torch.float32) == (
         4 * 200 * 256 * 38 + 4 * 256 * 256 + 4 * 256 * 200
     )
 
 
 def test_retnet_beside_a_transformer(tmp_path):
-    command = [sys.executable, "benchmarks/transformer.py", "--device", "cpu", "--quick"]
+    command = [sys.executable, "benchmarks/model.py", "--device", "cpu", "--quick"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "transformer.json").read_text())["results"]
+    results = json.loads((tmp_path / "model.json").read_text())["results"]
     assert all(r["status"] == "ok" for r in results)
     by_work = {w: [r for r in results if r["work"].startswith(w)] for w in ("training", "decoding")}
     for work, some in by_work.items():
@@ -448,6 +448,17 @@ def test_retnet_beside_a_transformer(tmp_path):
     held = {(r["contender"], r["length"]): r["state_bytes"] for r in by_work["decoding"]}
     assert held["retnet", 16] == held["retnet", 32] == 2 * 256 * 512 * 4  # L H K V, float32
     assert held["llama dynamic cache", 32] == 2 * 2 * 2 * 32 * 128 * 4  # k and v, L, heads, T
-    trained = next(r for r in by_work["training"] if r["contender"] == "retnet")
-    assert trained["least_memory_bytes"] > 0
-    assert (tmp_path / "transformer.png").stat().st_size > 10_000
+    trained = {r["contender"]: r for r in by_work["training"]}
+    assert trained["retnet"]["least_memory_bytes"] > 0
+    # By hand: 64 tokens; 2 layers of one head of 256 / 512, or of 2 heads of 128.
+    retention = 2 * 64 * (14 * 256 * 512 + 64 * (4 * 256 + 3 * 512))
+    attention = 2 * 7 * 64**2 * 256
+    for name, mixing in (("retnet", retention), ("llama sdpa", attention)):
+        r = trained[name]
+        work = r["share"] * r["seconds"]["median"] * r["ceilings"]["fma_flop_per_s"]
+        assert work == pytest.approx(6 * 64 * r["parameters"] + mixing), name
+    for r in by_work["decoding"]:
+        work = r["share"] * r["seconds"]["median"] * r["ceilings"]["read_bytes_per_s"]
+        times = 2 if r["contender"] == "retnet" else 1
+        assert work == pytest.approx(4 * r["parameters"] + times * r["state_bytes"])
+    assert (tmp_path / "model.png").stat().st_size > 10_000

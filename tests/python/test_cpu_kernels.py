@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU's kernels on every instruction set that this machine has: the tables of test_retention.py
-run on the best of them alone."""
+"""The CPU's kernels on every instruction set that this machine has: what they have of their own.
+`make paths` runs the operators' tables on each, too."""
 
 import math
 import re

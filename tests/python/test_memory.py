@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command keeps freed memory mapped."""
+"""Memory on a CPU: freed memory stays mapped, large outputs ask for huge pages."""
 
 import os
 import platform
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 import retnet._memory
 import retnet.cli
+from cases_retention import grads, make_inputs, require_grad
+from retnet.ops import gated_group_norm, retention, rotary
 
 PROGRAM = """
 import ctypes, resource, runpy
@@ -57,3 +63,30 @@ def test_the_command_asks_for_it(monkeypatch, capsys):
     assert retnet.cli.main(None) == 1
     assert asked == [True]
     assert "nowhere" in capsys.readouterr().err
+
+
+def advised(x: Tensor) -> bool:
+    """Whether the system was asked for huge pages where the middle of ``x`` lies."""
+    middle, region = x.data_ptr() + x.nbytes // 2, range(0)
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            region = range(int(found[1], 16), int(found[2], 16))
+        elif line.startswith("VmFlags:") and middle in region:
+            return "hg" in line.split()
+    raise AssertionError("not mapped")
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no transparent huge pages"
+)
+def test_large_outputs_ask_for_huge_pages():
+    inputs = require_grad(make_inputs(1, 8192, 4, 64, 64, dtype=torch.float32))
+    q, k, v = (inputs[name].detach() for name in "qkv")
+    outputs = retention(**inputs)
+    result = {"out": outputs[0], **grads(outputs, inputs)}
+    result["norm"] = gated_group_norm(v, v, eps=1e-5)
+    angles = {"positions": torch.arange(8192), "frequencies": torch.ones(32)}
+    result["rotated q"], result["rotated k"] = rotary(q, k, **angles)
+    for name in ["out", "q", "k", "v", "norm", "rotated q", "rotated k"]:
+        assert result[name].nbytes == 8 << 20
+        assert advised(result[name]), name
