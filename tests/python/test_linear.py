@@ -244,7 +244,7 @@ def test_smaller_products_are_torchs(shape, onednn):
     assert not by_onednn(out) and torch.equal(out, F.linear(x, weight, bias))
 
 
-def test_onednn_off(monkeypatch):
+def test_onednn_off(onednn, monkeypatch):
     """By the environment, and where torch's own switch says so."""
     x, weight, bias = many()
     weight.requires_grad_()
