@@ -321,11 +321,11 @@ def test_flops_are_counted(onednn):
 @parametrize("bias", [True, False], ids=["bias", "plain"])
 @parametrize("dtype", [BF16, torch.float32], ids=str)
 def test_opcheck(dtype, bias, rows, onednn, device):
-    inputs = [t.to(device, dtype) for t in many((rows,))[: 2 + bias]]
-    # With shapes that are not known the product is torch's, whose sums have another order; the
-    # nearest bfloat16 may then be the next.
-    rtol = 2**-7 if dtype == BF16 else 1e-4
-    torch.library.opcheck(torch.ops.retnet.linear, tuple(inputs), rtol=rtol, atol=1e-4)
+    # torch's product on Arm rounds the sums over each of some blocks of channels to bfloat16.
+    n_in = 64 if dtype == BF16 else 256
+    inputs = [t.to(device, dtype) for t in many((rows,), n_in)[: 2 + bias]]
+    # With shapes that are not known the product is torch's, whose sums have another order.
+    torch.library.opcheck(torch.ops.retnet.linear, tuple(inputs), rtol=1e-4, atol=1e-4)
     if dtype == torch.float32:
         asking = tuple(t.clone().requires_grad_() for t in inputs)
         torch.library.opcheck(torch.ops.retnet.linear, asking, rtol=1e-4, atol=1e-4)
