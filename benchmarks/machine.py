@@ -119,8 +119,16 @@ def _cpuinfo(key: str) -> str | None:
 
 
 def _commit() -> str | None:
+    """With "-dirty" where a file differs from it, other than the results written before."""
+    git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit, changes = (
+            subprocess.run([*git, *command], capture_output=True, text=True, check=True).stdout
+            for command in (
+                ["describe", "--always"],
+                ["status", "--porcelain", "--", ".", ":!benchmarks/results"],
+            )
+        )
+        return commit.strip() + ("-dirty" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None

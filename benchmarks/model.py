@@ -6,12 +6,11 @@ same width, depth and vocabulary. A training step (forward, loss, backward, Adam
 attention as written in the paper ("eager") and by scaled_dot_product_attention ("sdpa",
 FlashAttention on a GPU); and the decoding of a token by context length, with a cache that grows
 and with one of fixed size. Beside them stands the share of the machine's limit that each reaches,
-probed before each length. What would not fit into memory is listed as such, not run. Writes
+probed just before. What would not fit into memory is listed as such, not run. Writes
 model.json and model.png.
 """
 
 import argparse
-import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -213,12 +212,12 @@ def available(device: torch.device) -> int:
     """Bytes that can be allocated now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo").read_text()
+    return 1024 * int(meminfo.split("MemAvailable:")[1].split()[0])
 
 
 def measure(works: Any, length: int, clock: Clock, least: int, quick: bool) -> list[dict[str, Any]]:
     """All contenders at one length, in turns, each for SECONDS and at least ``least`` times."""
-    ceilings = machine.ceilings(works.device, works.dtype, clock, quick)
     results = {
         name: {
             "work": works.work,
@@ -256,6 +255,7 @@ def measure(works: Any, length: int, clock: Clock, least: int, quick: bool) -> l
         result |= {"peak_memory_bytes": memory, "state_bytes": held}
         if (works.work, name) == ("training step", "retnet"):
             result["least_memory_bytes"] = least_memory(works.size, length, works.dtype)
+    ceilings = machine.ceilings(works.device, works.dtype, clock, quick)
     tokens = works.batch if works.work == "decoding step" else length
     for name, times in alternate(calls, rounds, clock, failed).items():
         spread = Spread.of(times)

@@ -76,9 +76,9 @@ RETNET_INLINE void linear_rows(const LinearParams& p, int64_t first) {
 #pragma GCC unroll 8
     for (int o = 0; o < kOut; ++o) {
       const BFloat16* row = weight + o * p.weight_stride + c;
-      // Few rows: the next ones early. Past the last this is beyond the weight: a prefetch does not
-      // fault.
-      if (kOut <= 4 && c % 32 == 0) __builtin_prefetch(row + kOut * p.weight_stride);
+      // The rows after these, into the L2 cache. Past the last this is beyond the weight: a prefetch
+      // does not fault.
+      if (c % 32 == 0) __builtin_prefetch(row + kOut * p.weight_stride, 0, 2);
       step(o, c, load<U<kLanes>>(row));
     }
   }
