@@ -40,6 +40,7 @@ class Run:
     credit: Credit
     agreement: Agreement = "equal"
     note: str = ""  # what was chosen for it
+    state: Tensor | None = None  # what a step changes in place
 
 
 class Contender(Protocol):
@@ -113,7 +114,8 @@ class RetentionStep:
             return ops.retention_step(q, k, v, inputs.log_decay, state)
 
         leaves = [inputs.q, inputs.k, inputs.v]
-        return Run(timed(case, forward, leaves, inputs.grad), retention_credit(case))
+        call = timed(case, forward, leaves, inputs.grad)
+        return Run(call, retention_credit(case), state=state)
 
 
 class Attention:
