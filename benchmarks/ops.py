@@ -37,7 +37,7 @@ from cases import (
 from contenders import Attention, Contender, Retention, RetentionStep, Run
 from peers import FlashLinearAttention, Helion, Torchscale
 from retnet._memory import keep_memory_mapped
-from timing import Clock, Spread, alternate, peak_memory, rounds_within
+from timing import Call, Clock, Spread, alternate, peak_memory, rounds_within
 
 FASTEST = Retention("chunkwise")  # measured alone where there are no peers
 SEQUENCE: list[Contender] = [
@@ -161,7 +161,7 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
         }
     del expected
     bar.set_postfix_str(f"{case}: timing {len(runs)}")
-    calls = {name: run.call for name, run in runs.items()}
+    calls: dict[str, Call] = {name: run.call for name, run in runs.items()}
     ours = STEP[0].name
     state = runs[ours].state if ours in runs and device == "cpu" else None
     if state is not None:  # pages differ in speed: the step's own
