@@ -10,6 +10,7 @@
 #include "cpu/retention_readout.h"
 #include "cpu/retention_update.h"
 #include "cpu/rotary_kernels.h"
+#include "cpu/row.h"
 #include "cpu/step_kernels.h"
 
 namespace retnet::cpu {
@@ -24,7 +25,9 @@ constexpr Kernels kernels() {
           gated_norm<Op::kLanes, Scalar>,
           gated_norm_grad<Op::kLanes, Scalar>,
           rotary<Op::kLanes, Scalar>,
-          cross_entropy<Op::kLanes, Scalar>};
+          cross_entropy<Op::kLanes, Scalar>,
+          to_floats<Op::kLanes, Scalar>,
+          from_floats<Op::kLanes, Scalar>};
 }
 
 /// Bfloat16Op multiplies bfloat16's factors; those of the other dtypes are floats.

@@ -41,5 +41,18 @@ RETNET_INLINE void each_vector(int64_t channels, const Function& f) {
   if (c < channels) f(c, channels - c);
 }
 
+template <int kLanes, class Scalar>
+void to_floats(const void* row, int64_t channels, float* floats) {
+  each_vector<kLanes>(channels, [&](int64_t c, int64_t n) {
+    store_channels<kLanes, float>(floats, c, n, channels_at<kLanes, Scalar>(row, c, n));
+  });
+}
+template <int kLanes, class Scalar>
+void from_floats(const float* floats, int64_t channels, void* row) {
+  each_vector<kLanes>(channels, [&](int64_t c, int64_t n) {
+    store_channels<kLanes, Scalar>(row, c, n, channels_at<kLanes, float>(floats, c, n));
+  });
+}
+
 }  // namespace
 }  // namespace retnet::cpu

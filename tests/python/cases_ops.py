@@ -186,8 +186,9 @@ def assert_rounded_once(actual: Tensor, reference: Tensor) -> None:
     """A half-precision result is the float64 reference rounded, but for the few elements that
     float32 arithmetic moves across a rounding boundary: a second rounding moves a third."""
     if actual.dtype in (torch.bfloat16, torch.float16):
-        hits = (actual.detach().cpu() == reference.detach().to(actual.dtype)).double().mean().item()
-        assert hits >= 0.97, f"only {hits:.1%} of the elements are the rounded reference"
+        misses = int((actual.detach().cpu() != reference.detach().to(actual.dtype)).sum())
+        count = actual.numel()
+        assert misses <= max(1, 0.03 * count), f"{misses} of {count} are not the rounded reference"
 
 
 def strided(x: Tensor) -> Tensor:

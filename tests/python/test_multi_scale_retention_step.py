@@ -44,12 +44,13 @@ def check(inputs, **options):
     assert_close_to_reference(inputs["state"], expected_state, dtype, name="state")
 
 
+@parametrize("shape", [(8, 12), (10, 45)], ids=str)
 @parametrize("norm", NORMS)
 @parametrize("style", STYLES)
 @parametrize("S", [None, 7], ids=["rows", "slots"])
 @parametrize("dtype", DTYPES, ids=str)
-def test_against_the_definition(dtype, S, style, norm, device):
-    check(fused_inputs(S=S, dtype=dtype, device=device), style=style, norm=norm)
+def test_against_the_definition(dtype, S, style, norm, shape, device):
+    check(fused_inputs(3, 4, *shape, S=S, dtype=dtype, device=device), style=style, norm=norm)
 
 
 @parametrize("without", [["weight"], ["bias"], ["weight", "bias"]], ids="-".join)
@@ -106,32 +107,31 @@ def test_is_the_three_operators(dtype, S, device):
     assert_close_to_reference(inputs["state"], apart["state"].double(), dtype, factor=2)
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=200, derandomize=True)
 @given(
+    dtype=st.sampled_from(DTYPES),
     B=st.integers(1, 4),
     H=st.integers(1, 3),
-    pairs=st.integers(1, 4),
-    Dv=st.integers(1, 9),
+    pairs=st.integers(1, 20),
+    Dv=st.integers(1, 70),
     norm=st.sampled_from(NORMS),
     style=st.sampled_from(STYLES),
     permutation=st.permutations(range(5)),
     skipped=st.one_of(st.none(), st.sets(st.integers(0, 3))),
 )
-def test_any_shape_and_slots(B, H, pairs, Dv, norm, style, permutation, skipped):
-    inputs = fused_inputs(B, H, 2 * pairs, Dv, S=None if skipped is None else 5)
+def test_any_shape_and_slots(dtype, B, H, pairs, Dv, norm, style, permutation, skipped):
+    inputs = fused_inputs(B, H, 2 * pairs, Dv, S=None if skipped is None else 5, dtype=dtype)
     if skipped is not None:
         slots = [-1 if b in skipped else permutation[b] for b in range(B)]
         inputs["slots"] = torch.tensor(slots, dtype=INT32)
-    expected, expected_state = definition(inputs, norm=norm, style=style, eps=0.1)
-    out = multi_scale_retention_step(**inputs, norm=norm, style=style, eps=0.1)
-    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(inputs["state"], expected_state, rtol=1e-11, atol=1e-11)
+    check(inputs, norm=norm, style=style, eps=0.1)
 
 
 @parametrize("slots", [[-1, 2, -5], [-1, -1, -1]], ids=["some", "none"])
-def test_skipped_rows_are_zero_whatever_they_hold(slots, device):
+@parametrize("dtype", DTYPES, ids=str)
+def test_skipped_rows_are_zero_whatever_they_hold(dtype, slots, device):
     """Neither bias nor a NaN in a skipped token shows, and no state changes but the used one."""
-    inputs = fused_inputs(S=4, device=device)
+    inputs = fused_inputs(S=4, dtype=dtype, device=device)
     inputs["slots"] = torch.tensor(slots, dtype=INT32, device=device)
     for b, slot in enumerate(slots):
         for name in ("q", "k", "v", "gate"):

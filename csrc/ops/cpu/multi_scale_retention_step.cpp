@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/multi_scale_retention_step.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <vector>
 
 #include "ops/composite/multi_scale_retention_step.h"
+#include "ops/cpu/floats.h"
 #include "ops/cpu/step.h"
 
 namespace retnet::ops {
@@ -42,7 +42,7 @@ at::Tensor multi_scale_retention_step_cpu(
                                    bias, eps, norm, style, slots);
   composite::check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
   const int64_t H = q.size(1), K = q.size(2), V = v.size(2);
-  const cpu::Floats queries(q), keys(k), values(v), gates(gate);
+  const cpu::FloatRows gates(gate);
   const auto affine_of = [](const std::optional<at::Tensor>& x) {
     return x ? std::optional<cpu::Floats>(*x) : std::nullopt;
   };
@@ -54,28 +54,26 @@ at::Tensor multi_scale_retention_step_cpu(
   };
   const Turns turns(positions, frequencies);
   const auto& kernels = cpu::instruction_set().float32;
-  auto out = at::empty({q.size(0), H, V}, q.options().dtype(at::kFloat));
-  cpu::each_step(
-      log_decay, state, scale, slots, q.size(0), out, 2 * K + V,
-      [&](int64_t row, auto& p, const auto& run, float* scratch) {
+  return cpu::each_step(
+      q, k, v, log_decay, state, scale, slots, 2 * K + 2 * V,
+      [&](int64_t row, const auto& p, const auto& run, float* scratch) {
         const int64_t b = row / H, h = row % H;
-        float *rotated_q = scratch, *rotated_k = scratch + K, *retained = scratch + 2 * K;
+        float *rotated_q = scratch, *rotated_k = rotated_q + K, *retained = rotated_k + K;
         const auto turn = [&](const float* x, float* to) {
           kernels.rotary({turns.pairs, style == "interleaved", turns.cos.data() + b * turns.pairs,
                           turns.sin.data() + b * turns.pairs, x, to});
         };
-        turn(queries.row(row, K), rotated_q);
-        turn(keys.row(row, K), rotated_k);
-        p.q = rotated_q;
-        p.k = rotated_k;
-        p.v = values.row(row, V);
-        p.out = retained;
-        run(p);
+        turn(p.q, rotated_q);
+        turn(p.k, rotated_k);
+        auto rotated = p;
+        rotated.q = rotated_q;
+        rotated.k = rotated_k;
+        rotated.out = retained;
+        run(rotated);
         kernels.gated_norm({V, static_cast<float>(eps), norm == "layer", retained,
-                            gates.row(row, V), affine_row(weights, weight, h),
-                            affine_row(biases, bias, h), out.mutable_data_ptr<float>() + row * V});
+                            gates.get(row, retained + V), affine_row(weights, weight, h),
+                            affine_row(biases, bias, h), p.out});
       });
-  return out.to(q.scalar_type());
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/retention_step.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "ops/composite/retention_step.h"
@@ -20,18 +19,8 @@ at::Tensor retention_step_cpu(const at::Tensor& q, const at::Tensor& k, const at
   constexpr auto op = "retention_step";
   check_retention_step(op, q, k, v, log_decay, state, slots);
   check_state_memory(op, state, {{"q", q}, {"k", k}, {"v", v}, {"log_decay", log_decay}});
-  const int64_t K = q.size(2), V = v.size(2);
-  const cpu::Floats queries(q), keys(k), values(v);
-  auto out = at::empty({q.size(0), q.size(1), V}, q.options().dtype(at::kFloat));
-  cpu::each_step(log_decay, state, scale, slots, q.size(0), out, 0,
-                 [&](int64_t row, auto& p, const auto& run, float*) {
-                   p.q = queries.row(row, K);
-                   p.k = keys.row(row, K);
-                   p.v = values.row(row, V);
-                   p.out = out.mutable_data_ptr<float>() + row * V;
-                   run(p);
-                 });
-  return out.to(q.scalar_type());
+  return cpu::each_step(q, k, v, log_decay, state, scale, slots, 0,
+                        [](int64_t, const auto& p, const auto& run, float*) { run(p); });
 }
 
 }  // namespace
