@@ -42,7 +42,7 @@ at::Tensor multi_scale_retention_step_cpu(
                                    bias, eps, norm, style, slots);
   composite::check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
   const int64_t H = q.size(1), K = q.size(2), V = v.size(2);
-  const cpu::FloatRows gates(gate);
+  const cpu::Rows gates(gate);
   const auto affine_of = [](const std::optional<at::Tensor>& x) {
     return x ? std::optional<cpu::Floats>(*x) : std::nullopt;
   };
@@ -58,7 +58,8 @@ at::Tensor multi_scale_retention_step_cpu(
       q, k, v, log_decay, state, scale, slots, 2 * K + 2 * V,
       [&](int64_t row, const auto& p, const auto& run, float* scratch) {
         const int64_t b = row / H, h = row % H;
-        float *rotated_q = scratch, *rotated_k = rotated_q + K, *retained = rotated_k + K;
+        float *rotated_q = scratch, *rotated_k = rotated_q + K, *retained = rotated_k + K,
+              *gate_row = retained + V;
         const auto turn = [&](const float* x, float* to) {
           kernels.rotary({turns.pairs, style == "interleaved", turns.cos.data() + b * turns.pairs,
                           turns.sin.data() + b * turns.pairs, x, to});
@@ -70,9 +71,9 @@ at::Tensor multi_scale_retention_step_cpu(
         rotated.k = rotated_k;
         rotated.out = retained;
         run(rotated);
-        kernels.gated_norm({V, static_cast<float>(eps), norm == "layer", retained,
-                            gates.get(row, retained + V), affine_row(weights, weight, h),
-                            affine_row(biases, bias, h), p.out});
+        gates.load(row, gate_row);
+        kernels.gated_norm({V, static_cast<float>(eps), norm == "layer", retained, gate_row,
+                            affine_row(weights, weight, h), affine_row(biases, bias, h), p.out});
       });
 }
 
