@@ -90,9 +90,9 @@ struct Kernels {
   void (*gated_norm_grad)(const GatedNormGradParams&);
   void (*rotary)(const RotaryParams&);
   double (*cross_entropy)(const CrossEntropyParams&);
-  /// A dense row [n] of the kernels' dtype, to floats and, rounded, from them.
-  void (*to_floats)(const void* row, int64_t n, float* floats);
-  void (*from_floats)(const float* floats, int64_t n, void* row);
+  /// A dense row [channels] of the kernels' dtype, to floats and, rounded, from them.
+  void (*to_floats)(const void* row, int64_t channels, float* floats);
+  void (*from_floats)(const float* floats, int64_t channels, void* row);
 };
 
 /// The kernels of an instruction set.

@@ -41,6 +41,7 @@ RETNET_INLINE void each_vector(int64_t channels, const Function& f) {
   if (c < channels) f(c, channels - c);
 }
 
+/// Kernels::to_floats and from_floats.
 template <int kLanes, class Scalar>
 void to_floats(const void* row, int64_t channels, float* floats) {
   each_vector<kLanes>(channels, [&](int64_t c, int64_t n) {

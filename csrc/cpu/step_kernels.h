@@ -5,15 +5,13 @@
 // early. The sums of the outputs stay in the cache.
 #pragma once
 
-#include <algorithm>
-
 #include "cpu/step.h"
 #include "cpu/vector.h"
 
 namespace retnet::cpu {
 namespace {
 
-/// Rows r .. r + kRows of the state, columns c .. of one V.
+/// Rows r .. r + kRows of the state, one vector of columns from c on.
 template <int kRows, class V>
 RETNET_INLINE void step_at(const StepParams& p, int64_t r, int64_t c, const float (&k)[kRows],
                            const float (&q)[kRows]) {
@@ -37,11 +35,15 @@ RETNET_INLINE void step_at(const StepParams& p, int64_t r, int64_t c, const floa
 template <int kLanes, int kRows>
 RETNET_INLINE void step_rows(const StepParams& p, int64_t r) {
   constexpr int64_t kLine = 16;  // floats of a line of the cache
+  static_assert(kLine % kLanes == 0);
   constexpr int64_t kAhead = 12 * 1024 / sizeof(float);
   float k[kRows], q[kRows];
-  std::copy_n(p.k + r, kRows, k);
-  std::copy_n(p.q + r, kRows, q);
-  const int64_t ahead = (kAhead + p.outer - 1) / p.outer * p.state_stride;
+  for (int i = 0; i < kRows; ++i) {
+    k[i] = p.k[r + i];
+    q[i] = p.q[r + i];
+  }
+  const int64_t rows = (kAhead + p.outer - 1) / p.outer;  // not one of those in work
+  const int64_t ahead = (rows < kRows ? kRows : rows) * p.state_stride;
   int64_t c = 0;
   for (; c + kLine <= p.outer; c += kLine) {
     // Into the L2 cache, which is faster than into the L1 cache. Past the last row this is beyond
@@ -61,8 +63,8 @@ RETNET_INLINE void step_rows(const StepParams& p, int64_t r) {
 template <int kLanes>
 void step(const StepParams& params) {
   constexpr int kRows = 4;
-  const StepParams p = params;  // to which no store can point
-  std::fill_n(p.out, p.outer, 0.0F);
+  const StepParams p = params;  // a copy, which no store can alias
+  for (int64_t c = 0; c < p.outer; ++c) p.out[c] = 0;
   int64_t r = 0;
   for (; r + kRows <= p.inner; r += kRows) step_rows<kLanes, kRows>(p, r);
   for (; r < p.inner; ++r) step_rows<kLanes, 1>(p, r);

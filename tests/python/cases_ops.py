@@ -193,11 +193,13 @@ def assert_rounded_once(actual: Tensor, reference: Tensor) -> None:
 
 def strided(x: Tensor) -> Tensor:
     """The same values at an odd offset, with gaps of NaN between the elements of every dimension
-    but the last."""
-    shape = [2 * n for n in x.shape[:-1]] + [x.shape[-1] + 3]
+    but the last, and of that of a vector."""
+    steps = [2] * (x.dim() - 1) + [1 if x.dim() > 1 else 2]
+    shape = [n * step for n, step in zip(x.shape, steps, strict=True)]
+    shape[-1] += 3
     fill = math.nan if x.is_floating_point() else -1
     wide = torch.full(shape, fill, dtype=x.dtype, device=x.device)
-    view = wide[tuple(slice(None, None, 2) for _ in x.shape[:-1])][..., 3:]
+    view = wide[..., 3:][tuple(slice(None, None, step) for step in steps)]
     view.copy_(x)
     assert view.storage_offset() % 2 == 1
     return view

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cases_ops import INT32, NORMS, STYLES, assert_rounded_once, exact, fused_inputs
-from cases_retention import DTYPES
+from cases_retention import DTYPES, state_dtype
 from oracle_gated_group_norm import gated_group_norm_by_definition
 from oracle_rotary import rotary_by_definition
 from oracle_step import retention_step_by_definition
@@ -18,6 +18,7 @@ from tolerances import assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
 EPS = 1e-5
+EXACT_AND_KERNEL = [torch.float64, torch.float32]  # by ATen, and by the device's kernel
 
 
 def definition(inputs, *, norm="layer", style="interleaved", eps=EPS, scale=None):
@@ -34,14 +35,15 @@ def definition(inputs, *, norm="layer", style="interleaved", eps=EPS, scale=None
 
 
 def check(inputs, **options):
-    """The output and the state after the step against the oracles, at the table's tolerances."""
+    """The output and the state after the step against the oracles, at the table's tolerances, each
+    for its own dtype."""
     dtype = inputs["q"].dtype
     expected, expected_state = definition(inputs, **options)
     out = multi_scale_retention_step(**inputs, **{"eps": EPS, **options})
     assert out.dtype == dtype and out.is_contiguous()
     assert_close_to_reference(out, expected, dtype)
     assert_rounded_once(out, expected)
-    assert_close_to_reference(inputs["state"], expected_state, dtype, name="state")
+    assert_close_to_reference(inputs["state"], expected_state, state_dtype(dtype), name="state")
 
 
 @parametrize("shape", [(8, 12), (10, 45)], ids=str)
@@ -54,9 +56,10 @@ def test_against_the_definition(dtype, S, style, norm, shape, device):
 
 
 @parametrize("without", [["weight"], ["bias"], ["weight", "bias"]], ids="-".join)
-def test_without_weight_or_bias(without, device):
-    inputs = {n: x for n, x in fused_inputs(device=device).items() if n not in without}
-    check(inputs)
+@parametrize("dtype", EXACT_AND_KERNEL, ids=str)
+def test_without_weight_or_bias(dtype, without, device):
+    inputs = fused_inputs(dtype=dtype, device=device)
+    check({n: x for n, x in inputs.items() if n not in without})
 
 
 @parametrize("weight_layout", [(12,), (4, 12)], ids=str)
@@ -71,8 +74,9 @@ def test_layout_and_dtype_of_weight_and_bias(dtype, weight_layout, device):
 
 
 @parametrize("options", [{"scale": 2.0}, {"scale": -0.1}, {"eps": 0.5}], ids=str)
-def test_scale_and_eps(options, device):
-    check(fused_inputs(device=device), **options)
+@parametrize("dtype", EXACT_AND_KERNEL, ids=str)
+def test_scale_and_eps(dtype, options, device):
+    check(fused_inputs(dtype=dtype, device=device), **options)
 
 
 @parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

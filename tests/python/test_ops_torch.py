@@ -151,12 +151,14 @@ def test_opcheck_gated_group_norm_backward(rank, dtype, mask):
 @every_op
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides_and_offsets(dtype, op, device):
-    """Every input with gaps, at an odd offset; and every one with a strided last dimension."""
+    """Every input with gaps, at an odd offset; every one with a strided last dimension; and so but
+    for the state, which the CPU's kernels take with dense rows."""
     inputs = op.make(dtype=dtype, device=device)
     gaps = {name: strided(x) for name, x in inputs.items()}
     turned = {n: x.mT.contiguous().mT if x.dim() > 1 else x for n, x in inputs.items()}
     expected = op(**{name: x.clone() for name, x in inputs.items()})
-    for case in (gaps, turned):
+    dense = {**turned, "state": inputs["state"].clone()} if op.has_state else turned
+    for case in (gaps, turned, dense):
         outputs = op(**case)
         assert all(x.is_contiguous() for x in outputs[: -1 if op.has_state else None])
         for x, y in zip(outputs, expected, strict=True):
@@ -181,9 +183,10 @@ def test_expanded_inputs(op, device):
 
 
 @parametrize("op", [OPS["step"], OPS["fused"]], ids=["step", "fused"])
-def test_expanded_tokens_of_a_step(op, device):
+@parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_expanded_tokens_of_a_step(dtype, op, device):
     """Stride 0 over batch and heads in all but the state."""
-    inputs = op.make(device=device)
+    inputs = op.make(dtype=dtype, device=device)
     one = {n: x[:1, :1] for n, x in inputs.items() if n in op.tokens}
     expanded = {n: x.expand(*inputs[n].shape) for n, x in one.items()}
     copies = {n: x.contiguous() for n, x in expanded.items()}

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cases_ops import INT32, assert_rounded_once, exact, step_inputs
-from cases_retention import DTYPES, make_inputs
+from cases_retention import DTYPES, make_inputs, state_dtype
 from oracle_step import retention_step_by_definition
 from retnet.ops import retention, retention_step
 from tolerances import assert_close_to_reference
@@ -22,14 +22,15 @@ EXACT_AND_KERNEL = [torch.float64, torch.float32]  # by ATen, and by the device'
 
 
 def check(inputs, scale=None):
-    """The output and the state after the step against the oracle, at the table's tolerances."""
+    """The output and the state after the step against the oracle, at the table's tolerances, each
+    for its own dtype."""
     dtype = inputs["q"].dtype
     expected, expected_state = retention_step_by_definition(**exact(inputs), scale=scale)
     out = retention_step(**inputs, scale=scale)
     assert out.dtype == dtype and out.is_contiguous()
     assert_close_to_reference(out, expected, dtype)
     assert_rounded_once(out, expected)
-    assert_close_to_reference(inputs["state"], expected_state, dtype, name="state")
+    assert_close_to_reference(inputs["state"], expected_state, state_dtype(dtype), name="state")
 
 
 @parametrize("shape", SHAPES, ids=str)
@@ -42,7 +43,7 @@ def test_against_the_definition(dtype, S, shape, device):
 @parametrize("scale", [1.0, -0.3, 0.0])
 @parametrize("dtype", EXACT_AND_KERNEL, ids=str)
 def test_scale(dtype, scale, device):
-    check(step_inputs(dtype=dtype, device=device), scale)
+    check(step_inputs(3, 4, 7, 45, dtype=dtype, device=device), scale)
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
@@ -112,7 +113,7 @@ def test_gamma_zero_forgets_even_nan(dtype, S, device):
 
 @parametrize("dtype", EXACT_AND_KERNEL, ids=str)
 def test_poison_stays_in_its_row(dtype, device):
-    clean, dirty = (step_inputs(S=5, dtype=dtype, device=device) for _ in range(2))
+    clean, dirty = (step_inputs(3, 4, 7, 45, S=5, dtype=dtype, device=device) for _ in range(2))
     for inputs in (clean, dirty):
         inputs["slots"] = torch.tensor([3, 0, 1], dtype=INT32, device=device)
     dirty["state"][[2, 3, 4]] = math.nan
@@ -141,7 +142,8 @@ def test_state_of_any_strides(dtype, layout, S, device):
     out, expected = retention_step(**inputs), retention_step(**dense)
     for x, y in [(out, expected), (state, dense["state"])]:
         assert_close_to_reference(x, y.double(), dtype, factor=2)
-        assert dtype != torch.float64 or torch.equal(x, y)
+        # The CPU's kernel leaves strided columns to ATen.
+        assert torch.equal(x, y) or (dtype == torch.float32 and state.stride(3) != 1)
 
 
 @parametrize(("Dk", "Dv"), SHAPES)
@@ -171,7 +173,7 @@ SLOTS = {
 def test_slots(slots, dtype, device):
     """Each used row is a step of its own slot; the rest is untouched, bit by bit, and gives 0 even
     where a skipped token is NaN."""
-    inputs = step_inputs(4, S=7, dtype=dtype, device=device)
+    inputs = step_inputs(4, 4, 7, 45, S=7, dtype=dtype, device=device)
     inputs["slots"] = torch.tensor(slots, dtype=INT32, device=device)
     before = inputs["state"].clone()
     for b, slot in enumerate(slots):
@@ -261,8 +263,9 @@ OVERLAPS = {
 
 
 @parametrize("overlap", OVERLAPS.values(), ids=OVERLAPS.keys())
-def test_state_that_overlaps_itself_raises(overlap):
-    inputs = step_inputs()
+@parametrize("dtype", EXACT_AND_KERNEL, ids=str)
+def test_state_that_overlaps_itself_raises(dtype, overlap):
+    inputs = step_inputs(dtype=dtype)
     inputs["state"] = overlap(inputs["state"])
     message = r"retention_step: state must not overlap itself, got shape \[3, 4, 8, 12\] with strid"
     with pytest.raises(RuntimeError, match=message):
@@ -270,8 +273,9 @@ def test_state_that_overlaps_itself_raises(overlap):
 
 
 @parametrize("name", ["q", "k", "v", "log_decay"])
-def test_state_that_shares_memory_with_an_input_raises(name):
-    inputs = step_inputs()
+@parametrize("dtype", EXACT_AND_KERNEL, ids=str)
+def test_state_that_shares_memory_with_an_input_raises(dtype, name):
+    inputs = step_inputs(dtype=dtype)
     shape = inputs[name].shape
     inputs[name] = inputs["state"].flatten()[: shape.numel()].view(shape)
     if name == "log_decay":

@@ -42,7 +42,6 @@ at::Tensor multi_scale_retention_step_cpu(
                                    bias, eps, norm, style, slots);
   composite::check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
   const int64_t H = q.size(1), K = q.size(2), V = v.size(2);
-  const cpu::Rows gates(gate);
   const auto affine_of = [](const std::optional<at::Tensor>& x) {
     return x ? std::optional<cpu::Floats>(*x) : std::nullopt;
   };
@@ -53,28 +52,28 @@ at::Tensor multi_scale_retention_step_cpu(
     return x ? x->row(of->dim() == 2 ? h : 0, V) : nullptr;
   };
   const Turns turns(positions, frequencies);
-  const auto& kernels = cpu::instruction_set().float32;
-  return cpu::each_step(
-      q, k, v, log_decay, state, scale, slots, 2 * K + 2 * V,
-      [&](int64_t row, const auto& p, const auto& run, float* scratch) {
-        const int64_t b = row / H, h = row % H;
-        float *rotated_q = scratch, *rotated_k = rotated_q + K, *retained = rotated_k + K,
-              *gate_row = retained + V;
-        const auto turn = [&](const float* x, float* to) {
-          kernels.rotary({turns.pairs, style == "interleaved", turns.cos.data() + b * turns.pairs,
+  const auto& set = cpu::instruction_set();
+  const cpu::FloatRows gates(set, gate);
+  const auto body = [&](int64_t row, const auto& p, const auto& run, float* scratch) {
+    const int64_t b = row / H, h = row % H;
+    float *rotated_q = scratch, *rotated_k = rotated_q + K, *retained = rotated_k + K,
+          *gate_row = retained + V;
+    const auto turn = [&](const float* x, float* to) {
+      set.float32.rotary({turns.pairs, style == "interleaved", turns.cos.data() + b * turns.pairs,
                           turns.sin.data() + b * turns.pairs, x, to});
-        };
-        turn(p.q, rotated_q);
-        turn(p.k, rotated_k);
-        auto rotated = p;
-        rotated.q = rotated_q;
-        rotated.k = rotated_k;
-        rotated.out = retained;
-        run(rotated);
-        gates.load(row, gate_row);
-        kernels.gated_norm({V, static_cast<float>(eps), norm == "layer", retained, gate_row,
+    };
+    turn(p.q, rotated_q);
+    turn(p.k, rotated_k);
+    auto rotated = p;
+    rotated.q = rotated_q;
+    rotated.k = rotated_k;
+    rotated.out = retained;
+    run(rotated);
+    gates.load(row, gate_row);
+    set.float32.gated_norm({V, static_cast<float>(eps), norm == "layer", retained, gate_row,
                             affine_row(weights, weight, h), affine_row(biases, bias, h), p.out});
-      });
+  };
+  return cpu::each_step(q, k, v, log_decay, state, scale, slots, 2 * K + 2 * V, body);
 }
 
 }  // namespace

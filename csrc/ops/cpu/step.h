@@ -24,18 +24,17 @@ inline bool takes_step(const at::Tensor& q, const at::Tensor& state) {
          state.numel() > 0 && q.numel() > 0;
 }
 
-/// The rows of a tensor [.., n], converted to floats and back. Those of float32 are copied as well:
-/// from memory faster than by the step itself, which reads them a few at a time.
-class Rows {
+/// The rows of a tensor [.., n] as floats. float32's are copied too: from memory a copy is faster
+/// than the step, which takes four values of q and k at a time.
+class FloatRows {
  public:
-  explicit Rows(const at::Tensor& x)
-      : x_(x.contiguous()),
-        n_(x.size(-1)),
-        kernels_(kernels_of(instruction_set(), x.scalar_type())) {}
+  FloatRows(const retnet::cpu::InstructionSet& set, const at::Tensor& x)
+      : x_(x.contiguous()), n_(x.size(-1)), kernels_(kernels_of(set, x.scalar_type())) {}
   void load(int64_t row, float* floats) const {
     const auto* rows = static_cast<const char*>(x_.const_data_ptr());
     kernels_.to_floats(rows + row * n_ * x_.element_size(), n_, floats);
   }
+  /// Of a tensor that was contiguous before.
   void store(int64_t row, const float* floats) const {
     auto* rows = static_cast<char*>(x_.mutable_data_ptr());
     kernels_.from_floats(floats, n_, rows + row * n_ * x_.element_size());
@@ -47,8 +46,9 @@ class Rows {
   const retnet::cpu::Kernels& kernels_;
 };
 
-/// out [B, H, Dv], like q: for each row b H + h, side by side, body(row, params, run, scratch), with
-/// scratch of so many floats, where run(params) makes the step as it is. Zeros where slots skip.
+/// out [B, H, Dv], like q: for each row b H + h, side by side, body(row, params, run, scratch), with q,
+/// k and v in params as floats and scratch of so many floats. body leaves the row in params.out;
+/// run(params) makes the step. Rows that slots skip are zeros.
 template <class Body>
 at::Tensor each_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const at::Tensor& log_decay, const at::Tensor& state,
@@ -57,7 +57,7 @@ at::Tensor each_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const auto& set = instruction_set();
   const int64_t B = q.size(0), H = q.size(1), K = q.size(2), V = v.size(2);
   auto out = at::empty({B, H, V}, q.options());
-  const Rows queries(q), keys(k), values(v), outs(out);
+  const FloatRows queries(set, q), keys(set, k), values(set, v), outs(set, out);
   const auto decays = log_decay.detach().contiguous();
   const auto rows = slots ? slots->contiguous() : at::Tensor();
   const auto factor = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(K))));
