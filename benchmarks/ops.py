@@ -25,6 +25,7 @@ import machine
 import report
 from cases import (
     Case,
+    Credit,
     Inputs,
     cases,
     checked,
@@ -172,9 +173,6 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
         ceilings["update_bytes_per_s"] = 2 * state.nbytes / in_place
     for name, times in taken.items():
         spread, credit = Spread.of(times), runs[name].credit
-        floor = max(
-            credit.flop / ceilings["matmul_flop_per_s"], credit.bytes / ceilings["copy_bytes_per_s"]
-        )
         by_name[name] |= {
             "status": "ok",
             "rounds": spread.rounds,
@@ -188,11 +186,23 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
             "gb_per_s": credit.bytes / spread.median / 1e9,
             "credit": credit.formula,
             "ceilings": ceilings,
-            "roofline": floor / spread.median,
+            "roofline": least_seconds(case, name, credit, ceilings) / spread.median,
             "share": share(case, name, spread.median, ceilings),
         }
     report.add_ratios(results)
     return results
+
+
+def least_seconds(case: Case, name: str, credit: Credit, ceilings: dict[str, float]) -> float:
+    """What the machine's ceilings leave: on a GPU those of a matrix product and of a copy; on a CPU
+    that of multiply-adds, the causal half of a chunk counted, and the best of memory."""
+    if case.device.type == "cuda":
+        compute, memory = ceilings["matmul_flop_per_s"], ceilings["copy_bytes_per_s"]
+        return max(credit.flop / compute, credit.bytes / memory)
+    by_credit = case.is_step or name.startswith("sdpa")
+    flop = credit.flop if by_credit else least_flop(case)
+    memory = max(ceilings[f"{kind}_bytes_per_s"] for kind in ("copy", "read", "update"))
+    return max(flop / ceilings["fma_flop_per_s"], credit.bytes / memory)
 
 
 def share(case: Case, name: str, seconds: float, ceilings: dict[str, float]) -> float | None:

@@ -23,7 +23,7 @@ struct Emulated {
 
 }  // namespace
 
-// Its other dtypes are kAvx2's and kPortable's arithmetic, which those run.
+// Its other dtypes are kPortable's.
 extern const InstructionSet kEmulated{"emulated",
                                       [] { return true; },
                                       kPortable.float32,

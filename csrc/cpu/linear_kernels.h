@@ -78,7 +78,10 @@ RETNET_INLINE void linear_rows(const LinearParams& p, int64_t first) {
       const BFloat16* row = weight + o * p.weight_stride + c;
       // The rows after these, into the L2 cache. Past the last this is beyond the weight: a prefetch
       // does not fault.
-      if (c % 32 == 0) __builtin_prefetch(row + kOut * p.weight_stride, 0, 2);
+      if (c % 32 == 0) {
+        const auto ahead = reinterpret_cast<uintptr_t>(row) + kOut * p.weight_stride * sizeof *row;
+        __builtin_prefetch(reinterpret_cast<const void*>(ahead), 0, 2);
+      }
       step(o, c, load<U<kLanes>>(row));
     }
   }

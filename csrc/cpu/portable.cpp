@@ -12,6 +12,8 @@ struct Portable {
 
 }  // namespace
 
-extern const InstructionSet kPortable = instruction_set<Portable>("portable", [] { return true; });
+// kEmulated takes parts of it, when it is initialised.
+constinit const InstructionSet kPortable =
+    instruction_set<Portable>("portable", [] { return true; });
 
 }  // namespace retnet::cpu

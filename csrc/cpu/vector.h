@@ -23,7 +23,6 @@ template <int kLanes>
 struct Vectors {
   typedef float F __attribute__((vector_size(4 * kLanes)));     // NOLINT(modernize-use-using)
   typedef uint32_t U __attribute__((vector_size(4 * kLanes)));  // NOLINT
-  typedef int32_t I __attribute__((vector_size(4 * kLanes)));   // NOLINT
   typedef uint16_t H __attribute__((vector_size(2 * kLanes)));  // NOLINT: 16-bit floats' bits
   typedef double D __attribute__((vector_size(8 * kLanes)));    // NOLINT
   typedef uint64_t L __attribute__((vector_size(8 * kLanes)));  // NOLINT: doubles' bits
@@ -32,8 +31,6 @@ template <int kLanes>
 using F = typename Vectors<kLanes>::F;
 template <int kLanes>
 using U = typename Vectors<kLanes>::U;
-template <int kLanes>
-using I = typename Vectors<kLanes>::I;
 template <int kLanes>
 using H = typename Vectors<kLanes>::H;
 template <int kLanes>

@@ -320,8 +320,8 @@ def gated_group_norm(
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``F.linear``, by faster products on a CPU.
 
-    - Up to 4 rows of bfloat16, and no gradient: a kernel that reads the weight at the speed of
-      memory. Exact products, sums in float32, bias added, rounded once; the bits of a row depend
+    - Up to 4 rows of bfloat16, and no gradient: a kernel that reads the weight near the speed
+      of memory. Exact products, sums in float32, bias added, rounded once; the bits of a row depend
       neither on the other rows, up to 4, nor on the number of threads.
     - 128 rows of float32 and more, ``in`` and ``out`` of 256 and more, on a CPU of AMD with
       AVX-512: oneDNN's product, also for the gradient of ``x``. ``F.linear`` takes MKL's, which

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The benchmarks run, say what did not run, and count and time as they claim."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -58,7 +59,7 @@ def test_results_are_complete(quick):
         if r["status"] != "ok":
             continue
         assert 0 < r["min_s"] <= r["q1_s"] <= r["median_s"] <= r["q3_s"] <= r["max_s"]
-        assert r["ns_per_token_head"] > 0 and r["tflops"] > 0 and r["roofline"] > 0
+        assert r["ns_per_token_head"] > 0 and r["tflops"] > 0 and 0 < r["roofline"] < 2
         assert all(value > 0 for value in r["ceilings"].values())
         assert r["speedup"]["sdpa"] > 0 and set(r["speedup"]) <= set(content["baselines"])
         assert r["contender"] == "sdpa" or (r["agrees"] and r["error"] > 0)
@@ -204,6 +205,25 @@ def test_share_of_the_cpus_peak(work, flop):
     assert benchmark.share(step, "retnet retention_step", 0.5, ceilings) == pytest.approx(
         2 * read_and_written / 1e6
     )
+
+
+def test_least_time_by_the_ceilings():
+    """By hand: of a CPU the peak of multiply-adds and the fastest memory; of a GPU as measured."""
+    rates = {"fma_flop": 1e10, "matmul_flop": 5e9, "copy_bytes": 1e9, "read_bytes": 3e9}
+    ceilings = {f"{name}_per_s": rate for name, rate in (rates | {"update_bytes": 2e9}).items()}
+
+    def least(one, name, credit):
+        return benchmark.least_seconds(one, name, credit(one), ceilings)
+
+    one, step = case("forward", 1, 7, 3, 256, 512), case("step", 1, 7, 3, 256, 512)
+    ours = cases.retention_credit
+    assert least(one, "retnet chunkwise", ours) == pytest.approx(573_440 * 21 / 1e10)
+    assert least(one, "sdpa", cases.attention_credit) == pytest.approx(4 * 4 * 7 * 768 / 3e9)
+    assert least(step, "retnet retention_step", ours) == pytest.approx(
+        3 * (8 * 256 * 512 + 4 * 1_536) / 3e9
+    )
+    on_gpu = dataclasses.replace(one, device=torch.device("cuda"))
+    assert least(on_gpu, "retnet chunkwise", ours) == pytest.approx(622_592 * 21 / 5e9)
 
 
 def test_ceilings_of_a_cpu():

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "ops/cpu/retention.h"
 
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <cmath>

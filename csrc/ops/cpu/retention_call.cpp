@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "ops/composite/deterministic.h"
 #include "ops/composite/retention.h"
