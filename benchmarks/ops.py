@@ -163,16 +163,19 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
     del expected
     bar.set_postfix_str(f"{case}: timing {len(runs)}")
     calls: dict[str, Call] = {name: run.call for name, run in runs.items()}
-    ours = STEP[0].name
-    state = runs[ours].state if ours in runs and device == "cpu" else None
-    if state is not None:  # pages differ in speed: the step's own
-        calls["in place"], rounds["in place"] = state.neg_, rounds[ours]
     taken = alternate(calls, rounds, clock, failed)
-    if state is not None:
-        in_place = Spread.of(taken.pop("in place")).median
-        ceilings["update_bytes_per_s"] = 2 * state.nbytes / in_place
+    beside = {
+        name: beside_in_place(run.call, run.state, clock, rounds[name])
+        for name, run in runs.items()
+        if run.state is not None and device == "cpu"
+    }
     for name, times in taken.items():
         spread, credit = Spread.of(times), runs[name].credit
+        seconds = spread.median
+        if name in beside:
+            seconds, ceilings["update_bytes_per_s"] = beside[name]
+        reached = share(case, name, seconds, ceilings)
+        least = least_seconds(case, credit, ceilings)
         by_name[name] |= {
             "status": "ok",
             "rounds": spread.rounds,
@@ -186,23 +189,35 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
             "gb_per_s": credit.bytes / spread.median / 1e9,
             "credit": credit.formula,
             "ceilings": ceilings,
-            "roofline": least_seconds(case, name, credit, ceilings) / spread.median,
-            "share": share(case, name, spread.median, ceilings),
+            "roofline": least / spread.median if reached is None else reached,
+            "share": reached,
         }
     report.add_ratios(results)
     return results
 
 
-def least_seconds(case: Case, name: str, credit: Credit, ceilings: dict[str, float]) -> float:
-    """What the machine's ceilings leave: on a GPU those of a matrix product and of a copy; on a CPU
-    that of multiply-adds, the causal half of a chunk counted, and the best of memory."""
+def beside_in_place(step: Call, state: Tensor, clock: Clock, rounds: int) -> tuple[float, float]:
+    """Seconds of a step and bytes/s of changing its state in place: on the same pages, which differ
+    in speed, and each after one of its own, for what a pass leaves in the cache is its own too."""
+    calls = {"step before": step, "step": step, "before": state.neg_, "in place": state.neg_}
+
+    def failed(name: str, error: Exception) -> None:
+        raise error
+
+    taken = alternate(calls, dict.fromkeys(calls, rounds), clock, failed)
+    seconds = {name: Spread.of(times).median for name, times in taken.items()}
+    return seconds["step"], 2 * state.nbytes / seconds["in place"]
+
+
+def least_seconds(case: Case, credit: Credit, ceilings: dict[str, float]) -> float:
+    """What the machine's ceilings leave: on a GPU those of a matrix product and of a copy, on a CPU
+    those of multiply-adds and of the best of memory."""
     if case.device.type == "cuda":
         compute, memory = ceilings["matmul_flop_per_s"], ceilings["copy_bytes_per_s"]
-        return max(credit.flop / compute, credit.bytes / memory)
-    by_credit = case.is_step or name.startswith("sdpa")
-    flop = credit.flop if by_credit else least_flop(case)
-    memory = max(ceilings[f"{kind}_bytes_per_s"] for kind in ("copy", "read", "update"))
-    return max(flop / ceilings["fma_flop_per_s"], credit.bytes / memory)
+    else:
+        compute = ceilings["fma_flop_per_s"]
+        memory = max(ceilings[f"{kind}_bytes_per_s"] for kind in ("copy", "read", "update"))
+    return max(credit.flop / compute, credit.bytes / memory)
 
 
 def share(case: Case, name: str, seconds: float, ceilings: dict[str, float]) -> float | None:
