@@ -266,7 +266,7 @@ def main() -> int:
         "format": 1,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": facts,
-        "ceilings": "probed before each case (machine.ceilings); a step's update, in its turns",
+        "ceilings": "probed before each case (machine.ceilings); a step's update, on its own state",
         "baselines": sorted({*report.BASELINES.values(), *report.STEP_BASELINES.values()}),
         "results": results,
     }

@@ -207,6 +207,22 @@ def test_share_of_the_cpus_peak(work, flop):
     )
 
 
+def test_a_step_beside_changing_its_state_in_place():
+    """Only the second of two calls counts: the clock gives 9 s for the first, then 2 and 0.5 s."""
+    state, times = torch.ones(10), {"step": [9.0, 2.0], "change": [9.0, 0.5]}
+
+    def step():
+        return (state,)
+
+    def clock(call):
+        seconds = times["step" if call is step else "change"]
+        seconds.append(seconds.pop(0))
+        return seconds[-1]
+
+    seconds, rate = benchmark.beside_in_place(step, state, clock, 4)
+    assert (seconds, rate) == (2.0, 2 * 40 / 0.5)
+
+
 def test_least_time_by_the_ceilings():
     """By hand: of a CPU the peak of multiply-adds and the fastest memory; of a GPU as measured."""
     rates = {"fma_flop": 1e10, "matmul_flop": 5e9, "copy_bytes": 1e9, "read_bytes": 3e9}
