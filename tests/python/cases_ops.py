@@ -14,6 +14,7 @@ Inputs = dict[str, Tensor]
 STYLES = ["interleaved", "half"]
 NORMS = ["layer", "rms"]
 INT32 = torch.int32
+EXACT_AND_KERNEL = [torch.float64, torch.float32]  # by ATen, and by the device's kernel
 
 
 class Normal:

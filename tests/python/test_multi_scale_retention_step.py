@@ -8,7 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases_ops import INT32, NORMS, STYLES, assert_rounded_once, exact, fused_inputs
+from cases_ops import (
+    EXACT_AND_KERNEL,
+    INT32,
+    NORMS,
+    STYLES,
+    assert_rounded_once,
+    exact,
+    fused_inputs,
+)
 from cases_retention import DTYPES, state_dtype
 from oracle_gated_group_norm import gated_group_norm_by_definition
 from oracle_rotary import rotary_by_definition
@@ -18,7 +26,6 @@ from tolerances import assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
 EPS = 1e-5
-EXACT_AND_KERNEL = [torch.float64, torch.float32]  # by ATen, and by the device's kernel
 
 
 def definition(inputs, *, norm="layer", style="interleaved", eps=EPS, scale=None):

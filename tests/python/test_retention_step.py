@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cases_ops import INT32, assert_rounded_once, exact, step_inputs
+from cases_ops import EXACT_AND_KERNEL, INT32, assert_rounded_once, exact, step_inputs
 from cases_retention import DTYPES, make_inputs, state_dtype
 from oracle_step import retention_step_by_definition
 from retnet.ops import retention, retention_step
@@ -18,7 +18,6 @@ parametrize = pytest.mark.parametrize
 
 # Of one vector or less, and of some with rows and columns left over.
 SHAPES = [(8, 12), (7, 45)]
-EXACT_AND_KERNEL = [torch.float64, torch.float32]  # by ATen, and by the device's kernel
 
 
 def check(inputs, scale=None):
