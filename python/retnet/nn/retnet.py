@@ -141,7 +141,8 @@ class RetNet(nn.Module):
         if self.embed_norm is not None:
             hidden = self.embed_norm(hidden)
 
-        if state is not None and is_step(input_ids.shape[1], state, cu_seqlens):
+        one_step = is_step(input_ids.shape[1], state, cu_seqlens)
+        if state is not None and one_step and not torch.compiler.is_compiling():
             state = state if inplace else state.fork()
             for index, layer in enumerate(self.layers):
                 hidden, _ = layer(
@@ -161,9 +162,15 @@ class RetNet(nn.Module):
                     form=form,
                 )
                 after.append(layer_state)
-            state = RetNetState(
-                torch.stack(after), _advance(input_ids, sequences, state, cu_seqlens)
-            )
+            # A traced step comes here too. Writes to views of one stacked state would be copied
+            # whole for each layer.
+            retention = torch.stack(after)
+            positions_after = _advance(input_ids, sequences, state, cu_seqlens)
+            if state is not None and one_step and inplace:
+                state.retention.copy_(retention)
+                state.positions.copy_(positions_after)
+            else:
+                state = RetNetState(retention, positions_after)
         return hidden if self.norm is None else self.norm(hidden), state
 
     def _check_state(self, state: RetNetState, batch: int) -> None:
