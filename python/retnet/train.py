@@ -220,8 +220,8 @@ class Trainer:
 
         replace_file(path, write)
         # From here on the new checkpoint is the valid one.
-        step = {"step": str(self.steps)}
-        checkpoint.write(folder, self.model.config, self.model.state_dict(), step)
+        metadata = {"step": str(self.steps), "unit": "byte" if self.reads_bytes else "token"}
+        checkpoint.write(folder, self.model.config, self.model.state_dict(), metadata)
         for old in folder.glob("training-*.pt*"):
             if old != path:
                 old.unlink()
