@@ -224,7 +224,9 @@ class FileTokenizer:
             end = max(end, stop)
         predicted = len(text[begin:end].encode()) - dropped
         if self._tokenizer.decode([first]).endswith(_REPLACEMENT):  # bytes of a split character
-            token = str(self._tokenizer.id_to_token(first))  # one byte as <0xE2>, or a letter for each
+            token = str(
+                self._tokenizer.id_to_token(first)
+            )  # one byte as <0xE2>, or a letter for each
             size = 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token)
             predicted -= max(size - len(text[offsets[0][0] : begin].encode()), 0)
         return predicted

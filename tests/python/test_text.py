@@ -127,7 +127,7 @@ def load(tmp_path):
 def settings_of_a_call(tokenizer, name):
     if name == "truncation":
         tokenizer.enable_truncation(5)
-    elif name == "overlap":
+    elif name == "left truncation":
         tokenizer.enable_truncation(5, stride=2, direction="left")
     elif name == "padding":
         tokenizer.enable_padding(length=100)
@@ -138,7 +138,9 @@ def settings_of_a_call(tokenizer, name):
     return tokenizer
 
 
-@pytest.mark.parametrize("name", ["truncation", "overlap", "padding", "left padding", "dropout"])
+@pytest.mark.parametrize(
+    "name", ["truncation", "left truncation", "padding", "left padding", "dropout"]
+)
 def test_settings_of_single_calls_change_no_text(name, load):
     make = KINDS["pairs of bytes"]
     plain, saved = load(make()), load(settings_of_a_call(make(), name))
