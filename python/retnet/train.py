@@ -3,9 +3,10 @@
 
 The folder of a run holds config.json and model.safetensors (what `retnet.load` reads),
 training-STEP.pt (all else that is needed to go on), log.jsonl and, where TensorBoard is
-installed, tensorboard/. Renaming model.safetensors, which names its step, makes a checkpoint
-valid; whatever ends the program, the last valid one can be resumed, and on a CPU with the same
-number of threads the losses are those of a run that was never stopped, bit for bit.
+installed, tensorboard/. model.safetensors names its step, and the unit of text that the model
+reads ("byte" or "token"). Renaming it makes a checkpoint valid; whatever ends the program, the last
+valid one can be resumed, and on a CPU with the same number of threads the losses are those of a run
+that was never stopped, bit for bit.
 """
 
 from __future__ import annotations
@@ -220,8 +221,8 @@ class Trainer:
 
         replace_file(path, write)
         # From here on the new checkpoint is the valid one.
-        step = {"step": str(self.steps)}
-        checkpoint.write(folder, self.model.config, self.model.state_dict(), step)
+        metadata = {"step": str(self.steps), "unit": "byte" if self.reads_bytes else "token"}
+        checkpoint.write(folder, self.model.config, self.model.state_dict(), metadata)
         for old in folder.glob("training-*.pt*"):
             if old != path:
                 old.unlink()
