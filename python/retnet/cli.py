@@ -26,11 +26,12 @@ from retnet.convert import convert
 from retnet.data import split
 from retnet.evaluation import describe_context, evaluate
 from retnet.generation import stream
+from retnet.lock import locked
 from retnet.nn import RetNetForCausalLM
 from retnet.settings import Settings, is_settings, tomllib
 from retnet.sources import Sources
 from retnet.text import ByteTokenizer, FileTokenizer, Tokenizer
-from retnet.train import Trainer, has_checkpoint, locked, train
+from retnet.train import Trainer, has_checkpoint, train
 
 __all__ = ["main"]
 

@@ -9,8 +9,8 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from retnet._lock import LOCK
 from retnet.checkpoint import CONFIG, WEIGHTS
+from retnet.lock import LOCK
 from retnet.settings import is_settings
 
 __all__ = ["Sources"]
@@ -48,8 +48,9 @@ class Sources:
         self._roles: dict[tuple[int, int], str] = {}
         self._own = {path.resolve(): role for path, role in own.items() if path.exists()}
         for path, role in self._own.items():
-            for member in (path, *(path.iterdir() if path.is_dir() else ())):
-                if member.exists():
+            self._roles[_identity(os.stat(path))] = role
+            for member in path.iterdir() if path.is_dir() else ():  # their hard links elsewhere
+                if member.is_file() and not member.is_symlink():
                     self._roles[_identity(os.stat(member))] = role
 
     def __str__(self) -> str:

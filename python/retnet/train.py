@@ -7,10 +7,9 @@ installed, tensorboard/. Renaming model.safetensors, which names its step, makes
 valid; whatever ends the program, the last valid one can be resumed, and on a CPU with the same
 number of threads the losses are those of a run that was never stopped, bit for bit.
 
-One run at a time writes to a folder: `train` holds it by a lock on the file .retnet.lock there,
-which the kernel frees when the process dies; a second run is told who holds it. `Trainer.save`
-and `Trainer.open_log` hold it while they write; a loop of your own holds it by
-`with locked(settings.out):`.
+One run at a time writes to a folder: `train` locks it (`retnet.lock`), and a second run is refused.
+`Trainer.save` and `Trainer.open_log` lock it while they write; a loop of your own locks it for the
+whole run by `with retnet.lock.locked(settings.out):`.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from tqdm import tqdm
 
 from retnet import checkpoint
 from retnet._files import replace_file
-from retnet._lock import locked
-from retnet._log import LOG, Log, quiet_board
 from retnet.data import Batch, Batches, Documents, Windows, fingerprint, middles
 from retnet.evaluation import evaluate
+from retnet.lock import locked
+from retnet.log import Log, quiet_board
 from retnet.nn import RetNetForCausalLM
 from retnet.nn.loss import IGNORE_INDEX
 from retnet.settings import Settings
 from retnet.state import RetNetState
 
-__all__ = ["LOG", "Log", "Trainer", "has_checkpoint", "locked", "train"]
+__all__ = ["Trainer", "has_checkpoint", "train"]
 
 _FORMAT_VERSION = 1
 _KINDS: dict[str, Any] = {

@@ -18,9 +18,11 @@ from retnet.demo.ngram import NGram
 from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
 from retnet.demo.training import bits_per_byte, read_curve, settings_for
 from retnet.generation import generate
+from retnet.lock import locked
+from retnet.log import LOG
 from retnet.nn import RetNetForCausalLM
 from retnet.text import as_tokens
-from retnet.train import LOG, Trainer, locked, train
+from retnet.train import Trainer, train
 
 _PROMPT = 'def read_file(path):\n    """'
 _FULL_MINUTES = 5.0

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 __all__ = ["LOG", "Log", "quiet_board"]
 
 LOG = "log.jsonl"
+"""The file in the folder of a run."""
 _BLOCK = 1 << 16
 
 
