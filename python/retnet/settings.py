@@ -203,7 +203,11 @@ class Settings:
 
 
 def is_settings(path: Path) -> bool:
-    """Returns whether a file is TOML and most of its keys are those of `Settings`."""
+    """Returns whether a file is TOML, of 64 KiB or less, and most of its keys are of `Settings`.
+
+    Raises:
+        OSError: no such file.
+    """
     if path.stat().st_size > _LARGEST_FILE:
         return False
     try:

@@ -90,6 +90,7 @@ class Sources:
 
     def _walk(self, root: Path, role: str) -> Iterator[tuple[Path, str]]:
         """The paths below a root in order, each with the reason to leave it out, or ""."""
+        read = f"read once, as {role}"
         waiting = [root]  # the next one last
         while waiting:
             path = waiting.pop()
@@ -107,7 +108,7 @@ class Sources:
             elif not reason:
                 reason = _why_no_text(target or path, status, is_root)
             if not reason:
-                self._roles[_identity(status)] = f"read once, as {role}"
+                self._roles[_identity(status)] = read
             if reason or not stat.S_ISDIR(status.st_mode):
                 yield path, reason
             else:

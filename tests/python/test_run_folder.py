@@ -145,6 +145,14 @@ def test_the_library_is_refused_too(tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
 
 
+def test_train_holds_the_folder_of_a_trainer(tmp_path):
+    trainer = make_trainer(tmp_path, steps=2)
+    step, free = trainer.step, []
+    trainer.step = lambda: (free.append(is_free(tmp_path)), step())
+    assert train(trainer) == 0
+    assert free == [False, False] and is_free(tmp_path)
+
+
 def test_threads_of_one_process(tmp_path):
     """The thread that holds a folder may lock it again, another one may not."""
     refused = []
@@ -300,7 +308,8 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage, left, is_told", DAMAGES.values(), ids=DAMAGES)
-def test_a_resumed_log_holds_whole_lines(damage, left, is_told, tmp_path, capsys):
+def test_a_resumed_log_holds_whole_lines(damage, left, is_told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(retnet.log, "_BLOCK", 16)  # lines are longer
     assert train(make_trainer(tmp_path, steps=3)) == 0
     log = tmp_path / "log.jsonl"
     log.write_bytes(damage(log.read_bytes()))
@@ -402,9 +411,10 @@ def test_a_terminal_that_closes_leaves_a_run_to_resume(command, tmp_path):
                 trainer.steps += 1
 
             Trainer.step = step
-            result = run(*command, "--steps", 10_000)
-            sys.stdout.flush()
+            code = run(*command, "--steps", 10_000)
+            sys.stdout.flush()  # as Python does at the end
             sys.stderr.flush()
+            result = code
         finally:
             os._exit(result)
     said = b""
