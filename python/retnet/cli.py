@@ -9,12 +9,12 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from inspect import signature
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch
 
@@ -26,9 +26,11 @@ from retnet.convert import convert
 from retnet.data import split
 from retnet.evaluation import describe_context, evaluate
 from retnet.generation import stream
+from retnet.lock import locked
 from retnet.nn import RetNetForCausalLM
-from retnet.settings import Settings, tomllib
-from retnet.text import ByteTokenizer, FileTokenizer, Tokenizer, list_files
+from retnet.settings import Settings, is_settings, tomllib
+from retnet.sources import Sources
+from retnet.text import ByteTokenizer, FileTokenizer, Tokenizer
 from retnet.train import Trainer, has_checkpoint, train
 
 __all__ = ["main"]
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `retnet generate | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output(sys.stdout)
         return 141
     except (OSError, ValueError, ImportError, MemoryError, RuntimeError) as error:
         if not isinstance(error, RuntimeError):
@@ -126,7 +128,9 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
     """`run.toml`, --resume, and an option for every key of the file."""
     parser.add_argument("settings", nargs="?", type=Path, help="TOML file of the run")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the checkpoint in OUT, if there is one"
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in the folder OUT, which must exist",
     )
     for key in fields(Settings):
         kind = str(key.type)
@@ -176,19 +180,65 @@ def _toml_value(text: str) -> Any:
 
 
 def _train(options: argparse.Namespace) -> int:
-    settings = Settings.read(options.settings, _changes(options)).resolved()
+    _check_one_process()
+    changes = _changes(options)
+    for name in ("data", "validation") if options.settings is None else ():
+        for path in map(Path, changes.get(name, ())):
+            if path.is_file() and is_settings(path):
+                raise ValueError(
+                    f"{name}: {path} holds the settings of a run, and was read as text; name it "
+                    f"first: retnet train {path} --{name} ..."
+                )
+    settings = Settings.read(options.settings, changes).resolved()
     out = Path(settings.out)
+    if options.resume and not out.exists():
+        missing = out
+        while not missing.parent.exists():
+            missing = missing.parent
+        near = hint(missing.name, (path.name for path in missing.parent.iterdir()))
+        raise FileNotFoundError(
+            f"{out}: there is no run to resume, {missing.name} does not exist{near}"
+        )
+    with locked(out):  # before any text is read, which may take long
+        return _train_alone(options, settings, out)
+
+
+def _check_one_process() -> None:
+    """Raises ValueError in each process of torchrun: all would train on the same text."""
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        size = str(torch.distributed.get_world_size())
+    if size.strip() != "1":
+        raise ValueError(
+            f"WORLD_SIZE must be 1, got {size}: training by several processes is not supported; "
+            "start the command once, without torchrun"
+        )
+
+
+def _train_alone(options: argparse.Namespace, settings: Settings, out: Path) -> int:
     resume = options.resume and has_checkpoint(out)
     if has_checkpoint(out) and not resume:
         raise FileExistsError(f"{out}: holds a model; go on with --resume, or choose another out")
     if not settings.data:
         raise ValueError("settings: data must name files or folders, got none")
+    if options.resume and not resume:
+        print(f"{out}: holds no checkpoint to resume; the run starts anew", flush=True)
     device = _device(settings.device)
     begun = out if resume else Path(settings.init) if settings.init else None
     tokenizer = _tokenizer(settings.tokenizer, begun, "train")
-    documents = [tokenizer.read(path).ids for path in list_files(settings.data)]
+    sources = _sources(
+        {
+            out: "belongs to this run",
+            options.settings: "the settings",
+            settings.tokenizer: "the tokenizer",
+        }
+    )
+    validation_files = sources.files(settings.validation, "validation text")
+    files = sources.files(settings.data, "training text")
+    _tell_left_out(options, sources)
+    documents = [tokenizer.read(path).ids for path in files]
     if settings.validation:
-        validation = [tokenizer.read(path).ids for path in list_files(settings.validation)]
+        validation = [tokenizer.read(path).ids for path in validation_files]
     else:
         documents, validation = split(documents, settings.validation_share)
 
@@ -229,7 +279,11 @@ def _train(options: argparse.Namespace) -> int:
     )
     number = train(trainer)
     if number:
-        print(f"Interrupted; {out} holds everything. Go on with --resume.")
+        try:
+            print(f"Interrupted; {out} holds everything. Go on with --resume.", flush=True)
+        except OSError:  # SIGHUP: the terminal is gone
+            _discard_output(sys.stdout)
+            _discard_output(sys.stderr)
         return 128 + number
     print(f"{out}: {trainer.steps} steps, smoothed loss {trainer.loss:.4f} nats/{tokenizer.unit}")
     return 0
@@ -265,7 +319,12 @@ def _generate(options: argparse.Namespace) -> int:
 
 def _eval(options: argparse.Namespace) -> int:
     model, tokenizer = _load(options)
-    documents = [tokenizer.read(path) for path in list_files(options.files)]
+    sources = _sources(
+        {options.folder / checkpoint.WEIGHTS: "the model", options.tokenizer: "the tokenizer"}
+    )
+    files = sources.files(options.files, "text")
+    _tell_left_out(options, sources)
+    documents = [tokenizer.read(path) for path in files]
     ids = [document.ids for document in documents]
     limit = model.config.vocab_size
     if (highest := max((int(x.max()) for x in ids if len(x)), default=0)) >= limit:
@@ -338,6 +397,20 @@ def _tokenizer(named: str, folder: Path | None, command: str) -> Tokenizer:
             file=sys.stderr,
         )
     return tokenizer
+
+
+def _sources(own: Mapping[str | Path | None, str]) -> Sources:
+    return Sources({Path(path): role for path, role in own.items() if path})
+
+
+def _tell_left_out(options: argparse.Namespace, sources: Sources) -> None:
+    if str(sources):
+        print(f"retnet {options.command}: left out: {sources}", file=sys.stderr)
+
+
+def _discard_output(stream: TextIO) -> None:
+    """Sends what is left in a buffer nowhere: Python writes it at the end, and would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _device(name: str) -> torch.device:

@@ -176,7 +176,7 @@ class RetNetConfig:
                 nearest name is suggested), missing ones, or a value out of range.
         """
         try:
-            data = json.loads(text)
+            data = json.loads(text.removeprefix("\ufeff"))  # a byte-order mark
         except (ValueError, RecursionError) as error:
             raise ValueError(f"RetNetConfig: text must be JSON, got {error}") from error
         if not isinstance(data, dict):

@@ -19,8 +19,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "is_settings"]
 
+_LARGEST_FILE = 1 << 16
 _PRECISIONS = ("float32", "bfloat16")
 # Least and greatest value; lists are checked element by element.
 _RANGES: dict[str, tuple[float, float]] = {
@@ -49,13 +50,15 @@ class Settings:
         ValueError: a value outside its range; the message names key, requirement and value.
 
     Attributes:
-        data: files, and folders that are read to the bottom, to train on.
-        out: folder of the run.
+        data: files, and folders that are read to the bottom, to train on. Links are followed, each
+            file is read once, and what has another role is left out (`retnet.sources`).
+        out: folder of the run; nothing in it is read as text.
         model: sizes and switches: a `preset` (default "tiny"), and fields of RetNetConfig that
             replace its own. vocab_size is that of the tokenizer unless given.
         init: folder of a checkpoint to start from instead; then `model` stays empty.
         tokenizer: a tokenizer.json; "" takes the one in the folder of `init`, or bytes.
-        validation: files and folders to check on; none: a share of `data`.
+        validation: files and folders to check on, which are left out of `data`; none: a share of
+            `data`.
         validation_share: of the text, held back from training; 0 checks on nothing.
         steps: updates to make; the schedule ends there. Either steps or minutes.
         minutes: time to train, counted over all parts of a resumed run.
@@ -140,10 +143,7 @@ class Settings:
         """
         values: dict[str, Any] = {}
         if path is not None:
-            try:
-                values = tomllib.loads(path.read_text("utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}: must be TOML: {error}") from error
+            values = _read_toml(path)
         table = _convert("model", "dict", values.get("model", {}))
         for name, value in (changes or {}).items():
             if name.startswith("model."):
@@ -200,6 +200,28 @@ class Settings:
         fall = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         rise = min(progress / self.warmup, 1.0) if self.warmup else 1.0
         return self.lr * rise * fall
+
+
+def is_settings(path: Path) -> bool:
+    """Returns whether a file is TOML, of 64 KiB or less, and most of its keys are of `Settings`.
+
+    Raises:
+        OSError: no such file.
+    """
+    if path.stat().st_size > _LARGEST_FILE:
+        return False
+    try:
+        keys = _read_toml(path).keys()
+    except (OSError, ValueError):
+        return False
+    return 2 * len(keys & {key.name for key in fields(Settings)}) > len(keys)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8-sig"))  # editors may write a byte-order mark
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: must be TOML: {error}") from error
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:

@@ -9,14 +9,16 @@ before it.
 from __future__ import annotations
 
 import codecs
-import os
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from retnet.sources import Sources
 
 __all__ = [
     "ByteTokenizer",
@@ -301,36 +303,12 @@ class _FileDecoder:
 
 
 def list_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Returns the files named, and all below the folders named, sorted by path in each.
+    """Returns the files to read as text of files and folders; see `retnet.sources.Sources.files`.
 
-    Names that start with a dot are left out below folders.
-
-    Raises:
-        FileNotFoundError: a path does not exist, or is neither a file nor a folder.
-        OSError: a folder cannot be read.
-        ValueError: a folder holds no file.
+    Warns of what is left out.
     """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            below = sorted(_walk(path))
-            if not below:
-                raise ValueError(f"{path}: must hold files to read, got an empty folder")
-            found += below
-        elif path.is_file():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such file or folder")
+    sources = Sources({})
+    found = sources.files(paths, "text")
+    if str(sources):
+        warnings.warn(f"left out: {sources}", stacklevel=2)
     return found
-
-
-def _walk(root: Path) -> Iterable[Path]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    for folder, folders, files in os.walk(root, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            path = Path(folder, name)
-            if not name.startswith(".") and path.is_file():
-                yield path

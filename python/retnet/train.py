@@ -7,13 +7,15 @@ installed, tensorboard/. model.safetensors names its step, and the unit of text 
 reads ("byte" or "token"). Renaming it makes a checkpoint valid; whatever ends the program, the last
 valid one can be resumed, and on a CPU with the same number of threads the losses are those of a run
 that was never stopped, bit for bit.
+
+One run at a time writes to a folder: `train` locks it (`retnet.lock`), and a second run is refused.
+`Trainer.save` and `Trainer.open_log` lock it while they write; a loop of your own locks it for the
+whole run by `with retnet.lock.locked(settings.out):`.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import signal
 import sys
 import threading
@@ -32,12 +34,14 @@ from retnet import checkpoint
 from retnet._files import replace_file
 from retnet.data import Batch, Batches, Documents, Windows, fingerprint, middles
 from retnet.evaluation import evaluate
+from retnet.lock import locked
+from retnet.log import Log, quiet_board
 from retnet.nn import RetNetForCausalLM
 from retnet.nn.loss import IGNORE_INDEX
 from retnet.settings import Settings
 from retnet.state import RetNetState
 
-__all__ = ["Log", "Trainer", "has_checkpoint", "train"]
+__all__ = ["Trainer", "has_checkpoint", "train"]
 
 _FORMAT_VERSION = 1
 _KINDS: dict[str, Any] = {
@@ -53,7 +57,6 @@ _KINDS: dict[str, Any] = {
     "random": torch.ByteTensor,
 }
 _CHECKED_TOKENS = 1 << 17
-LOG = "log.jsonl"
 
 
 class Trainer:
@@ -195,10 +198,15 @@ class Trainer:
         """Writes a checkpoint to `settings.out`; whatever happens on the way, the old one is whole.
 
         Raises:
+            BlockingIOError: another run holds the folder.
             OSError: it could not be written.
         """
-        folder = Path(self.settings.out)
-        folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.settings.out):
+            self._save(Path(self.settings.out))
+
+    def _save(self, folder: Path) -> None:
+        if self.log:
+            self._log_bytes = self.log.sync()
         data = {
             "format_version": _FORMAT_VERSION,
             "fingerprint": self.fingerprint,
@@ -207,7 +215,7 @@ class Trainer:
             "tokens": self.tokens,
             "seconds": self.seconds,
             "loss": self.loss,
-            "log_bytes": self.log.sync() if self.log else 0,
+            "log_bytes": self._log_bytes,
             "optimizer": self.optimizer.state_dict(),
             "batches": self.batches.state_dict(),
             "state": None if self.state is None else tuple(self.state),
@@ -275,93 +283,36 @@ class Trainer:
         self._log_bytes = data["log_bytes"]
 
     def open_log(self) -> Log:
-        """Opens the log, cut off where the checkpoint stands that the run goes on from."""
-        self.log = Log(Path(self.settings.out), self._log_bytes, self.steps)
+        """Opens the log, cut off where the checkpoint stands that the run goes on from.
+
+        Raises:
+            BlockingIOError: another run holds the folder.
+        """
+        with locked(self.settings.out):
+            self.log = Log(Path(self.settings.out), self._log_bytes, self.steps)
         return self.log
-
-
-class Log:
-    """log.jsonl, one line a step or check, and TensorBoard where it is installed.
-
-    Where one of them cannot be written, each method raises an OSError that names the folder.
-    """
-
-    def __init__(self, folder: Path, size: int, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self._file = (folder / LOG).open("ab")
-        if self._file.tell() > size:
-            self._file.truncate(size)
-        self._board: Any = None
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
-
-    def write(self, step: int, **values: float) -> None:
-        """Adds a line."""
-        with self._named_errors():
-            self._file.write((json.dumps({"step": step, **values}) + "\n").encode())
-            if self._board:
-                for name, value in values.items():
-                    self._board.add_scalar(name, value, step)
-
-    def sync(self) -> int:
-        """Flushes all lines to the disk; returns their bytes."""
-        with self._named_errors():
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            return self._file.tell()
-
-    def close(self) -> None:
-        """Closes the files."""
-        with self._named_errors():
-            try:
-                self._file.close()
-            finally:
-                if self._board:
-                    self._board.close()
-
-    @contextmanager
-    def _named_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = f"the log could not be written: {error.strerror or error}"
-            raise OSError(f"{self._folder}: {reason}") from error
-
-
-@contextmanager
-def _quiet_board() -> Iterator[None]:
-    """TensorBoard's thread prints no traceback: its error is raised by the next call of the log."""
-    before = threading.excepthook
-
-    def hook(args: threading.ExceptHookArgs) -> None:
-        is_board = type(args.thread).__module__.startswith("tensorboard.")
-        if not (is_board and isinstance(args.exc_value, OSError)):
-            before(args)
-
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        threading.excepthook = before
 
 
 def train(trainer: Trainer) -> int:
     """Trains to the end of the run, with a progress bar, checks and checkpoints.
 
-    Ctrl-C or SIGTERM ends it after the step under way, with a check and a checkpoint; a second
-    one raises KeyboardInterrupt at once.
+    Ctrl-C, SIGTERM or SIGHUP (a terminal that closes) ends it after the step under way, with a
+    check and a checkpoint; a second Ctrl-C or SIGTERM raises KeyboardInterrupt at once. SIGHUP
+    stays ignored where it was, as under nohup.
 
     Returns:
         0, or the number of the signal that ended it.
 
     Raises:
+        BlockingIOError: another run holds the folder.
         ValueError: the loss became NaN or infinite. The last checkpoint is whole.
         OSError: the disk is full. The last checkpoint is whole.
     """
+    with locked(trainer.settings.out):
+        return _train(trainer)
+
+
+def _train(trainer: Trainer) -> int:
     settings = trainer.settings
     log = trainer.open_log()
     begin, tokens, before = time.monotonic(), trainer.tokens, trainer.seconds
@@ -377,7 +328,7 @@ def train(trainer: Trainer) -> int:
         mininterval=0.1 if terminal else 10,
     )
     try:
-        with bar, _quiet_board(), _signals() as caught:
+        with bar, quiet_board(), _signals() as caught:
             while trainer.progress < 1 and not caught:
                 trainer.step()
                 spent = time.monotonic() - begin
@@ -403,8 +354,8 @@ def train(trainer: Trainer) -> int:
             if step_saved != trainer.steps:
                 trainer.save()
     finally:
-        log.close()
         trainer.log = None
+        trainer._log_bytes = log.close()
     return caught[0] if caught else 0
 
 
@@ -415,18 +366,22 @@ def has_checkpoint(folder: str | Path) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM in a list instead of ending; a second one raises."""
+    """Collects Ctrl-C, SIGTERM and SIGHUP in a list instead of ending; see `train`."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if caught:
+        # A terminal that closes may send SIGHUP twice, and beside SIGTERM.
+        if number != signal.SIGHUP and any(earlier != signal.SIGHUP for earlier in caught):
             raise KeyboardInterrupt
         caught.append(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield caught
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield caught
     finally:

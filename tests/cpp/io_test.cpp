@@ -264,6 +264,8 @@ TEST_CASE("config: options come back from JSON, number by number") {
       R"({"format_version": 1, "vocab_size": 13, "embed_dim": 12, "num_layers": 2, "num_heads": 3,
           "key_dim": 4, "value_dim": 6, "ffn_dim": 10, "residual_scale": 1, "norm": "rms"})");
   CHECK(retnet::io::to_json(few) == retnet::io::to_json(small_options().norm("rms")));
+  // Editors on Windows write a byte-order mark.
+  CHECK(retnet::io::to_json(retnet::io::options_from_json("\xef\xbb\xbf" + text)) == text);
 }
 
 TEST_CASE("config: bad JSON is refused") {

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's parts: corpus, n-gram models, forms, pictures, command."""
 
+import fcntl
 import json
 import math
+import os
+import re
 
 import pytest
 import torch
@@ -239,6 +242,16 @@ def test_command_reports_an_interruption(small_demo, tmp_path, capsys, monkeypat
     monkeypatch.setattr(command, "train", lambda _: 2)
     assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 130
     assert "--resume" in capsys.readouterr().out
+
+
+def test_command_is_refused_where_another_run_writes(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_text("")
+    handle = os.open(tmp_path / ".retnet.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert command.main(["--out", str(tmp_path)]) == 1
+    os.close(handle)
+    assert re.fullmatch(r"retnet\.demo: .*: in use by .*\n", capsys.readouterr().err)
+    assert (tmp_path / "model.safetensors").exists()
 
 
 def test_command_holds_a_full_run_to_the_target(small_demo, tmp_path, monkeypatch):

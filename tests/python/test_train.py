@@ -389,7 +389,7 @@ def test_minutes_count_over_all_parts(tmp_path):
     assert time.monotonic() - start < 15 and second.seconds >= 600
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_saves(number, tmp_path):
     trainer = make_trainer(tmp_path, steps=100)
     step, before = trainer.step, signal.getsignal(number)

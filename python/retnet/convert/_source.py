@@ -174,7 +174,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: must be JSON: {error}") from error
     if not isinstance(data, dict):

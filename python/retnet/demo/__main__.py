@@ -18,9 +18,11 @@ from retnet.demo.ngram import NGram
 from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
 from retnet.demo.training import bits_per_byte, read_curve, settings_for
 from retnet.generation import generate
+from retnet.lock import locked
+from retnet.log import LOG
 from retnet.nn import RetNetForCausalLM
 from retnet.text import as_tokens
-from retnet.train import LOG, Trainer, train
+from retnet.train import Trainer, train
 
 _PROMPT = 'def read_file(path):\n    """'
 _FULL_MINUTES = 5.0
@@ -31,7 +33,7 @@ _DECODE_STEPS = 4096
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demonstration. Returns 130 after Ctrl-C, else 0.
+    """Runs the demonstration. Returns 130 after Ctrl-C, 1 where another run writes there, else 0.
 
     Raises:
         AssertionError: the forms disagree or, after 5 minutes or more, the model is worse than
@@ -40,7 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:  # a process of its own
         keep_memory_mapped()
     options = _parse(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(options.out):
+            return _run(options)
+    except BlockingIOError as error:
+        print(f"retnet.demo: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
     corpus = load_corpus()
     print(
         "Text: Python's standard library without its tests, "
