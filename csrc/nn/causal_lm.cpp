@@ -73,11 +73,10 @@ CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
   check_targets("labels", labels, input_ids);
   check_targets("targets", targets, input_ids);
   auto [hidden, after] = body->forward(input_ids, state, cu_seqlens, form, inplace);
-  const std::vector<torch::Tensor> parameters = {
-      lm_head ? lm_head->weight : body->embed_tokens->weight,
-      lm_head ? lm_head->bias : torch::Tensor()};
+  const auto parameters =
+      lm_head ? lm_head->parameters() : std::vector<torch::Tensor>{body->embed_tokens->weight};
   const auto head = [](const torch::Tensor& x, const std::vector<torch::Tensor>& p) {
-    return nn::linear(x, p[0], p[1]);
+    return nn::linear(x, p[0], p.size() > 1 ? p[1] : torch::Tensor());
   };
   if (labels || targets) {
     const auto loss =

@@ -64,7 +64,7 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
     // Aliases: autograd::grad runs the hooks of what it is asked for, here on partial sums.
     variable_list aliases, learning;
     for (const auto& p : parameters) {
-      aliases.push_back(p.defined() ? p.detach().requires_grad_(p.requires_grad()) : p);
+      aliases.push_back(p.detach().requires_grad_(p.requires_grad()));
       if (p.requires_grad()) learning.push_back(aliases.back());
     }
     variable_list losses, of_hidden, sums;  // sums: the gradients of learning

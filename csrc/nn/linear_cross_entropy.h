@@ -26,8 +26,7 @@ using LogitsHead = std::function<torch::Tensor(const torch::Tensor& hidden,
 ///   head        gives logits [B, n, vocab_size] of hidden states [B, n, d] and `parameters`
 ///   targets     [B, T] int64, the class of each token; kIgnoreIndex (-100) is ignored
 ///   vocab_size  the number of logits of a token
-///   parameters  the tensors that `head` takes beside hidden states, and whose gradients are
-///               wanted; one may be undefined, as a bias that is left out
+///   parameters  the tensors that `head` takes beside hidden states
 ///   reduction   "mean" over the targets that are not ignored (NaN without any), or "sum"
 ///   overwrite   whether the gradient of a chunk's logits may take their memory: right for a linear
 ///               layer, wrong where the last operation of `head` keeps its output, as a sigmoid does

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
 from retnet.nn.linear import Linear, linear
@@ -115,7 +116,9 @@ def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> list[tuple[Tens
     batch, length = targets.shape
     longest = max(max(_TOKENS, _LOGITS // vocab_size) // max(batch, 1), 1)
     count = max(-(-length // longest), 1)
-    step = max(-(-length // count), 1)
+    if count == 1:
+        return [(hidden, targets)]
+    step = -(-length // count)
     return list(zip(hidden.split(step, 1), targets.split(step, 1), strict=True))
 
 
@@ -167,16 +170,20 @@ def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
 
 
 def _must_be_whole(head: nn.Module | Tensor) -> bool:
-    """Whether a call of head runs hooks of modules, for which a chunk is not the output."""
-    if isinstance(head, Tensor):
-        return False
-    hooks = [hook for module in head.modules() for hook in _hooks(module)]
-    return bool(_has_any_global_hook()) or not all(map(_is_of_fsdp, hooks))
+    """Whether a call of head does more than logits: hooks of modules see what it takes and gives,
+    and a parametrization may have a state of its own."""
+    return isinstance(head, nn.Module) and (
+        bool(_has_any_global_hook())
+        or any(map(is_parametrized, head.modules()))
+        or not all(_is_of_fsdp(hook) for module in head.modules() for hook in _hooks(module))
+    )
 
 
 def _is_of_fsdp(hook: Callable[..., Any]) -> bool:
     """Whether it gathers and frees the weights of a single module for FSDP2, at every call."""
-    return type(getattr(hook, "__self__", None)).__module__.startswith("torch.distributed.fsdp.")
+    of = type(getattr(hook, "__self__", None))
+    # torch.compile cannot trace the comparison.
+    return not torch.compiler.is_compiling() and of.__module__.startswith("torch.distributed.fsdp.")
 
 
 def _are_plain(tensors: list[Tensor | None]) -> bool:
