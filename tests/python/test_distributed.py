@@ -4,6 +4,8 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import retnet.nn
@@ -31,6 +33,57 @@ def test_data_parallel_gradients(one_process, head, monkeypatch):
     DistributedDataParallel(parallel)(ids, labels=ids).loss.backward()
     for a, b in zip(parallel.parameters(), plain.parameters(), strict=True):
         close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("checkpoint_layers", [False, True])
+def test_data_parallel_hooks(one_process, options, tied, checkpoint_layers, monkeypatch):
+    """The hook of the head's weight runs once for each backward pass, no_sync ones too."""
+    monkeypatch.setattr(retnet.nn.loss, "_LOGITS", 0)
+    monkeypatch.setattr(retnet.nn.loss, "_TOKENS", 6)
+    ids, plain, model = random_ids(2, 9), *(make_model(tie_embeddings=tied) for _ in range(2))
+    model.checkpoint_layers = checkpoint_layers
+    weight, seen = (model.embed_tokens if tied else model.lm_head).weight, []
+    weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    parallel = DistributedDataParallel(model, **options)
+    plain(ids, labels=ids).loss.backward()
+    expected = {name: p.grad for name, p in plain.named_parameters()}
+    if not options:
+        with parallel.no_sync():
+            parallel(ids, labels=ids).loss.backward()
+        expected = {name: 2 * grad for name, grad in expected.items()}
+    parallel(ids, labels=ids).loss.backward()
+    for name, p in model.named_parameters():
+        close(p.grad, expected[name])
+    assert len(seen) == (1 if options else 2)
+
+
+@pytest.mark.parametrize("unit", ["model", "head", "norm and head", "hooked head"])
+@pytest.mark.parametrize("checkpoint_layers", [False, True])
+def test_fully_sharded_gradients(one_process, unit, checkpoint_layers, monkeypatch):
+    """FSDP2 reduces the gradient of the head's weight once, whatever unit the head belongs to."""
+    monkeypatch.setattr(retnet.nn.loss, "_LOGITS", 0)
+    monkeypatch.setattr(retnet.nn.loss, "_TOKENS", 6)
+    ids, plain, model = random_ids(2, 9), make_model(), make_model()
+    plain(ids, labels=ids).loss.backward()
+    model.checkpoint_layers = checkpoint_layers
+    mesh, seen, outputs = init_device_mesh("cpu", (1,)), [], []
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    if unit == "norm and head":
+        fully_shard([model.norm, model.lm_head], mesh=mesh)
+    elif unit != "model":
+        fully_shard(model.lm_head, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    if unit == "hooked head":
+        model.lm_head.register_forward_hook(lambda module, args, out: outputs.append(out))
+    weight = model.lm_head.weight
+    weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.full_tensor()))
+    model(ids, labels=ids).loss.backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        close(a.grad.full_tensor(), b.grad)
+    assert len(seen) == 1 and [x.shape[1] for x in outputs] == [9] * (unit == "hooked head")
 
 
 @pytest.mark.parametrize("form", FORMS)

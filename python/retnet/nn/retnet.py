@@ -152,15 +152,15 @@ class RetNet(nn.Module):
         else:
             after = []
             for index, layer in enumerate(self.layers):
-                again = self.checkpoint_layers and torch.is_grad_enabled()
-                run = partial(checkpoint, layer, use_reentrant=False) if again else layer
-                hidden, layer_state = run(
-                    hidden,
-                    state=None if state is None else state.retention[index],
-                    positions=positions,
-                    cu_seqlens=cu_seqlens,
-                    form=form,
-                )
+                before = None if state is None else state.retention[index]
+                inputs = (layer, form, hidden, before, positions, cu_seqlens)
+                if self.checkpoint_layers and torch.is_grad_enabled():
+                    # checkpoint sees changes of its positional arguments alone, and raises.
+                    hidden, layer_state = checkpoint(
+                        _run, *inputs, *layer.parameters(), use_reentrant=False
+                    )
+                else:
+                    hidden, layer_state = _run(*inputs)
                 after.append(layer_state)
             # A traced step comes here too. Writes to views of one stacked state would be copied
             # whole for each layer.
@@ -186,6 +186,21 @@ class RetNet(nn.Module):
                 f"RetNet: state.positions must have shape [B] = [{batch}], "
                 f"got {list(state.positions.shape)}"
             )
+
+
+def _run(
+    layer: nn.Module,
+    form: Form,
+    hidden: Tensor,
+    state: Tensor | None,
+    positions: Tensor,
+    cu_seqlens: Tensor | None,
+    *_: Tensor,
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = layer(
+        hidden, state=state, positions=positions, cu_seqlens=cu_seqlens, form=form
+    )
+    return result
 
 
 def _positions(
