@@ -41,7 +41,7 @@ demo: setup
 
 test: ctest emulate pytest paths
 tests-built: setup
-	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON
+	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON -DRETNET_WERROR=$(WERROR)
 	$(VENV)/bin/cmake --build build
 ctest: tests-built
 	$(VENV)/bin/ctest --test-dir build --label-exclude emulator --output-on-failure

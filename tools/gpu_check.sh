@@ -90,10 +90,10 @@ run() {
     return 124
   fi
   echo "== $name"
-  # Not by a pipe, which a process that outlives the command would hold open. In the background, where signals find
-  # the script waiting; there the shell ignores SIGINT for its children, by which pytest ends in order.
+  # Not by a pipe, which a process that outlives the command would hold open. In the background, so that a signal to the
+  # script is handled at once. SIGINT, so that pytest ends in order and writes its results.
   : >"$log"
-  timeout --signal=INT --kill-after=10 "$limit" env --default-signal=INT "$@" >>"$log" 2>&1 &
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1 &
   child=$! running=$name
   tail --lines=+1 --follow --sleep-interval=0.2 --pid="$child" "$log" &
   wait "$child"
