@@ -55,7 +55,7 @@ def make_model(dtype=torch.float64, **changes):
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.6)
-            elif "log_decay" not in name:
+            else:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
 
