@@ -52,7 +52,7 @@ def make_model(dtype=torch.float64, **changes):
     torch.manual_seed(0)
     model = RetNetForCausalLM(make_config(**changes), dtype=dtype)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.6)
             else:
