@@ -43,7 +43,7 @@ from retnet.state import RetNetState
 
 __all__ = ["Trainer", "has_checkpoint", "train"]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # 1: a learnable decay was ln gamma itself
 _KINDS: dict[str, Any] = {
     "fingerprint": str,
     "steps": int,
@@ -266,6 +266,10 @@ class Trainer:
             self.optimizer.load_state_dict(data["optimizer"])
             for group, (betas, decay) in zip(self.optimizer.param_groups, set_now, strict=True):
                 group["betas"], group["weight_decay"] = betas, decay
+            if data["format_version"] < 2:  # moments of gradients in ln gamma
+                for name, parameter in self.model.named_parameters():
+                    if name.endswith("log_decay_raw"):
+                        self.optimizer.state.pop(parameter, None)
             if (data["state"] is None) != (self.state is None):
                 raise ValueError("another stream")
             if self.state is not None:

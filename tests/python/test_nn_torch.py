@@ -29,19 +29,20 @@ def test_casts_leave_decay_and_frequencies_alone(learnable, dtype):
         assert torch.equal(retention.log_decay, config.log_decay())
         assert torch.equal(retention.frequencies, config.rotary_frequencies())
         if learnable:
-            assert retention.log_decay.grad.dtype == torch.float32
+            raw = retention.log_decay_raw
+            assert raw.dtype == raw.grad.dtype == torch.float32
     assert list(model.parameters())
     assert model(random_ids(1, 4)).logits.dtype == dtype
 
 
 def test_cast_keeps_a_trained_decay():
     model = RetNetForCausalLM(make_config(learnable_decay=True))
-    decay = model.layers[0].retention.log_decay
+    raw = model.layers[0].retention.log_decay_raw
     with torch.no_grad():
-        decay.fill_(-0.123456789)
+        raw.fill_(0.123456789)
     model.bfloat16()
-    assert model.layers[0].retention.log_decay is decay
-    assert decay[0].item() == torch.tensor(-0.123456789).item()
+    assert model.layers[0].retention.log_decay_raw is raw
+    assert raw[0].item() == torch.tensor(0.123456789).item()
 
 
 def test_decay_norm_stays_exact_late_in_bfloat16():

@@ -246,9 +246,9 @@ BAD = {
     "code": (lambda p: p.write_bytes(pickle.dumps(Evil(), 2)), {}, "must be a whole train"),
     "foreign": (lambda p: torch.save({"a": 1}, p), {}, "must be a training state of retnet"),
     "newer": (
-        lambda p: damage(p, lambda data: data.update(format_version=2)),
+        lambda p: damage(p, lambda data: data.update(format_version=3)),
         {},
-        "format_version must be <= 1, got 2",
+        "format_version must be <= 2, got 3",
     ),
     "no optimizer": (
         lambda p: damage(p, lambda data: data.pop("optimizer")),
