@@ -33,8 +33,8 @@ def byte_level(merges=(), **trims):
     return tokenizer
 
 
-def byte_fallback(start="▁"):
-    """The kind of Llama: letters, and bytes for what is none."""
+def byte_fallback(start="▁", silent=()):
+    """The kind of Llama: letters, and bytes for what is none; `silent` letters have no text."""
     vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
     for letter in "▁abcdefghijklmnopqrstuvwxyz":
         vocabulary[letter] = len(vocabulary)
@@ -44,7 +44,8 @@ def byte_fallback(start="▁"):
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend(start), normalizers.Replace(" ", "▁")] if start else []
     )
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    steps = [decoders.Replace(letter, "") for letter in silent]
+    steps += [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     return tokenizer
 
@@ -57,7 +58,7 @@ def metaspace():
     return tokenizer
 
 
-def words(normalizer=None, **model):
+def words(normalizer=None):
     vocabulary = ["?", "the", "cät,", "sat", "on", "mat.", "a", "b", "bär"]
     tokenizer = Tokenizer(
         models.WordLevel({word: n for n, word in enumerate(vocabulary)}, unk_token="?")
@@ -302,6 +303,7 @@ ODD = {  # tokens as text of the vocabulary, what is shown
     # The library would take the whole é back. What was shown cannot be.
     "fallback after é": (byte_fallback, ["a", "<0xC3>", "<0xA9>", "<0xFF>", "b"], "aé\ufffdb"),
     "fallback line": (byte_fallback, ["a", "<0x0A>", "<0xE4>", "<0xBD>"], "a\n\ufffd\ufffd"),
+    "no text": (lambda: byte_fallback(silent="xz"), [*"▁axz", "▁", "z", "b"], "a b"),
     "unknown id": (byte_level, ["a", None, "b"], "ab"),
     "nothing": (byte_level, [], ""),
 }
