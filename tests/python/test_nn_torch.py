@@ -137,7 +137,7 @@ def test_compiled_decoding_step():
 @pytest.mark.not_poisoned
 def test_compiled_logits_of_an_empty_sequence_are_nan():
     """Traced code cannot look at bounds and raise; those of the others are right."""
-    model, ids = make_model(torch.float32), random_ids(1, 9)
+    model, ids = make_model(torch.float32, num_layers=1), random_ids(1, 9)
     compiled, _ = compile_and_count(
         lambda ids, bounds: model(ids, cu_seqlens=bounds, last_only=True).logits, dynamic=None
     )
@@ -159,7 +159,7 @@ def test_compiled_loss_in_chunks_with_hooks(hooked, monkeypatch):
     monkeypatch.setattr(retnet.nn.loss, "_TOKENS", 6)
     ids, found = random_ids(2, 9), []
     for compile in (False, True):
-        model, seen = make_model(torch.float32), []
+        model, seen = make_model(torch.float32, num_layers=1), []
         if hooked == "weight":
             model.lm_head.weight.register_hook(lambda g, seen=seen: seen.append(g) or g * 2)
         else:

@@ -33,7 +33,9 @@ class RetNet(nn.Module):
 
     Attributes:
         checkpoint_layers: keep only the inputs of each layer for the backward pass, which then
-            runs the layer's forward again (activation checkpointing); False by default.
+            runs the layer's forward again (activation checkpointing); False by default. A tensor
+            that a layer takes, a parameter included, may not change in place before that: the
+            backward pass raises.
 
     Example:
         >>> import torch
