@@ -51,7 +51,8 @@ class RetNetConfig:
         decay: gamma of each head. "power2": 1 - 2^(-5-h) (Eq. 8); "linspace":
             1 - exp(linspace(ln 1/32, ln 1/512, H)) (section 3.1); or H values of ln gamma,
             finite and <= 0.
-        learnable_decay: ln gamma is a parameter and part of the state dict.
+        learnable_decay: ln gamma is learned, from these values on, by the parameter
+            `log_decay_raw` of `retnet.nn.MultiScaleRetention`.
         rotary_style: channels that rotate together: "interleaved" (2i, 2i+1) or
             "half" (i, i + K/2).
         frequencies: radians per token of each pair. "retnet": 10000^(-i/(K/2-1)), as

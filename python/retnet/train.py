@@ -238,6 +238,9 @@ class Trainer:
     def load(self) -> None:
         """Goes on from the checkpoint in `settings.out`, with what else the settings say.
 
+        Of a run by an older version the moments of a learnable decay, which was another
+        parameter, begin anew.
+
         Raises:
             FileNotFoundError: there is none to go on from.
             ValueError: a corrupt or foreign file, other data, another seed, model or kind of

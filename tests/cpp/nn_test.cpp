@@ -43,7 +43,7 @@ std::map<std::string, std::vector<int64_t>> expected_shapes(const Variant& varia
                                                           {"ffn.down_proj.weight", {12, 10}}};
   const std::map<std::string, std::vector<int64_t>> extra = {
       {"retention.group_norm.weight", {6}}, {"retention.group_norm.bias", {6}},
-      {"retention.log_decay", {3}},         {"ffn.gate_proj.weight", {10, 12}},
+      {"retention.log_decay_raw", {3}},     {"ffn.gate_proj.weight", {10, 12}},
       {"ffn.inner_norm.weight", {10}},      {"ffn.inner_norm.bias", {10}},
       {"retention.q_proj.bias", {12}},      {"retention.k_proj.bias", {12}},
       {"retention.v_proj.bias", {18}},      {"retention.g_proj.bias", {18}},
@@ -325,26 +325,116 @@ TEST_CASE("to(dtype) leaves the decay alone, trained or not") {
     for (const auto dtype : {torch::kBFloat16, torch::kFloat16, torch::kFloat64}) {
       RetNetForCausalLM model(small_options().learnable_decay(learnable));
       auto& layer = model->body->layers->at<retnet::nn::DecoderLayerImpl>(0);
-      auto& decay = layer.retention->log_decay;
-      CHECK(decay.defined() == learnable);
+      auto& raw = layer.retention->log_decay_raw;
+      CHECK(raw.defined() == learnable);
       if (learnable) {
         const torch::NoGradGuard no_grad;
-        decay.fill_(-0.123456789);
+        raw.fill_(0.123456789);
       }
+      const auto decay = layer.retention->log_decay().clone();
       model->to(dtype);
       model->to(torch::kCPU, dtype);
       CHECK(layer.retention->q_proj->weight.scalar_type() == dtype);
       if (learnable) {
-        CHECK(decay.scalar_type() == torch::kFloat32);
-        CHECK(decay[0].item<float>() == -0.123456789f);
-        CHECK(layer.retention->named_parameters()["log_decay"].is_same(decay));
+        CHECK(raw.scalar_type() == torch::kFloat32);
+        CHECK(raw[0].item<float>() == 0.123456789f);
+        CHECK(layer.retention->named_parameters()["log_decay_raw"].is_same(raw));
       }
+      CHECK(torch::equal(layer.retention->log_decay(), decay));
       const auto output = model(random_ids(1, 4));
       CHECK(output.logits.scalar_type() == dtype);
       const auto kept = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
       CHECK(output.state.retention.scalar_type() == kept);
     }
   }
+}
+
+// The decay
+// -------------------------------------------------------------------------------------------------
+
+TEST_CASE("decay: every value of the parameter gives an ln gamma in its range") {
+  const double inf = std::numeric_limits<double>::infinity();
+  const std::vector<double> raws = {0, 1.5, -3, 79.5, -79.5, 80, -80, 1e30, -1e30, inf, -inf};
+  const auto heads = static_cast<int64_t>(raws.size());
+  // The reference of a gamma of 1 is -2^-10, that of one of 0 (as a float) -1.
+  const std::vector<std::pair<double, double>> cases = {
+      {-0.03, -0.03}, {0, -0x1p-10}, {-1e38, -1e38}, {-1e-38, -1e-38}, {-1e308, -1}};
+  for (const auto& [configured, reference] : cases) {
+    CAPTURE(configured);
+    const std::vector<double> decay(raws.size(), configured);
+    retnet::nn::MultiScaleRetention layer(
+        small_options().num_heads(heads).decay(decay).learnable_decay(true));
+    const double start = configured == 0 ? -80 : configured < -1e300 ? 80 : 0;
+    CHECK((layer->log_decay_raw == start).all().item<bool>());
+    CHECK(torch::equal(layer->log_decay(), layer->options.log_decay()));
+    {
+      const torch::NoGradGuard no_grad;
+      layer->log_decay_raw.copy_(torch::tensor(raws, torch::kFloat64));
+    }
+    const auto value = layer->log_decay();
+    // Where gamma is 0 the operator's gradient is 0.
+    torch::where(value == -inf, torch::zeros_like(value), value).sum().backward();
+    const auto grad = layer->log_decay_raw.grad();
+    for (int64_t h = 0; h < heads; ++h) {
+      CAPTURE(raws[h]);
+      const bool end = std::abs(raws[h]) >= 80;
+      const double exact = end ? (raws[h] > 0 ? -inf : 0) : reference * std::exp(raws[h]);
+      const double want = static_cast<float>(exact), got = value[h].item<double>();
+      CHECK((got == want || std::abs(got - want) < 1e-6 * std::abs(want) + 1e-44));
+      const double slope = end || want == -inf ? 0 : want;
+      const double found = grad[h].item<double>();
+      CHECK((found == slope || std::abs(found - slope) < 1e-6 * std::abs(slope) + 1e-44));
+    }
+  }
+}
+
+TEST_CASE("decay: no step of an optimizer leaves the range") {
+  const auto options = small_options().decay(std::vector<double>{-0.5, -0.1, -2});
+  const auto ids = random_ids(2, 9);
+  for (const double lr : {1e9, -1e9}) {
+    RetNetForCausalLM model(RetNetOptions(options).learnable_decay(true));
+    RetNetForCausalLM fixed(options);
+    auto weights = fixed->named_parameters();
+    std::vector<torch::Tensor> raws;
+    {
+      const torch::NoGradGuard no_grad;
+      for (auto& item : model->named_parameters()) {
+        if (const auto* weight = weights.find(item.key())) {
+          weight->copy_(item.value());
+        } else {
+          raws.push_back(item.value());
+        }
+      }
+    }
+    REQUIRE(raws.size() == 2);
+    CHECK(torch::equal(model(ids).logits, fixed(ids).logits));  // bit by bit at the start
+    for (int step = 0; step < 6; ++step) {
+      model->zero_grad();
+      model(ids, {}, {}, ids).loss->backward();
+      const torch::NoGradGuard no_grad;
+      for (auto& raw : raws) {
+        CHECK(raw.grad().isfinite().all().item<bool>());
+        raw.sub_(raw.grad(), lr);
+      }
+    }
+    CHECK(model(ids).logits.isfinite().all().item<bool>());
+    auto copy = std::dynamic_pointer_cast<retnet::nn::RetNetForCausalLMImpl>(model->clone());
+    CHECK(torch::equal(copy->forward(ids).logits, model(ids).logits));
+  }
+}
+
+TEST_CASE("decay: constants of a module made in inference mode can be trained with") {
+  std::shared_ptr<torch::nn::Module> made;
+  {
+    const c10::InferenceMode inference;
+    made =
+        std::make_shared<retnet::nn::RetNetForCausalLMImpl>(small_options().learnable_decay(true));
+  }
+  // A clone's parameters are ordinary ones; it shares the constants.
+  auto model = std::dynamic_pointer_cast<retnet::nn::RetNetForCausalLMImpl>(made->clone());
+  const auto ids = random_ids(2, 9);
+  model->forward(ids, {}, {}, ids).loss->backward();
+  for (const auto& parameter : model->parameters()) CHECK(parameter.grad().defined());
 }
 
 TEST_CASE("linear_cross_entropy of any head, or of one whose logits may be overwritten") {
