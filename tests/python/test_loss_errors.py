@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from cases_nn import random_ids
+from cases_nn import make_model, random_ids
 from retnet.nn import linear_cross_entropy
 
 V, D = 17, 8
