@@ -17,6 +17,8 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 MINUTES ?= 5
+# ON makes compiler warnings errors. CI sets it.
+WERROR ?= OFF
 VENV := .venv
 RUN := $(VENV)/bin/python
 # Every architecture the kernels are written for; the PTX is for those to come.
@@ -31,7 +33,7 @@ $(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
 	touch $@
 
 $(VENV)/.built$(CUDA): $(VENV)/.tools$(CUDA) $(SOURCES)
-	$(if $(CUDA),RETNET_CMAKE_ARGS="-DRETNET_CUDA=ON $$RETNET_CMAKE_ARGS") $(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
+	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $(if $(CUDA),-DRETNET_CUDA=ON) $$RETNET_CMAKE_ARGS" $(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
 demo: setup
@@ -39,7 +41,7 @@ demo: setup
 
 test: ctest emulate pytest paths
 tests-built: setup
-	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON
+	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON -DRETNET_WERROR=$(WERROR)
 	$(VENV)/bin/cmake --build build
 ctest: tests-built
 	$(VENV)/bin/ctest --test-dir build --label-exclude emulator --output-on-failure
@@ -74,7 +76,7 @@ docs: setup
 	$(RUN) -m sphinx -q -n -W --keep-going docs build/docs
 
 kernels: $(VENV)/.tools$(CUDA)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/architectures -G Ninja -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/architectures -G Ninja -DRETNET_WERROR=$(WERROR) -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
 	$(VENV)/bin/cmake --build build/architectures
 
 kernel-report: kernels tests-built

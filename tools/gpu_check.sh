@@ -5,17 +5,20 @@
 # gpu-results/gpu-check-<device>.tar.gz. Without a GPU: "skipped: no GPU", exit status 0.
 #
 #   tools/gpu_check.sh [all|test|bench]
-#     test    build, GPU tests, compute-sanitizer     each of the two fits in 10 minutes, the build included
-#     bench   build, benchmarks/ops.py                (the second finds the first one's build and adds to its results)
-#   all takes less than 25 minutes.
+#     test    build, GPU tests, compute-sanitizer
+#     bench   build, benchmarks/ops.py; adds to the results of the test before
+#   Each of the two ends within 10 minutes, the build included; all ends within 25.
+#   bench finds what test built, and its results, only if it follows at once: a machine that is given back in between
+#   starts bare, and builds again.
 #
 # Environment: PYTHON   the Python that has torch; by default .venv's, else python3
 #              OUT      a folder that gets a copy of the tar
 #              RETNET_CMAKE_ARGS   added to the configuration
 #
 # Needs nvcc and the Python packages that tools/gpu_wheels.sh lists. Wheels in gpu-wheels/ (make gpu-wheels) are installed
-# beside the build, in build/gpu/. A part that fails does not keep the others from running, nor the tar from
-# being made; the exit status is 0 only if all parts passed.
+# beside the build, in build/gpu/. Each part has its own time limit, and the tar is written anew when a part ends and when
+# the script is interrupted. A part that fails does not keep the others from running, except that all need the build. The
+# exit status is 0 only if all parts passed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -57,21 +60,49 @@ mkdir -p "$results" build/gpu
 export PATH=$PATH:/usr/local/cuda/bin
 export PYTHONUNBUFFERED=1
 failed=()
+child="" # the process of the part that runs, and its name
+running=""
+budget=570 # seconds, of the 10 minutes of one stage
+[[ $stage == all ]] && budget=1470
 
-# Seconds left of a stage's 10 minutes, with some kept for the tar.
+# left RESERVE MAXIMUM: the seconds that a part may take if RESERVE are kept for those behind it.
 left() {
-  if [[ $stage == all ]]; then echo 600; else echo $((580 - SECONDS)); fi
+  local seconds=$((budget - SECONDS - $1))
+  echo $((seconds < $2 ? seconds : $2))
+}
+
+# Renamed when they are whole: a kill leaves the last ones.
+save() {
+  local tar=gpu-check-$slug.tar.gz
+  tar -czf "gpu-results/$tar.new" -C gpu-results "$slug"
+  mv "gpu-results/$tar.new" "gpu-results/$tar"
+  if [[ -n ${OUT:-} ]]; then
+    cp "gpu-results/$tar" "$OUT/$tar.new" && mv "$OUT/$tar.new" "$OUT/$tar"
+  fi
 }
 
 # run NAME SECONDS COMMAND...: the command within a time limit, its output in NAME.log, its time printed and kept.
 run() {
-  local name=$1 limit=$2 start=$SECONDS status
+  local name=$1 limit=$2 log=$results/$1.log start=$SECONDS status
   shift 2
+  if ((limit < 5)); then
+    printf "%-10s not run: no time left\n" "$name" | tee -a "$results/parts.txt"
+    return 124
+  fi
   echo "== $name"
-  timeout --signal=INT --kill-after=10 "$limit" "$@" 2>&1 | tee "$results/$name.log"
-  status=${PIPESTATUS[0]}
+  # Not by a pipe, which a process that outlives the command would hold open. In the background, so that a signal to the
+  # script is handled at once. SIGINT, so that pytest ends in order and writes its results.
+  : >"$log"
+  timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1 &
+  child=$! running=$name
+  tail --lines=+1 --follow --sleep-interval=0.2 --pid="$child" "$log" &
+  wait "$child"
+  status=$?
+  child=""
+  wait
   printf "%-10s %4d s   exit status %d%s\n" "$name" $((SECONDS - start)) "$status" \
-    "$([[ $status == 124 ]] && echo " (time limit $limit s)")" | tee -a "$results/parts.txt"
+    "$([[ $status == 124 || $status == 137 ]] && echo " (time limit $limit s)")" | tee -a "$results/parts.txt"
+  save
   return "$status"
 }
 
@@ -80,14 +111,21 @@ part() {
 }
 
 finish() {
-  local tar=gpu-results/gpu-check-$slug.tar.gz
-  tar -czf "$tar" -C gpu-results "$slug"
-  [[ -n ${OUT:-} ]] && cp "$tar" "$OUT/"
+  if [[ -n $child ]]; then
+    printf "%-10s interrupted\n" "$running" >>"$results/parts.txt"
+    save # what there is, for the command may take its time to end
+    kill -INT "$child"
+    wait
+  fi
+  save
   echo "== $device: parts"
   cat "$results/parts.txt"
-  echo "$tar: $(du -h "$tar" | cut -f1)"
+  echo "gpu-results/gpu-check-$slug.tar.gz: $(du -h "gpu-results/gpu-check-$slug.tar.gz" | cut -f1)"
 }
 trap finish EXIT
+trap "exit 129" HUP
+trap "exit 130" INT
+trap "exit 143" TERM
 
 versions() {
   nvidia-smi -L
@@ -108,8 +146,20 @@ build() {
   fi
   export PYTHONPATH=$PWD/build/gpu/site:$PWD/build/gpu/wheels:$PWD/gpu-wheels${PYTHONPATH:+:$PYTHONPATH}
   TORCH_CUDA_ARCH_LIST=$arch RETNET_BUILD_DIR=$PWD/build/gpu/cmake \
-    RETNET_CMAKE_ARGS="-DRETNET_CUDA=ON ${RETNET_CMAKE_ARGS:-}" \
-    run build 300 "$python" setup.py --quiet build --build-base build/gpu/base --build-lib build/gpu/site
+    RETNET_CMAKE_ARGS="-DRETNET_CUDA=ON -DRETNET_WERROR=OFF ${RETNET_CMAKE_ARGS:-}" \
+    run build "$(left 60 300)" "$python" setup.py --quiet build --build-base build/gpu/base --build-lib build/gpu/site
+}
+
+gpu_tests() {
+  local tests=("$python" -m pytest tests/python -p no:cacheprovider --continue-on-collection-errors -vv --durations=10)
+  local workers=()
+  # Two threads a worker (tests/python/conftest.py, which also says which files come first).
+  if "$python" -c "import xdist" 2>/dev/null; then
+    workers=(-n $((($(nproc) + 1) / 2)) --dist loadfile --no-loadscope-reorder)
+  fi
+  part pytest "$(left 160 270)" "${tests[@]}" -m "cuda and not large_memory" "${workers[@]}" \
+    --junitxml="$results/pytest.xml"
+  part large "$(left 100 60)" "${tests[@]}" -m "cuda and large_memory" --junitxml="$results/large.xml"
 }
 
 # One tool of compute-sanitizer; where it cannot work on this machine, a line that says so and no failure.
@@ -117,30 +167,30 @@ sanitize() {
   local tool=$1 why summary="ERROR SUMMARY|RACECHECK SUMMARY"
   if ! command -v compute-sanitizer >/dev/null; then
     why="compute-sanitizer is not installed"
-  elif PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$tool" 50 compute-sanitizer --tool "$tool" --error-exitcode 9 \
+  elif PYTORCH_NO_CUDA_MEMORY_CACHING=1 run "$tool" "$(left 0 50)" compute-sanitizer --tool "$tool" --error-exitcode 9 \
     "$python" tools/gpu_sanitize.py; then
-    return 0
-  elif grep -qi "not supported" "$results/$tool.log" || ! grep -qE "$summary" "$results/$tool.log"; then
-    why=$(grep -m1 -iE "not supported|unable|failed|error" "$results/$tool.log" || echo "no summary within its time")
+    return
+  elif grep -qsi "not supported" "$results/$tool.log" || ! grep -qsE "$summary" "$results/$tool.log"; then
+    why=$(grep -s -m1 -iE "not supported|unable|failed|error" "$results/$tool.log" || echo "no summary within its time")
   else
     failed+=("$tool")
-    return 0
+    return
   fi
-  echo "sanitizer unavailable: $why" | tee -a "$results/parts.txt"
-  return 1
+  echo "sanitizer unavailable: $tool: $why" | tee -a "$results/parts.txt"
 }
 
 versions >"$results/versions.txt" 2>&1
+save
 if ! build; then
   failed+=(build)
 else
   if [[ $stage != bench ]]; then
-    part pytest $(($(left) < 400 ? $(left) - 130 : 270)) "$python" -m pytest tests/python -m cuda -p no:cacheprovider \
-      --continue-on-collection-errors --durations=10 --junitxml="$results/pytest.xml"
-    sanitize memcheck && sanitize racecheck
+    gpu_tests
+    sanitize memcheck
+    sanitize racecheck
   fi
   if [[ $stage != test ]]; then
-    limit=$(left)
+    limit=$(left 0 570)
     part bench "$limit" "$python" benchmarks/ops.py --device cuda --out "$results" \
       --minutes "$(awk "BEGIN { print ($limit - 120) / 60 }")"
   fi

@@ -15,8 +15,8 @@ cd "$(dirname "$0")/.."
 
 # Expected on that machine.
 present=(torch setuptools triton transformers numpy safetensors tokenizers tqdm packaging pytest matplotlib cmake ninja pybind11)
-packages=(tomli-w hypothesis sortedcontainers flash-linear-attention==0.6.0 fla-core==0.6.0 einops torchscale==0.3.0
-  helion==1.4.0 rich pygments markdown-it-py mdurl)
+packages=(tomli-w pytest-xdist execnet hypothesis sortedcontainers flash-linear-attention==0.6.0 fla-core==0.6.0 einops
+  torchscale==0.3.0 helion==1.4.0 rich pygments markdown-it-py mdurl)
 folder=gpu-wheels
 limit_mb=40
 

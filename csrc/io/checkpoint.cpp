@@ -2,7 +2,9 @@
 #include "io/checkpoint.h"
 
 #include <algorithm>
+#include <map>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -12,6 +14,7 @@
 #include "io/hint.h"
 #include "io/safetensors.h"
 #include "nn/option_fields.h"
+#include "nn/retention_constants.h"
 #include "nn/skip_init.h"
 
 namespace retnet::nn {
@@ -22,6 +25,13 @@ namespace fs = std::filesystem;
 
 constexpr const char* kConfig = "config.json";
 constexpr const char* kWeights = "model.safetensors";
+constexpr std::string_view kRaw = "_raw";
+
+/// True for the dtypes that weights may have.
+bool is_weight(at::ScalarType dtype) {
+  return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf ||
+         dtype == at::kBFloat16;
+}
 
 RetNetOptions read_options(const fs::path& folder) {
   const auto path = folder / kConfig;
@@ -43,25 +53,44 @@ std::string listed(std::vector<std::string> names) {
   return text;
 }
 
+/// What the file holds for the parameter `name`: a tensor of that name or, for a `log_decay_raw`,
+/// the `log_decay` of older versions. Null where there is neither.
+const io::SafetensorsEntry* stored(const io::SafetensorsFile& file, const std::string& name) {
+  const auto* entry = file.find(name);
+  if (!entry && name.ends_with(kRaw)) {
+    entry = file.find(name.substr(0, name.size() - kRaw.size()));
+  }
+  return entry;
+}
+
 /// Raises c10::ValueError where the file does not hold the weights of a model of `options`.
 void check(const io::SafetensorsFile& file, const RetNetOptions& options) {
   const auto expected =
       RetNetForCausalLM(options, torch::TensorOptions(torch::kMeta))->named_parameters();
   const auto keys = expected.keys();
-  std::vector<std::string> missing, unexpected, misshapen, integers;
-  for (const auto& key : keys) {
-    if (!file.find(key)) missing.push_back(key);
+  std::vector<std::string> missing, unexpected, misshapen, mistyped;
+  std::map<std::string, const torch::Tensor*> places;
+  for (const auto& item : expected) {
+    const auto* entry = stored(file, item.key());
+    if (!entry) {
+      missing.push_back(item.key());
+    } else {
+      places[entry->name] = &item.value();
+    }
   }
   for (const auto& entry : file.entries()) {
-    const auto* parameter = expected.find(entry.name);
-    if (!parameter) {
+    const auto place = places.find(entry.name);
+    if (place == places.end()) {
       unexpected.push_back(entry.name + io::hint(entry.name, missing.empty() ? keys : missing));
-    } else if (parameter->sizes() != entry.shape) {
-      misshapen.push_back(c10::str(entry.name, " must have shape ", parameter->sizes(), ", got ",
-                                   c10::IntArrayRef(entry.shape)));
-    } else if (!c10::isFloatingType(entry.dtype)) {
-      integers.push_back(c10::str(entry.name, " must be floating point, got ",
-                                  c10::getDtypeNames(entry.dtype).first));
+      continue;
+    }
+    if (place->second->sizes() != entry.shape) {
+      misshapen.push_back(c10::str(entry.name, " must have shape ", place->second->sizes(),
+                                   ", got ", c10::IntArrayRef(entry.shape)));
+    }
+    if (!is_weight(entry.dtype)) {
+      mistyped.push_back(entry.name + " must be floating point (F64, F32, F16 or BF16), got " +
+                         entry.dtype_name);
     }
   }
   std::string wrong;
@@ -71,7 +100,7 @@ void check(const io::SafetensorsFile& file, const RetNetOptions& options) {
   add("missing: ", missing);
   add("unexpected: ", unexpected);
   add("", misshapen);
-  add("", integers);
+  add("", mistyped);
   TORCH_CHECK_VALUE(wrong.empty(), file.path().string(),
                     ": must hold the weights of its configuration; ", wrong);
 }
@@ -124,14 +153,27 @@ void save(const fs::path& folder, const RetNetForCausalLM& model) {
 
 RetNetForCausalLM load(const fs::path& folder, const torch::Device& device,
                        std::optional<torch::Dtype> dtype) {
+  TORCH_CHECK_VALUE(!dtype || is_weight(*dtype),
+                    "load: dtype must be float64, float32, float16 or bfloat16, got ",
+                    c10::getDtypeNames(*dtype).first);
   const auto options = read_options(folder);
   const io::SafetensorsFile file(folder / kWeights);
   check(file, options);
   const auto kept = file.find("embed_tokens.weight")->dtype;
   const SkipInit skip_init;
   RetNetForCausalLM model(options, torch::TensorOptions(device).dtype(dtype.value_or(kept)));
-  const auto parameters = model->named_parameters();
-  for (const auto& entry : file.entries()) file.read_into(entry, parameters[entry.name]);
+  for (const auto& item : model->named_parameters()) {
+    const auto& entry = *stored(file, item.key());
+    if (entry.name == item.key()) {
+      file.read_into(entry, item.value());
+      continue;
+    }
+    const auto log_decay = file.read(entry);
+    check_log_decay(file.path().string() + ": " + entry.name, log_decay);
+    const auto reference = RetentionConstants(options).on(torch::kCPU).reference;
+    const torch::NoGradGuard no_grad;
+    item.value().copy_(raw_of(log_decay, reference));
+  }
   return model;
 }
 

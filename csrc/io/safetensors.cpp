@@ -50,16 +50,15 @@ const Json& member(const Json& object, const std::string& name, const char* key,
 
 /// Checks the entry by itself, but for where the data begins.
 SafetensorsEntry entry_of(const std::string& name, const Json& json) {
-  SafetensorsEntry entry{name, at::kFloat, {}, 0, 0};
   const auto& dtype = member(json, name, "dtype", 0);
-  const auto known = std::find_if(kDtypes.begin(), kDtypes.end(), [&](const auto& pair) {
-    return dtype.is_string() && dtype.get_ref<const std::string&>() == pair.first;
-  });
-  TORCH_CHECK_VALUE(known != kDtypes.end(), name, " must have dtype ", kSupported, ", got ",
-                    dtype.dump());
-  entry.dtype = known->second;
+  TORCH_CHECK_VALUE(dtype.is_string(), name, " must have a name as its dtype, got ", dtype.dump());
+  SafetensorsEntry entry{name, dtype.get<std::string>(), at::ScalarType::Undefined, {}, 0, 0};
+  const auto known = std::find_if(kDtypes.begin(), kDtypes.end(),
+                                  [&](const auto& pair) { return entry.dtype_name == pair.first; });
+  const bool is_known = known != kDtypes.end();
+  if (is_known) entry.dtype = known->second;
 
-  uint64_t bytes = c10::elementSize(entry.dtype);
+  uint64_t bytes = is_known ? c10::elementSize(entry.dtype) : 0;
   for (const auto& value : member(json, name, "shape", 1)) {
     const auto size = size_of(value, name, "sizes");
     TORCH_CHECK_VALUE(!__builtin_mul_overflow(bytes, size, &bytes), name,
@@ -69,6 +68,7 @@ SafetensorsEntry entry_of(const std::string& name, const Json& json) {
   const auto& offsets = member(json, name, "data_offsets", 2);
   const auto begin = size_of(offsets[0], name, "offsets");
   const auto end = size_of(offsets[1], name, "offsets");
+  if (!is_known && begin <= end) bytes = end - begin;
   TORCH_CHECK_VALUE(begin <= end && end - begin == bytes, name, " must have ", bytes,
                     " bytes of data, got data_offsets ", offsets.dump());
   entry.offset = begin;
@@ -139,6 +139,8 @@ const SafetensorsEntry* SafetensorsFile::find(const std::string& name) const {
 }
 
 at::Tensor SafetensorsFile::read(const SafetensorsEntry& entry) const {
+  TORCH_CHECK_VALUE(entry.dtype != at::ScalarType::Undefined, path().string(), ": ", entry.name,
+                    " must have dtype ", kSupported, ", got ", entry.dtype_name);
   const auto tensor = at::empty(entry.shape, at::TensorOptions(entry.dtype));
   file_->read(entry.offset, entry.size, tensor.mutable_data_ptr());
   return tensor;

@@ -20,7 +20,8 @@ class InputFile;
 /// A tensor of a safetensors file.
 struct SafetensorsEntry {
   std::string name;
-  at::ScalarType dtype;
+  std::string dtype_name;  ///< as the file gives it
+  at::ScalarType dtype;    ///< Undefined for a dtype that cannot be read here
   std::vector<int64_t> shape;
   uint64_t offset;  ///< of its first byte in the file
   uint64_t size;    ///< in bytes
@@ -32,8 +33,7 @@ struct SafetensorsEntry {
 class RETNET_API SafetensorsFile {
  public:
   /// Reads the header and checks every number in it. Raises std::system_error where the file cannot
-  /// be read, and c10::ValueError, which names the file, where it is none, is not whole, or holds
-  /// dtypes other than float64, float32, float16, bfloat16, int64 and int32.
+  /// be read, and c10::ValueError, which names the file, where it is none or is not whole.
   explicit SafetensorsFile(const std::filesystem::path& path);
   ~SafetensorsFile();
 
@@ -48,7 +48,8 @@ class RETNET_API SafetensorsFile {
   /// The tensor of that name; null where there is none.
   const SafetensorsEntry* find(const std::string& name) const;
 
-  /// A new tensor on the CPU.
+  /// A new tensor on the CPU. Raises c10::ValueError, which names the file and the tensor, where its
+  /// dtype is none of float64, float32, float16, bfloat16, int64 and int32.
   at::Tensor read(const SafetensorsEntry& entry) const;
 
   /// Reads into a tensor of the same shape, of any device and dtype. Only where those are not the

@@ -14,7 +14,9 @@ namespace {
 constexpr const char* kFormatVersion = "1";
 
 std::string kind(const io::SafetensorsEntry& entry) {
-  return c10::str(c10::IntArrayRef(entry.shape), " ", c10::getDtypeNames(entry.dtype).first);
+  const bool is_known = entry.dtype != at::ScalarType::Undefined;
+  return c10::str(c10::IntArrayRef(entry.shape), " ",
+                  is_known ? c10::getDtypeNames(entry.dtype).first : entry.dtype_name);
 }
 
 }  // namespace

@@ -20,7 +20,7 @@ torch::Tensor next_tokens(torch::Tensor labels, const std::optional<torch::Tenso
             .index_fill(0, cu_seqlens->to(torch::kInt64), true);
     labels = labels.masked_fill(starts.slice(0, 0, -1), kIgnoreIndex);
   }
-  return torch::constant_pad_nd(labels.slice(1, 1), {0, 1}, kIgnoreIndex);
+  return torch::constant_pad_nd(labels, {0, 1}, kIgnoreIndex).slice(1, 1);
 }
 
 void check_targets(const char* name, const std::optional<torch::Tensor>& given,
@@ -73,21 +73,37 @@ CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
   check_targets("labels", labels, input_ids);
   check_targets("targets", targets, input_ids);
   auto [hidden, after] = body->forward(input_ids, state, cu_seqlens, form, inplace);
-  const auto head = [this](const torch::Tensor& x) {
-    return lm_head ? lm_head(x) : nn::linear(x, body->embed_tokens->weight);
+  const auto parameters =
+      lm_head ? lm_head->parameters() : std::vector<torch::Tensor>{body->embed_tokens->weight};
+  const auto head = [](const torch::Tensor& x, const std::vector<torch::Tensor>& p) {
+    return nn::linear(x, p[0], p.size() > 1 ? p[1] : torch::Tensor());
   };
   if (labels || targets) {
-    const auto loss = linear_cross_entropy(
-        hidden, head, targets ? *targets : next_tokens(*labels, cu_seqlens), options.vocab_size(),
-        {lm_head ? lm_head->weight : body->embed_tokens->weight}, reduction, /*overwrite=*/true);
+    const auto loss =
+        linear_cross_entropy(hidden, head, targets ? *targets : next_tokens(*labels, cu_seqlens),
+                             options.vocab_size(), parameters, reduction, /*overwrite=*/true);
     return {torch::Tensor(), loss, after};
   }
-  if (last_only && cu_seqlens) {
-    hidden = hidden.index_select(1, cu_seqlens->slice(0, 1).to(torch::kInt64) - 1);
-  } else if (last_only) {
-    hidden = hidden.slice(1, -1);
+  if (!last_only) return {head(hidden, parameters), std::nullopt, after};
+
+  TORCH_CHECK_VALUE(input_ids.size(1) > 0,
+                    "RetNetForCausalLM: input_ids must have T >= 1 tokens with last_only, got ",
+                    input_ids.sizes());
+  if (!cu_seqlens) return {head(hidden.slice(1, -1), parameters), std::nullopt, after};
+  const auto last = cu_seqlens->slice(0, 1).to(torch::kInt64) - 1;
+  const auto empty = cu_seqlens->diff() == 0;
+  if (empty.is_cpu()) {
+    const auto found = empty.nonzero();
+    TORCH_CHECK_VALUE(
+        found.size(0) == 0,
+        "RetNetForCausalLM: cu_seqlens must have no empty sequence with last_only, got "
+        "sequence ",
+        found[0].item<int64_t>(), " of length 0");
+    return {head(hidden.index_select(1, last), parameters), std::nullopt, after};
   }
-  return {head(hidden), std::nullopt, after};
+  // To look would wait for the device.
+  const auto logits = head(hidden.index_select(1, last.clamp_min(0)), parameters);
+  return {logits.masked_fill(empty.unsqueeze(1), NAN), std::nullopt, after};
 }
 
 }  // namespace retnet::nn

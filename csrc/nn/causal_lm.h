@@ -49,8 +49,8 @@ class RETNET_API RetNetForCausalLMImpl : public torch::nn::Cloneable<RetNetForCa
   ///   inplace     a step of decoding (T = 1 with a state, grad mode off) overwrites `state` instead
   ///               of a copy. Other calls leave `state` alone in any case
   ///   last_only   the logits of the last token of each sequence alone, [B, 1, vocab], packed
-  ///               [1, N, vocab]: all that decoding needs. Not with labels or targets; no sequence
-  ///               may be empty
+  ///               [1, N, vocab]: all that decoding needs. Not with labels or targets. No sequence
+  ///               may be empty: bounds on a CPU are checked, elsewhere its logits are NaN
   ///   targets     [B, T] int64, in place of labels: position t is scored against targets[t], so that
   ///               the last one counts too; -100 is ignored
   ///   reduction   of the loss: "mean" over the targets that are not ignored, or "sum"
@@ -58,7 +58,8 @@ class RETNET_API RetNetForCausalLMImpl : public torch::nn::Cloneable<RetNetForCa
   /// Returns the logits, or with labels or targets the loss (a mean without a target is NaN, as in
   /// torch), and the state. The loss is that of `linear_cross_entropy`: not all logits exist at once.
   /// Raises c10::ValueError when input_ids, labels, targets or state has a wrong shape, labels or
-  /// targets another dtype, or when two of labels, targets and last_only are given.
+  /// targets another dtype, when two of labels, targets and last_only are given, or when last_only
+  /// finds no token.
   CausalLMOutput forward(const torch::Tensor& input_ids,
                          const std::optional<RetNetState>& state = std::nullopt,
                          const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,

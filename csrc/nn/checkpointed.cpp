@@ -4,11 +4,14 @@
 #include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
-#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/custom_class.h>
 
+#include <cstdint>
+#include <map>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -17,6 +20,8 @@ namespace retnet::nn {
 namespace {
 
 using torch::autograd::AutogradContext;
+using torch::autograd::Edge;
+using torch::autograd::Node;
 using torch::autograd::variable_list;
 
 /// Autocast as it was in the forward pass, for as long as this lives. Without its cache: a weight
@@ -47,28 +52,32 @@ class AutocastAs {
   bool cache_;
 };
 
-/// Keeps the hooks of leaves away for as long as this lives: torch runs them where it hands a
-/// gradient out, which for the inner pass would be once too often.
-class WithoutHooks {
- public:
-  explicit WithoutHooks(const variable_list& tensors) {
-    for (const auto& tensor : tensors) {
-      if (!tensor.defined() || !tensor.is_leaf() || !tensor.requires_grad()) continue;
-      auto& hooks = torch::autograd::impl::hooks(tensor);
-      if (!hooks.empty()) kept_.emplace_back(tensor, std::exchange(hooks, {}));
+/// Has the graph of `outputs` end in `aliases` where it comes to `tensors`. torch runs the hooks of
+/// those that a gradient is asked for, which for the inner pass would be once too often.
+void replace_ends(const variable_list& outputs, const variable_list& tensors,
+                  const variable_list& aliases) {
+  std::map<std::pair<Node*, uint32_t>, Edge> ends;
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const auto end = torch::autograd::impl::gradient_edge(tensors[i]);
+    ends[{end.function.get(), end.input_nr}] = torch::autograd::impl::gradient_edge(aliases[i]);
+  }
+  std::vector<Node*> next;
+  for (const auto& output : outputs) next.push_back(output.grad_fn().get());
+  std::unordered_set<Node*> seen;
+  while (!next.empty()) {
+    auto* node = next.back();
+    next.pop_back();
+    if (!seen.insert(node).second) continue;
+    for (auto& edge : node->next_edges()) {
+      if (!edge.is_valid()) continue;
+      if (const auto end = ends.find({edge.function.get(), edge.input_nr}); end != ends.end()) {
+        edge = end->second;
+      } else {
+        next.push_back(edge.function.get());
+      }
     }
   }
-  WithoutHooks(const WithoutHooks&) = delete;
-  WithoutHooks& operator=(const WithoutHooks&) = delete;
-  ~WithoutHooks() {
-    for (auto& [tensor, hooks] : kept_) torch::autograd::impl::hooks(tensor) = std::move(hooks);
-  }
-
- private:
-  std::vector<
-      std::pair<torch::Tensor, std::vector<std::unique_ptr<torch::autograd::FunctionPreHook>>>>
-      kept_;
-};
+}
 
 /// What the backward pass needs beside tensors.
 struct Call : torch::CustomClassHolder {
@@ -114,24 +123,32 @@ struct Checkpointed : torch::autograd::Function<Checkpointed> {
     auto saved = ctx->get_saved_variables();
     const auto call = c10::static_intrusive_pointer_cast<Call>(ctx->saved_data["call"].toCapsule());
     const torch::AutoGradMode grad_mode(true);
-    for (size_t i = 0; i < 2; ++i) {
-      if (saved[i].defined()) saved[i] = saved[i].detach().requires_grad_(saved[i].requires_grad());
+    variable_list aliases;
+    for (const auto& tensor : saved) {
+      aliases.push_back(tensor.defined() ? tensor.detach().requires_grad_(tensor.requires_grad())
+                                         : tensor);
     }
-    const auto results = call->run(saved[0], maybe(saved[1]), saved[2], maybe(saved[3]));
+    const auto results = call->run(aliases[0], maybe(aliases[1]), saved[2], maybe(saved[3]));
 
-    variable_list outputs, with_grad, given;
+    variable_list outputs, given;
     for (size_t i = 0; i < results.size(); ++i) {
       if (!grad_outputs[i].defined() || !results[i].requires_grad()) continue;
       outputs.push_back(results[i]);
       given.push_back(grad_outputs[i]);
     }
-    for (const auto& tensor : saved) {
-      if (tensor.defined() && tensor.requires_grad()) with_grad.push_back(tensor);
-    }
     variable_list grads(1 + saved.size());  // `call` comes first
     if (outputs.empty()) return grads;
-    const WithoutHooks without_hooks(with_grad);
-    const auto found = torch::autograd::grad(outputs, with_grad, given, std::nullopt,
+    variable_list asked, parameters, their_aliases;
+    for (size_t i = 0; i < saved.size(); ++i) {
+      if (!saved[i].defined() || !saved[i].requires_grad()) continue;
+      asked.push_back(aliases[i]);
+      if (i < 4) continue;
+      parameters.push_back(saved[i]);
+      their_aliases.push_back(aliases[i]);
+    }
+    // Nobody else has this graph: the inputs are aliases, and autocast keeps no cast of a weight.
+    replace_ends(outputs, parameters, their_aliases);
+    const auto found = torch::autograd::grad(outputs, asked, given, std::nullopt,
                                              /*create_graph=*/false, /*allow_unused=*/true);
     for (size_t i = 0, next = 0; i < saved.size(); ++i) {
       if (saved[i].defined() && saved[i].requires_grad()) grads[1 + i] = found[next++];

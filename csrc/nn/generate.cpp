@@ -4,6 +4,7 @@
 #include <ATen/Context.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <tuple>
@@ -13,6 +14,8 @@
 namespace retnet::nn {
 
 namespace {
+
+constexpr size_t kUncheckedSteps = 64;  // most steps whose logits are not known to be finite
 
 void check(const std::vector<torch::Tensor>& prompts, const GenerateOptions& options) {
   TORCH_CHECK_VALUE(!prompts.empty(), "generate: prompts must hold one at least, got none");
@@ -53,15 +56,35 @@ CausalLMOutput read(RetNetForCausalLM& model, const std::vector<torch::Tensor>& 
                         /*inplace=*/false, /*last_only=*/true);
 }
 
-/// One token a row: [N, vocab] -> [N, 1].
-torch::Tensor draw(torch::Tensor logits, const GenerateOptions& options,
+/// Raises where a row held NaN or inf, or nothing but -inf.
+///
+///   largest  largest logit of each row, [N, 1] per step
+void check_finite(const std::vector<torch::Tensor>& largest) {
+  if (largest.empty()) return;
+  const auto values = torch::cat(largest).flatten();
+  const auto bad = values.isfinite().logical_not().nonzero();
+  if (bad.size(0) == 0) return;
+  const auto first = bad[0].item<int64_t>();
+  const auto value = values[first].item<double>();
+  TORCH_CHECK_VALUE(false, "generate: logits must be finite, got ",
+                    std::isnan(value) ? std::abs(value) : value,  // NaN without a sign
+                    " for prompt ", first % largest[0].size(0),
+                    "; the weights may hold NaN or inf");
+}
+
+/// One token a row: [N, vocab], and the largest of each row [N, 1] -> [N, 1].
+torch::Tensor draw(torch::Tensor logits, const torch::Tensor& largest,
+                   const GenerateOptions& options,
                    const std::optional<torch::Generator>& generator) {
   constexpr auto kNever = -std::numeric_limits<double>::infinity();
   if (options.temperature() == 0) return logits.argmax(-1, /*keepdim=*/true);
   logits = logits.to(torch::kFloat32);
   // Differences first: a temperature near 0 must not make two infinities of them, nor be 0 itself.
   const double least = std::numeric_limits<float>::min();
-  logits = (logits - logits.amax(-1, /*keepdim=*/true)) / std::max(options.temperature(), least);
+  const auto differences = logits - largest.to(torch::kFloat32);
+  // Unchecked NaN must not reach multinomial, which on CUDA aborts before the error can be raised.
+  logits =
+      torch::where(largest.isfinite(), differences, 0) / std::max(options.temperature(), least);
   if (options.top_k() && *options.top_k() < logits.size(-1)) {
     const auto kth = std::get<0>(logits.topk(*options.top_k())).slice(-1, -1);
     logits = logits.masked_fill(logits < kth, kNever);
@@ -93,7 +116,9 @@ std::vector<torch::Tensor> generate(RetNetForCausalLM model,
   auto ended = torch::zeros({static_cast<int64_t>(prompts.size()), 1},
                             torch::dtype(torch::kBool).device(device));
 
-  std::vector<torch::Tensor> written;
+  // A check waits for the device, which only the CPU and stop tokens do at every step anyway.
+  const bool waits = device.is_cpu() || !options.stop_tokens().empty();
+  std::vector<torch::Tensor> written, largest;  // `largest` since the last check
   std::optional<DecodingStep> step;
   while (static_cast<int64_t>(written.size()) < options.max_new_tokens()) {
     torch::Tensor logits;
@@ -104,11 +129,19 @@ std::vector<torch::Tensor> generate(RetNetForCausalLM model,
       logits = output.logits;
       step.emplace(model, output.state);
     }
-    written.push_back(draw(logits.reshape({ended.size(0), -1}), options, generator));
+    logits = logits.reshape({ended.size(0), -1});
+    const auto peak = logits.amax(-1, /*keepdim=*/true);
+    largest.push_back(peak);
+    if (waits || written.size() % kUncheckedSteps == 0) {
+      check_finite(largest);
+      largest.clear();
+    }
+    written.push_back(draw(logits, peak, options, generator));
     if (options.stop_tokens().empty()) continue;
     ended = ended.logical_or(torch::isin(written.back(), stops));
     if (ended.all().item<bool>()) break;
   }
+  check_finite(largest);
 
   const auto words = written.empty() ? stops.new_empty({ended.size(0), 0}) : torch::cat(written, 1);
   std::vector<torch::Tensor> texts;

@@ -41,7 +41,10 @@ struct RETNET_API GenerateOptions {
 ///            prompts are then read packed
 ///
 /// Returns each prompt with its continuation, N tensors int64. Raises c10::ValueError when an
-/// argument is out of its range. Reads back from the device only where stop tokens are given.
+/// argument is out of its range, or a logit is NaN or inf (-inf, which bans a token, is legal unless
+/// all are). On the CPU and with stop tokens the logits of every step are checked before its token is
+/// drawn; otherwise those of the first step, then every 64 steps and at the end, so that no other
+/// step waits for the device.
 ///
 /// On CUDA the third step is recorded as a CUDA graph of the whole model, which the steps after it
 /// repeat. Where that cannot be (parameters on several devices, autocast, a build without CUDA, a

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "nn/linear_cross_entropy.h"
 
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -17,7 +18,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-using Head = std::function<torch::Tensor(const torch::Tensor&)>;
 using Chunk = std::pair<torch::Tensor, torch::Tensor>;  // hidden states and targets
 
 // The logits of a chunk, and its tokens at least. python/retnet/nn/loss.py has them too.
@@ -44,8 +44,9 @@ torch::Tensor wide(const torch::Tensor& x) {
 }
 
 /// The summed loss of a chunk.
-torch::Tensor nats(const Head& head, const Chunk& chunk) {
-  return torch::cross_entropy_loss(wide(head(chunk.first).flatten(0, 1)), chunk.second.flatten(),
+torch::Tensor nats(const LogitsHead& head, const Chunk& chunk, const variable_list& parameters) {
+  return torch::cross_entropy_loss(wide(head(chunk.first, parameters).flatten(0, 1)),
+                                   chunk.second.flatten(),
                                    /*weight=*/{}, at::Reduction::Sum, kIgnoreIndex);
 }
 
@@ -58,19 +59,25 @@ torch::Tensor total(const std::vector<torch::Tensor>& losses) {
 /// The summed loss, and the gradients of hidden and the parameters in the same pass.
 struct WithGradients : torch::autograd::Function<WithGradients> {
   static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden,
-                               const torch::Tensor& targets, const Head& head, int64_t vocab_size,
-                               bool overwrite, at::TensorList parameters) {
-    variable_list losses, of_hidden, of_parameters;
+                               const torch::Tensor& targets, const LogitsHead& head,
+                               int64_t vocab_size, bool overwrite, at::TensorList parameters) {
+    // Aliases: autograd::grad runs the hooks of what it is asked for, here on partial sums.
+    variable_list aliases, learning;
+    for (const auto& p : parameters) {
+      aliases.push_back(p.detach().requires_grad_(p.requires_grad()));
+      if (p.requires_grad()) learning.push_back(aliases.back());
+    }
+    variable_list losses, of_hidden, sums;  // sums: the gradients of learning
     for (const auto& [part, target] : chunks_of(hidden.detach(), targets, vocab_size)) {
       variable_list asked;
       if (hidden.requires_grad()) asked.push_back(part.requires_grad_());
-      asked.insert(asked.end(), parameters.begin(), parameters.end());
+      asked.insert(asked.end(), learning.begin(), learning.end());
       variable_list found;
       {
         torch::Tensor logits;
         {
           const torch::AutoGradMode grad_mode(true);
-          logits = head(part).flatten(0, 1);
+          logits = head(part, aliases).flatten(0, 1);
         }
         // Not detach(): of a view whose version goes up autograd makes a new node, by copies.
         const auto grad = overwrite ? logits.variable_data()
@@ -80,20 +87,24 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
       }
       auto next = found.begin();
       if (hidden.requires_grad()) of_hidden.push_back(*next++);
-      const bool first = of_parameters.empty();
-      for (size_t i = 0; i < parameters.size(); ++i, ++next) {
+      const bool first = sums.empty();
+      for (size_t i = 0; i < learning.size(); ++i, ++next) {
         if (first) {
-          of_parameters.push_back(wide(*next));
+          sums.push_back(wide(*next));
         } else {
-          of_parameters[i].add_(*next);
+          sums[i].add_(*next);
         }
       }
     }
+    at::autocast::clear_cache();  // which would keep casts of the aliases
     variable_list saved = {of_hidden.empty() ? torch::Tensor() : torch::cat(of_hidden, 1)};
-    saved.insert(saved.end(), of_parameters.begin(), of_parameters.end());
-    ctx->save_for_backward(saved);
     std::vector<int64_t> dtypes = {static_cast<int64_t>(hidden.scalar_type())};
-    for (const auto& p : parameters) dtypes.push_back(static_cast<int64_t>(p.scalar_type()));
+    auto next_sum = sums.begin();
+    for (const auto& p : parameters) {
+      saved.push_back(p.requires_grad() ? *next_sum++ : torch::Tensor());
+      dtypes.push_back(static_cast<int64_t>(p.scalar_type()));
+    }
+    ctx->save_for_backward(saved);
     ctx->saved_data["dtypes"] = dtypes;
     return total(losses);
   }
@@ -118,7 +129,7 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
 
 }  // namespace
 
-torch::Tensor linear_cross_entropy(const torch::Tensor& hidden, const Head& head,
+torch::Tensor linear_cross_entropy(const torch::Tensor& hidden, const LogitsHead& head,
                                    const torch::Tensor& targets, int64_t vocab_size,
                                    const std::vector<torch::Tensor>& parameters,
                                    std::string_view reduction, bool overwrite) {
@@ -136,15 +147,11 @@ torch::Tensor linear_cross_entropy(const torch::Tensor& hidden, const Head& head
   torch::Tensor loss;
   if (chunks.size() == 1 || !torch::GradMode::is_enabled()) {
     std::vector<torch::Tensor> losses;
-    for (const auto& chunk : chunks) losses.push_back(nats(head, chunk));
+    for (const auto& chunk : chunks) losses.push_back(nats(head, chunk, parameters));
     loss = total(losses);
   } else {
-    variable_list learning;
-    for (const auto& p : parameters) {
-      if (p.requires_grad()) learning.push_back(p);
-    }
     loss = WithGradients::apply(hidden, targets, head, vocab_size, overwrite,
-                                at::TensorList(learning));
+                                at::TensorList(parameters));
   }
   if (reduction == "sum") return loss;
   const auto count = targets.ne(kIgnoreIndex).sum();

@@ -52,8 +52,9 @@ void MultiScaleRetentionImpl::reset() {
   out_proj = register_module("out_proj", Linear(values, d, options.bias(), tensor_options_));
   group_norm = register_module("group_norm", GatedGroupNorm(options, tensor_options_));
   if (options.learnable_decay()) {
-    log_decay = register_parameter(
-        "log_decay", torch::empty({options.num_heads()}, tensor_options_.dtype(torch::kFloat32)));
+    log_decay_raw = register_parameter(
+        "log_decay_raw",
+        torch::empty({options.num_heads()}, tensor_options_.dtype(torch::kFloat32)));
   }
   reset_parameters();
 }
@@ -70,9 +71,10 @@ void MultiScaleRetentionImpl::reset_parameters() {
   torch::nn::init::xavier_uniform_(out_proj->weight, 0.5);
   if (out_proj->bias.defined()) torch::nn::init::zeros_(out_proj->bias);
   group_norm->reset_parameters();
-  if (log_decay.defined()) {
+  if (log_decay_raw.defined()) {
+    const auto constants = constants_->on(torch::kCPU);
     const torch::NoGradGuard no_grad;
-    log_decay.copy_(options.log_decay());
+    log_decay_raw.copy_(raw_of(constants.log_decay, constants.reference));
   }
 }
 
@@ -82,9 +84,9 @@ void MultiScaleRetentionImpl::to(torch::Device device, torch::Dtype dtype, bool 
 }
 
 void MultiScaleRetentionImpl::to(torch::Dtype dtype, bool non_blocking) {
-  const auto decay = log_decay.defined() ? log_decay.data() : torch::Tensor();
+  const auto raw = log_decay_raw.defined() ? log_decay_raw.data() : torch::Tensor();
   Module::to(dtype, non_blocking);
-  if (decay.defined()) log_decay.set_data(decay);
+  if (raw.defined()) log_decay_raw.set_data(raw);
 }
 
 void MultiScaleRetentionImpl::pretty_print(std::ostream& stream) const {
@@ -92,6 +94,13 @@ void MultiScaleRetentionImpl::pretty_print(std::ostream& stream) const {
          << ", num_heads=" << options.num_heads() << ", key_dim=" << options.key_dim()
          << ", value_dim=" << options.value_dim() << ", decay_norm=" << options.decay_norm()
          << ", learnable_decay=" << options.learnable_decay() << ")";
+}
+
+torch::Tensor MultiScaleRetentionImpl::log_decay() const {
+  const auto& parameter = log_decay_raw.defined() ? log_decay_raw : q_proj->weight;
+  const auto constants = constants_->on(parameter.device());
+  if (!log_decay_raw.defined()) return constants.log_decay;
+  return log_decay_of(log_decay_raw, constants.reference);
 }
 
 std::tuple<torch::Tensor, torch::Tensor> MultiScaleRetentionImpl::forward(
@@ -110,8 +119,8 @@ std::tuple<torch::Tensor, torch::Tensor> MultiScaleRetentionImpl::forward(
   const auto v = v_proj(x).unflatten(-1, {H, options.value_dim()});
   const auto gate = g_proj(x).unflatten(-1, {H, options.value_dim()});
 
-  const auto constants = constants_->on(x.device());
-  const auto& decay = log_decay.defined() ? log_decay : constants.log_decay;
+  const auto frequencies = constants_->on(x.device()).frequencies;
+  const auto decay = log_decay();
   const auto op_decay = q.scalar_type() == torch::kFloat64 ? decay.to(torch::kFloat64) : decay;
   if (options.decay_norm()) q = q * inverse_sqrt_weight_sum(decay, place).to(q.scalar_type());
 
@@ -119,12 +128,12 @@ std::tuple<torch::Tensor, torch::Tensor> MultiScaleRetentionImpl::forward(
     const auto after = inplace ? *state : state->clone();
     const auto out = ops::multi_scale_retention_step(
         q.squeeze(1), k.squeeze(1), v.squeeze(1), gate.squeeze(1), op_decay, after,
-        place.reshape(-1).expand(x.size(0)), constants.frequencies, group_norm->weight,
-        group_norm->bias, options.group_norm_eps(), options.group_norm(), options.rotary_style());
+        place.reshape(-1).expand(x.size(0)), frequencies, group_norm->weight, group_norm->bias,
+        options.group_norm_eps(), options.group_norm(), options.rotary_style());
     return {out_proj(out.flatten(-2)).unsqueeze(1), after};
   }
 
-  std::tie(q, k) = ops::rotary(q, k, place, constants.frequencies, options.rotary_style());
+  std::tie(q, k) = ops::rotary(q, k, place, frequencies, options.rotary_style());
   const auto [out, after] =
       ops::retention(q, k, v, op_decay, state, std::nullopt, form, std::nullopt, cu_seqlens);
   return {out_proj(group_norm(out, gate).flatten(-2)), after};

@@ -26,11 +26,20 @@ class RetentionConstants;
 ///     out_proj(norm(retention(rotary(q), rotary(k), v)) * swish(g)),   one gamma per head
 ///
 /// Keys: `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
-/// `group_norm.*`, `bias` beside each weight if `options.bias()`, and `log_decay` [H] if
+/// `group_norm.*`, `bias` beside each weight if `options.bias()`, and `log_decay_raw` [H] if
 /// `options.learnable_decay()`.
 ///
-/// ln gamma and the rotary frequencies stay float32 whatever `to(dtype)` does. Unless learnable they
-/// follow from the options and are neither parameters nor buffers.
+/// ln gamma is then reference * exp(log_decay_raw), where reference is the ln gamma of the options.
+/// The parameter begins at 0, and each of its values is legal:
+///
+/// - A step of an optimizer changes ln gamma by a relative amount.
+/// - From 80 on gamma is exactly 0, from -80 down exactly 1. Such a head gets no gradient, so it
+///   stays there until the parameter is set. A head whose gamma is 1 in the options begins at -80;
+///   its reference is -2^-10.
+/// - It stays float32 whatever `to(dtype)` does.
+///
+/// The rotary frequencies, and ln gamma unless learnable, are neither parameters nor buffers: they
+/// follow from the options and are made in float32 on each device that needs them.
 class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScaleRetentionImpl> {
  public:
   /// `tensor_options` says where and in which dtype the parameters are made.
@@ -48,6 +57,9 @@ class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScal
   void to(torch::Dtype dtype, bool non_blocking = false) override;
 
   void pretty_print(std::ostream& stream) const override;
+
+  /// ln gamma of each head, [H] float32, where the parameters are. Differentiable if learnable.
+  torch::Tensor log_decay() const;
 
   /// Runs the layer over a block of tokens. With T = 1, a state, no cu_seqlens and grad mode off it
   /// takes the fused step of decoding.
@@ -75,7 +87,7 @@ class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScal
   Linear g_proj{nullptr};              ///< d to H V, the gate
   Linear out_proj{nullptr};            ///< H V to d
   GatedGroupNorm group_norm{nullptr};  ///< of each head's output
-  torch::Tensor log_decay;             ///< the parameter [H]; undefined unless learnable
+  torch::Tensor log_decay_raw;         ///< the parameter [H]; undefined unless learnable
 
  private:
   torch::TensorOptions tensor_options_;

@@ -62,7 +62,8 @@ class RETNET_API RetNetImpl : public torch::nn::Cloneable<RetNetImpl> {
   torch::nn::ModuleList layers{nullptr};  ///< of DecoderLayer
   LayerNorm norm{nullptr};                ///< empty unless pre_norm
   /// Keep only the inputs of each layer for the backward pass, which then runs the layer's forward
-  /// again (activation checkpointing).
+  /// again (activation checkpointing). A tensor that a layer takes, a parameter included, may not
+  /// change in place before that: the backward pass raises.
   bool checkpoint_layers = false;
 
  private:

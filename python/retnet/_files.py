@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are never half written, and safetensors files whose errors name the file."""
+"""Files that are never half written, safetensors files whose errors name the file, dtypes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,39 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["hint", "open_tensors", "replace_file", "write_tensors"]
+__all__ = [
+    "WEIGHT_DTYPES",
+    "dtype_name",
+    "hint",
+    "open_tensors",
+    "replace_file",
+    "write_tensors",
+    "wrong_dtype",
+]
+
+WEIGHT_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""The dtypes that weights may have, by their names in safetensors files."""
+
+
+def wrong_dtype(name: str, got: str) -> str:
+    """Returns what is wrong with the weights `name` of a dtype that is not in `WEIGHT_DTYPES`."""
+    return f"{name} must be floating point (F64, F32, F16 or BF16), got {got}"
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns the name in `WEIGHT_DTYPES`; torch's own for other dtypes."""
+    names = {known: name for name, known in WEIGHT_DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def hint(name: str, names: Iterable[str]) -> str:

@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import re
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if arguments is None:  # a process of its own
         keep_memory_mapped()
+        if isinstance(sys.stdout, io.TextIOWrapper):  # any text can be printed, as on stderr
+            sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -222,7 +224,8 @@ def _train_alone(options: argparse.Namespace, settings: Settings, out: Path) -> 
     if options.resume and not resume:
         print(f"{out}: holds no checkpoint to resume; the run starts anew", flush=True)
     device = _device(settings.device)
-    tokenizer = _tokenizer(settings.tokenizer)
+    begun = out if resume else Path(settings.init) if settings.init else None
+    tokenizer = _tokenizer(settings.tokenizer, begun, "train")
     sources = _sources(
         {
             out: "belongs to this run",
@@ -256,11 +259,16 @@ def _train_alone(options: argparse.Namespace, settings: Settings, out: Path) -> 
             return 0
     else:
         checkpoint.check_folder(out, model.config)
+        if isinstance(tokenizer, ByteTokenizer) and (out / _TOKENIZER).exists():
+            raise FileExistsError(
+                f"{out}: holds a {_TOKENIZER}, but the run reads bytes; name it by --tokenizer, or "
+                "remove it"
+            )
     out.mkdir(parents=True, exist_ok=True)
     settings.write(out / "run.toml")
-    if settings.tokenizer:
-        source = settings.tokenizer
-        replace_file(out / _TOKENIZER, lambda part: shutil.copyfile(source, part))
+    if isinstance(tokenizer, FileTokenizer):
+        data = tokenizer.data
+        replace_file(out / _TOKENIZER, lambda part: part.write_bytes(data))
 
     weights = sum(p.numel() for p in model.parameters())
     sizes = [sum(map(len, texts)) for texts in (documents, validation)]
@@ -283,7 +291,7 @@ def _train_alone(options: argparse.Namespace, settings: Settings, out: Path) -> 
 
 def _generate(options: argparse.Namespace) -> int:
     model, tokenizer = _load(options)
-    prompt = tokenizer.encode(options.prompt)
+    prompt = tokenizer.encode_prompt(options.prompt)
     if not prompt:
         raise ValueError("prompt must hold a token or more, got none")
     ids = torch.tensor([prompt], device=model.embed_tokens.weight.device)
@@ -301,11 +309,11 @@ def _generate(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     first = list(islice(tokens, 1))  # before any output: it raises for bad arguments
-    decode = tokenizer.decoder()
-    print("".join(map(decode, prompt)), end="")
+    decode = tokenizer.decoder(prompt)
+    print(options.prompt, end="")
     for token in chain(first, tokens):
         print(decode(int(token)), end="", flush=True)
-    print()
+    print(decode.finish())
     return 0
 
 
@@ -322,6 +330,8 @@ def _eval(options: argparse.Namespace) -> int:
     if (highest := max((int(x.max()) for x in ids if len(x)), default=0)) >= limit:
         raise ValueError(f"data: token ids must be < vocab_size = {limit}, got {highest}")
     score = evaluate(model, ids, options.window, progress="eval")
+    if not math.isfinite(score.nats):
+        raise ValueError(f"loss must be finite, got {score.nats}; the weights may hold NaN or inf")
     count = sum(document.predicted_bytes for document in documents)
     print(
         f"text        {len(documents)} files, {score.tokens:,} tokens and {count:,} bytes predicted"
@@ -344,28 +354,49 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> tuple[RetNetForCausalLM, Tokenizer]:
-    """The model of a folder, and the tokenizer named, in the folder, or bytes."""
+    """The model of a folder, and its tokenizer."""
     model = checkpoint.load(options.folder, _device(options.device))
     model.eval()
-    inside = options.folder / _TOKENIZER
-    tokenizer = _tokenizer(options.tokenizer or (str(inside) if inside.exists() else ""))
-    if model.config.vocab_size == tokenizer.vocab_size:
-        return model, tokenizer
-    if isinstance(tokenizer, ByteTokenizer):
-        raise ValueError(
-            f"{options.folder}: holds no {_TOKENIZER}, and vocab_size = {model.config.vocab_size} "
-            "is not that of bytes; name one by --tokenizer"
+    return model, _tokenizer(options.tokenizer, options.folder, options.command)
+
+
+def _tokenizer(named: str, folder: Path | None, command: str) -> Tokenizer:
+    """What a command reads text with: the tokenizer named, or that of the model's folder, or bytes.
+
+    Args:
+        named: path of a tokenizer.json, or "".
+        folder: checkpoint of the model that reads the tokens; None where it has learned nothing.
+        command: for the warning where the model knows more or fewer tokens. It may: the vocabulary
+            of a model is often filled up, and ids that it does not know are refused where one is.
+
+    Raises:
+        ValueError: the model has learned other tokens, or none is named where it needs one.
+    """
+    if folder is None:
+        return FileTokenizer(Path(named)) if named else ByteTokenizer()
+    size = checkpoint.read_config(folder).vocab_size
+    unit = checkpoint.read_metadata(folder).get("unit")  # that it learned, where `train` wrote it
+    path = folder / _TOKENIZER
+    inside = FileTokenizer(path) if path.exists() else None
+    tokenizer = FileTokenizer(Path(named)) if named else inside
+    if tokenizer is None:
+        if unit == ByteTokenizer.unit or (unit is None and size == ByteTokenizer.vocab_size):
+            return ByteTokenizer()
+        what = "its model learned tokens"
+        if unit is None:
+            what = f"vocab_size = {size} is not that of bytes"
+        raise ValueError(f"{folder}: holds no {_TOKENIZER}, and {what}; name one by --tokenizer")
+    if unit == ByteTokenizer.unit:
+        raise ValueError(f"{tokenizer.path}: must not be used, the model of {folder} learned bytes")
+    if inside is not None:
+        tokenizer.check_same_tokens(inside)
+    if size != tokenizer.vocab_size:
+        print(
+            f"retnet {command}: warning: vocab_size = {size} of the model is not that of the "
+            f"tokenizer ({tokenizer.vocab_size})",
+            file=sys.stderr,
         )
-    print(
-        f"retnet {options.command}: warning: vocab_size = {model.config.vocab_size} of the model "
-        f"is not that of the tokenizer ({tokenizer.vocab_size})",
-        file=sys.stderr,
-    )
-    return model, tokenizer
-
-
-def _tokenizer(path: str) -> Tokenizer:
-    return FileTokenizer(Path(path)) if path else ByteTokenizer()
+    return tokenizer
 
 
 def _sources(own: Mapping[str | Path | None, str]) -> Sources:

@@ -51,7 +51,8 @@ class RetNetConfig:
         decay: gamma of each head. "power2": 1 - 2^(-5-h) (Eq. 8); "linspace":
             1 - exp(linspace(ln 1/32, ln 1/512, H)) (section 3.1); or H values of ln gamma,
             finite and <= 0.
-        learnable_decay: ln gamma is a parameter and part of the state dict.
+        learnable_decay: ln gamma is learned, from these values on, by the parameter
+            `log_decay_raw` of `retnet.nn.MultiScaleRetention`.
         rotary_style: channels that rotate together: "interleaved" (2i, 2i+1) or
             "half" (i, i + K/2).
         frequencies: radians per token of each pair. "retnet": 10000^(-i/(K/2-1)), as
@@ -196,25 +197,27 @@ class RetNetConfig:
 
     def log_decay(self) -> torch.Tensor:
         """Returns ln gamma of each head, [H] float32 on the CPU."""
+        cpu = torch.device("cpu")  # whatever the default device is
         if not isinstance(self.decay, str):
-            values = torch.tensor(self.decay, dtype=torch.float64)
+            values = torch.tensor(self.decay, dtype=torch.float64, device=cpu)
         elif self.decay == "power2":
-            heads = torch.arange(self.num_heads, dtype=torch.float64)
+            heads = torch.arange(self.num_heads, dtype=torch.float64, device=cpu)
             values = torch.log1p(-torch.exp2(-5 - heads))
         else:
             ends = math.log(1 / 32), math.log(1 / 512)
-            values = torch.log1p(-torch.linspace(*ends, self.num_heads, dtype=torch.float64).exp())
+            logs = torch.linspace(*ends, self.num_heads, dtype=torch.float64, device=cpu)
+            values = torch.log1p(-logs.exp())
         return values.float()
 
     def rotary_frequencies(self) -> torch.Tensor:
         """Returns the rotary frequencies, [K/2] float32 on the CPU, radians per token."""
-        pairs = self.key_dim // 2
+        pairs, cpu = self.key_dim // 2, torch.device("cpu")
         if not isinstance(self.frequencies, str):
-            return torch.tensor(self.frequencies, dtype=torch.float32)
+            return torch.tensor(self.frequencies, dtype=torch.float32, device=cpu)
         if self.frequencies == "retnet":
-            exponents = torch.linspace(0, 1, pairs, dtype=torch.float64)
+            exponents = torch.linspace(0, 1, pairs, dtype=torch.float64, device=cpu)
         else:
-            exponents = torch.arange(pairs, dtype=torch.float64) / pairs
+            exponents = torch.arange(pairs, dtype=torch.float64, device=cpu) / pairs
         return torch.pow(10000.0, -exponents).float()
 
     def make_state(

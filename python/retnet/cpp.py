@@ -27,6 +27,7 @@ from retnet import _C, checkpoint
 from retnet.config import RetNetConfig
 from retnet.nn.causal_lm import CausalLMOutput
 from retnet.nn.loss import Reduction
+from retnet.nn.retention_constants import RetentionConstants, WithDecay
 from retnet.ops import Form
 from retnet.state import RetNetState
 
@@ -41,22 +42,7 @@ __all__ = [
 ]
 
 
-class _Module(nn.Module):
-    """Keeps a learnable ln gamma, and its gradient, in float32 whatever `to(dtype)` does."""
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        decay = self._parameters.get("log_decay")
-
-        def keep_dtype(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if decay is not None and (tensor is decay or tensor is decay.grad):
-                return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-            return moved
-
-        return super()._apply(keep_dtype, recurse)
-
-
-class _Child(_Module):
+class _Child(nn.Module):
     """Holds the parameters of a C++ child under its name."""
 
     def _refuse_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -80,7 +66,16 @@ class _Child(_Module):
         super().__setattr__(name, value)
 
 
-class CppModule(_Module):
+class _Retention(WithDecay, _Child):
+    """Holds those of a MultiScaleRetention."""
+
+    def __init__(self, config: RetNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self._constants = RetentionConstants(config)
+
+
+class CppModule(nn.Module):
     """A C++ module with its parameters in a tree of torch modules.
 
     Args:
@@ -128,7 +123,7 @@ class CppModule(_Module):
             for depth, part in enumerate(path, start=1):
                 parent = None if module is self else module
                 if part not in module._modules:
-                    module.add_module(part, _Child())
+                    module.add_module(part, _Retention(config) if part == "retention" else _Child())
                     child = module.get_submodule(part)
                     self._children.append((".".join(path[:depth]), parent, part, child))
                 module = module.get_submodule(part)
@@ -248,10 +243,14 @@ class _Layer(CppModule):
         return self._checked().forward(x, state, positions, cu_seqlens, form, inplace)
 
 
-class MultiScaleRetention(_Layer):
+class MultiScaleRetention(WithDecay, _Layer):
     """`retnet.nn.MultiScaleRetention`, with the same call."""
 
     _native_class = _C.MultiScaleRetention
+
+    def __init__(self, config: RetNetConfig, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self._constants = RetentionConstants(config)
 
 
 class DecoderLayer(_Layer):

@@ -48,7 +48,7 @@ def evaluate(
         window: None: the state is carried, so that every token has the whole document before it as
             context. Otherwise the model reads windows of that many tokens, each half a window after
             the one before, and scores what no earlier window has; >= 2.
-        progress: title of a progress bar.
+        progress: title of a progress bar, which a terminal shows.
 
     Raises:
         ValueError: nothing to predict, or window < 2.
@@ -62,7 +62,8 @@ def evaluate(
         raise ValueError("evaluate: documents must hold a token to predict, got none")
     nats, tokens = 0.0, 0
     state: RetNetState | None = None
-    with tqdm(total=total, desc=progress, unit=" tokens", leave=False, disable=not progress) as bar:
+    hidden = None if progress else True  # None: where stderr is no terminal
+    with tqdm(total=total, desc=progress, unit=" tokens", leave=False, disable=hidden) as bar:
         for inputs, targets, fresh in batches:
             if fresh is None or fresh.all():
                 state = None

@@ -13,6 +13,8 @@ from retnet.nn import RetNetForCausalLM
 
 __all__ = ["generate", "stream"]
 
+_UNCHECKED_STEPS = 64  # most steps whose logits are not known to be finite
+
 
 def generate(
     model: RetNetForCausalLM,
@@ -49,7 +51,8 @@ def generate(
         Each prompt with its continuation, N tensors int64.
 
     Raises:
-        ValueError: an argument out of range; the message names it and its value.
+        ValueError: an argument out of range; the message names it and its value. Or a logit is NaN
+            or inf; -inf, which bans a token, is legal unless all are.
 
     Example:
         >>> import torch
@@ -97,8 +100,13 @@ def stream(
     """Yields one token of each text, [N, 1] int64, as soon as they are drawn.
 
     Arguments and errors as `generate`. It ends when every text has drawn a stop token; what a text
-    gets after its own means nothing. Only stop tokens make it wait for the device, and once the
-    recording of a CUDA graph.
+    gets after its own means nothing.
+
+    On the CPU and with stop tokens, the logits of every step are checked before its token is drawn.
+    Otherwise each check would wait for the device, so only the first step and every 64th are
+    checked at once, and the rest when the text ends: up to 64 tokens drawn from NaN may come before
+    the error. Nothing else waits for the device except stop tokens and, once, the recording of a
+    CUDA graph.
 
     Example:
         >>> import torch
@@ -137,20 +145,53 @@ def stream(
     stops = _tensor(stop_tokens, device)
     ended = torch.zeros(len(prompts), 1, dtype=torch.bool, device=device)
 
+    waits = _is_synchronous(device) or len(stop_tokens) > 0
+    largest: list[Tensor] = []  # since the last check
+
     ids, bounds = _block(prompts)
     step: DecodingStep | None = None
-    for _ in range(max_new_tokens):
+    for count in range(max_new_tokens):
         if step is None:
             logits, _, state = model(ids, cu_seqlens=bounds, last_only=True)
             step = DecodingStep(model, state)
         else:
             logits = step(ids)
-        ids = _draw(logits.view(len(prompts), -1), temperature, top_k, top_p, generator)
+        logits = logits.view(len(prompts), -1)
+        peak = logits.amax(-1, keepdim=True)
+        largest.append(peak)
+        if waits or count % _UNCHECKED_STEPS == 0:
+            _check_finite(largest)
+            largest = []
+        ids = _draw(logits, peak, temperature, top_k, top_p, generator)
         yield ids
         if len(stop_tokens):
             ended |= torch.isin(ids, stops)
             if ended.all():
                 return
+    _check_finite(largest)
+
+
+def _is_synchronous(device: torch.device) -> bool:
+    """Whether reading a value waits for nothing."""
+    return device.type == "cpu"
+
+
+def _check_finite(largest: list[Tensor]) -> None:
+    """Raises ValueError where a row held NaN or inf, or nothing but -inf.
+
+    Args:
+        largest: largest logit of each row, [N, 1] per step.
+    """
+    if not largest:
+        return
+    values = torch.cat(largest).flatten()
+    bad = values.isfinite().logical_not().nonzero()
+    if len(bad):
+        first = int(bad[0])
+        raise ValueError(
+            f"generate: logits must be finite, got {values[first].item()} for prompt "
+            f"{first % len(largest[0])}; the weights may hold NaN or inf"
+        )
 
 
 def _block(prompts: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -170,18 +211,21 @@ def _tensor(tokens: Sequence[int], device: torch.device) -> Tensor:
 
 def _draw(
     logits: Tensor,
+    largest: Tensor,
     temperature: float,
     top_k: int | None,
     top_p: float | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """One token a row: [N, vocab] -> [N, 1]."""
+    """One token a row: [N, vocab], and the largest of each row [N, 1] -> [N, 1]."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float()
     # Differences first: a temperature near 0 must not make two infinities of them, nor be 0 itself.
     least_temperature = torch.finfo(torch.float32).tiny
-    logits = (logits - logits.amax(-1, keepdim=True)) / max(temperature, least_temperature)
+    differences = logits - largest.float()
+    # Unchecked NaN must not reach multinomial, which on CUDA aborts before the error can be raised.
+    logits = differences.where(largest.isfinite(), 0) / max(temperature, least_temperature)
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)

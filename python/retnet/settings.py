@@ -56,7 +56,7 @@ class Settings:
         model: sizes and switches: a `preset` (default "tiny"), and fields of RetNetConfig that
             replace its own. vocab_size is that of the tokenizer unless given.
         init: folder of a checkpoint to start from instead; then `model` stays empty.
-        tokenizer: a tokenizer.json; "" takes bytes.
+        tokenizer: a tokenizer.json; "" takes the one in the folder of `init`, or bytes.
         validation: files and folders to check on, which are left out of `data`; none: a share of
             `data`.
         validation_share: of the text, held back from training; 0 checks on nothing.

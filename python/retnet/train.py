@@ -3,9 +3,10 @@
 
 The folder of a run holds config.json and model.safetensors (what `retnet.load` reads),
 training-STEP.pt (all else that is needed to go on), log.jsonl and, where TensorBoard is
-installed, tensorboard/. Renaming model.safetensors, which names its step, makes a checkpoint
-valid; whatever ends the program, the last valid one can be resumed, and on a CPU with the same
-number of threads the losses are those of a run that was never stopped, bit for bit.
+installed, tensorboard/. model.safetensors names its step, and the unit of text that the model
+reads ("byte" or "token"). Renaming it makes a checkpoint valid; whatever ends the program, the last
+valid one can be resumed, and on a CPU with the same number of threads the losses are those of a run
+that was never stopped, bit for bit.
 
 One run at a time writes to a folder: `train` locks it (`retnet.lock`), and a second run is refused.
 `Trainer.save` and `Trainer.open_log` lock it while they write; a loop of your own locks it for the
@@ -42,7 +43,7 @@ from retnet.state import RetNetState
 
 __all__ = ["Trainer", "has_checkpoint", "train"]
 
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2  # 1: a learnable decay was ln gamma itself
 _KINDS: dict[str, Any] = {
     "fingerprint": str,
     "steps": int,
@@ -228,14 +229,17 @@ class Trainer:
 
         replace_file(path, write)
         # From here on the new checkpoint is the valid one.
-        step = {"step": str(self.steps)}
-        checkpoint.write(folder, self.model.config, self.model.state_dict(), step)
+        metadata = {"step": str(self.steps), "unit": "byte" if self.reads_bytes else "token"}
+        checkpoint.write(folder, self.model.config, self.model.state_dict(), metadata)
         for old in folder.glob("training-*.pt*"):
             if old != path:
                 old.unlink()
 
     def load(self) -> None:
         """Goes on from the checkpoint in `settings.out`, with what else the settings say.
+
+        Of a run by an older version the moments of a learnable decay, which was another
+        parameter, begin anew.
 
         Raises:
             FileNotFoundError: there is none to go on from.
@@ -265,6 +269,10 @@ class Trainer:
             self.optimizer.load_state_dict(data["optimizer"])
             for group, (betas, decay) in zip(self.optimizer.param_groups, set_now, strict=True):
                 group["betas"], group["weight_decay"] = betas, decay
+            if data["format_version"] < 2:  # moments of gradients in ln gamma
+                for name, parameter in self.model.named_parameters():
+                    if name.endswith("log_decay_raw"):
+                        self.optimizer.state.pop(parameter, None)
             if (data["state"] is None) != (self.state is None):
                 raise ValueError("another stream")
             if self.state is not None:

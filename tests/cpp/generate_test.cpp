@@ -142,6 +142,25 @@ TEST_CASE("generate: why a step is not recorded as a graph") {
   at::autocast::set_autocast_enabled(torch::kCPU, false);
 }
 
+TEST_CASE("generate: logits that are not finite are an error, greedy or drawn") {
+  const torch::NoGradGuard no_grad;
+  const std::vector<torch::Tensor> start = {torch::tensor({1, 2, 3}), torch::tensor({4, 2, 3})};
+  const std::vector<GenerateOptions> ways = {greedy(3), GenerateOptions(3).seed(0),
+                                             greedy(3).stop_tokens({5}),
+                                             GenerateOptions(3).top_k(2).top_p(0.5)};
+  for (const auto& options : ways) {
+    auto weights = random_model(small_options());
+    weights->named_parameters()["norm.weight"].select(0, 0).fill_(std::nan(""));
+    CHECK_THROWS_WITH(generate(weights, start, options),
+                      ContainsSubstring("generate: logits must be finite, got nan for prompt 0"));
+    // A token that the second prompt alone holds.
+    auto one_token = random_model(small_options());
+    one_token->named_parameters()["embed_tokens.weight"].select(0, 4).fill_(std::nan(""));
+    CHECK_THROWS_WITH(generate(one_token, start, options),
+                      ContainsSubstring("generate: logits must be finite, got nan for prompt 1"));
+  }
+}
+
 TEST_CASE("generate: bad arguments are named") {
   RetNetForCausalLM model(small_options());
   const auto raises = [&](const std::vector<torch::Tensor>& start, const GenerateOptions& options,

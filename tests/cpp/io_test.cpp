@@ -192,8 +192,10 @@ TEST_CASE("safetensors: a bad file is refused, and named") {
       {file_of(R"({"a":{"dtype":"F32","shape":[1]}})", 4), "a must have dtype, shape and two"},
       {file_of("{" + tensor("F32", "2", "[0,8]") + "}", 8), "a must have dtype, shape and two"},
       {file_of("{" + tensor("F32", "[2]", "[0,8,8]") + "}", 8), "a must have dtype, shape and two"},
-      {file_of("{" + tensor("F8_E4M3", "[8]", "[0,8]") + "}", 8),
-       "a must have dtype F64, F32, F16, BF16, I64 or I32, got \"F8_E4M3\""},
+      {file_of(R"({"a":{"dtype":8,"shape":[8],"data_offsets":[0,8]}})", 8),
+       "a must have a name as its dtype, got 8"},
+      {file_of("{" + tensor("F8_E4M3", "[8]", "[8,0]") + "}", 8), "a must have 0 bytes of data"},
+      {file_of("{" + tensor("F8_E4M3", "[8]", "[0,9]") + "}", 8), "it must have 9 bytes of data"},
       {file_of("{" + tensor("F32", "[-2]", "[0,8]") + "}", 8), "a must have sizes >= 0, got -2"},
       {file_of("{" + tensor("F32", "[2.0]", "[0,8]") + "}", 8), "a must have sizes >= 0, got 2.0"},
       {file_of("{" + tensor("F32", "[4294967296,4294967296]", "[0,0]") + "}", 0),
@@ -210,6 +212,12 @@ TEST_CASE("safetensors: a bad file is refused, and named") {
   };
   write(folder / "file", whole);
   CHECK(SafetensorsFile(folder / "file").entries().size() == 1);
+  write(folder / "file", file_of("{" + tensor("F8_E4M3", "[8]", "[0,8]") + "}", 8));
+  const SafetensorsFile other(folder / "file");  // opened, so that its reader can say what is wrong
+  CHECK(other.entries()[0].dtype_name == "F8_E4M3");
+  CHECK(message<c10::ValueError>([&] { other.read(other.entries()[0]); }) ==
+        (folder / "file").string() +
+            ": a must have dtype F64, F32, F16, BF16, I64 or I32, got F8_E4M3");
   for (const auto& [bytes, what] : bad) {
     CAPTURE(bytes);
     write(folder / "file", bytes);
@@ -380,7 +388,16 @@ TEST_CASE("checkpoint: a bad one is refused, and the file named") {
   says(weights, "missing: norm.weight; unexpected: norm.wieght (did you mean 'norm.weight'?)");
   *norm = {"norm.weight", torch::ones({12}, torch::kInt64)};
   write_safetensors(weights, tensors);
-  says(weights, "norm.weight must be floating point, got int64");
+  const auto integers = read(weights);
+  for (const std::string name : {"I64", "I8", "U8", "BOOL", "C64", "F8_E4M3", "F4"}) {
+    // The same file, whose header gives that name.
+    size_t length = 0;
+    for (size_t i = 8; i-- > 0;) length = length << 8 | static_cast<unsigned char>(integers[i]);
+    const auto header = replaced(integers.substr(8, length), R"("norm.weight":{"dtype":"I64")",
+                                 R"("norm.weight":{"dtype":")" + name + "\"");
+    write(weights, file_of(header, 0) + integers.substr(8 + length));
+    says(weights, "norm.weight must be floating point (F64, F32, F16 or BF16), got " + name);
+  }
   tensors.erase(norm);
   write_safetensors(weights, tensors);
   says(weights, "must hold the weights of its configuration; missing: norm.weight");
@@ -394,6 +411,87 @@ TEST_CASE("checkpoint: a bad one is refused, and the file named") {
         weights.string() + ": cannot be opened: No such file or directory");
   CHECK(message<std::system_error>([&] { load(folder / "none"); }) ==
         (folder / "none/config.json").string() + ": cannot be opened: No such file or directory");
+}
+
+TEST_CASE("checkpoint: other dtypes are not made") {
+  const Folder folder;
+  save(folder.path, random_model(small_options()));
+  for (const auto& [dtype, name] : std::vector<std::pair<torch::Dtype, std::string>>{
+           {torch::kInt8, "int8"},
+           {torch::kBool, "bool"},
+           {torch::kComplexFloat, "complex64"},
+           {torch::kFloat8_e4m3fn, "float8_e4m3fn"}}) {
+    CHECK(message<c10::ValueError>([&, dtype = dtype] { load(folder.path, torch::kCPU, dtype); }) ==
+          "load: dtype must be float64, float32, float16 or bfloat16, got " + name);
+  }
+}
+
+TEST_CASE("checkpoint: the decay of older versions is converted") {
+  const Folder folder;
+  const auto weights = folder / "model.safetensors";
+  const std::vector<double> decay = {-0.5, -0.1, 0};
+  const auto key = [](const char* layer) {
+    return "layers." + std::string(layer) + ".retention.log_decay";
+  };
+  const auto old = [&](const torch::Tensor& values) {
+    auto tensors = random_model(small_options().learnable_decay(true).decay(decay))
+                       ->named_parameters()
+                       .pairs();
+    for (auto& [name, tensor] : tensors) {
+      if (name != key("0") + "_raw" && name != key("1") + "_raw") continue;
+      name.resize(name.size() - 4);
+      tensor = values;
+    }
+    return tensors;
+  };
+  const double inf = std::numeric_limits<double>::infinity();
+  save(folder.path, random_model(small_options().learnable_decay(true).decay(decay)));
+  for (const auto& values : std::vector<std::vector<double>>{
+           {-0.031, -1.5, -0.0002}, {-inf, 0, 0}, {-0.5, -0.1, -inf}, {-3e38, -1e-45, -1e-30}}) {
+    write_safetensors(weights, old(torch::tensor(values, torch::kFloat32)));
+    const auto model = load(folder.path);
+    for (const int64_t index : {0, 1}) {
+      const auto layer = model->body->layer(index);
+      const auto raw = layer->retention->log_decay_raw, got = layer->retention->log_decay();
+      for (int64_t h = 0; h < 3; ++h) {
+        CAPTURE(values[h]);
+        const double want = static_cast<float>(values[h]), found = got[h].item<double>();
+        const double size = std::abs(raw[h].item<double>());
+        if (want == 0 || want == -inf) {
+          CHECK((found == want && size == 80));
+        } else {
+          CHECK(size <= 79.5);  // never an end
+          CHECK((size == 79.5 || std::abs(found / want - 1) < 0x1p-23 * (1 + size)));
+        }
+      }
+    }
+    save(folder / "new", model);
+    CHECK(SafetensorsFile(folder / "new/model.safetensors").find(key("1") + "_raw"));
+    CHECK(!SafetensorsFile(folder / "new/model.safetensors").find(key("1")));
+    CHECK(same_parameters(load(folder / "new"), model));
+  }
+
+  const auto says = [&](const std::vector<std::pair<std::string, torch::Tensor>>& tensors,
+                        const std::string& what) {
+    write_safetensors(weights, tensors);
+    const auto said = message<c10::ValueError>([&] { load(folder.path); });
+    CHECK_THAT(said, ContainsSubstring(weights.string() + ": ") && ContainsSubstring(what));
+    CHECK(said.find('\n') == std::string::npos);
+  };
+  const auto good = torch::tensor({-1.0f, -1.0f, -1.0f});
+  says(old(torch::tensor({-1.0f, 1e-6f, -1.0f})),
+       key("0") + " must lie in [-inf, 0], got 1e-06 in head 1");
+  says(old(torch::full({3}, std::nan(""))), key("0") + " must lie in [-inf, 0], got nan in head 0");
+  says(old(torch::ones({4})), key("0") + " must have shape [3], got [4]");
+  says(old(torch::ones({3}, torch::kInt32)),
+       key("0") + " must be floating point (F64, F32, F16 or BF16), got I32");
+  auto both = old(good);
+  both.emplace_back(key("1") + "_raw", good);
+  says(both, "unexpected: " + key("1"));
+  auto none = old(good);
+  none.erase(std::find_if(none.begin(), none.end(),
+                          [&](const auto& item) { return item.first == key("1"); }));
+  says(none, "missing: " + key("1") + "_raw");
 }
 
 TEST_CASE("checkpoint: what else a folder holds is not overwritten") {

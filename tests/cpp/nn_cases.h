@@ -76,7 +76,7 @@ inline const std::vector<Variant>& variants() {
        {"lm_head.weight"}},
       {"learnable",
        [](auto& o) { o.learnable_decay(true).decay(decay); },
-       {retention + "log_decay"}}};
+       {retention + "log_decay_raw"}}};
   return all;
 }
 
@@ -85,11 +85,10 @@ inline RetNetForCausalLM random_model(const RetNetOptions& options) {
   torch::manual_seed(0);
   RetNetForCausalLM model(options, torch::kFloat64);
   const torch::NoGradGuard no_grad;
-  for (auto& item : model->named_parameters()) {
-    auto& parameter = item.value();
+  for (auto& parameter : model->parameters()) {
     if (parameter.dim() > 1) {
       parameter.normal_(0, 0.6);
-    } else if (item.key().find("log_decay") == std::string::npos) {
+    } else {
       parameter.add_(torch::randn_like(parameter), 0.3);
     }
   }

@@ -6,10 +6,14 @@
 #include <retnet/nn/linear_cross_entropy.h>
 #include <torch/autograd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <sstream>
+#include <thread>
+#include <utility>
 
 #include "catch.h"
 #include "nn_cases.h"
@@ -39,7 +43,7 @@ std::map<std::string, std::vector<int64_t>> expected_shapes(const Variant& varia
                                                           {"ffn.down_proj.weight", {12, 10}}};
   const std::map<std::string, std::vector<int64_t>> extra = {
       {"retention.group_norm.weight", {6}}, {"retention.group_norm.bias", {6}},
-      {"retention.log_decay", {3}},         {"ffn.gate_proj.weight", {10, 12}},
+      {"retention.log_decay_raw", {3}},     {"ffn.gate_proj.weight", {10, 12}},
       {"ffn.inner_norm.weight", {10}},      {"ffn.inner_norm.bias", {10}},
       {"retention.q_proj.bias", {12}},      {"retention.k_proj.bias", {12}},
       {"retention.v_proj.bias", {18}},      {"retention.g_proj.bias", {18}},
@@ -321,20 +325,22 @@ TEST_CASE("to(dtype) leaves the decay alone, trained or not") {
     for (const auto dtype : {torch::kBFloat16, torch::kFloat16, torch::kFloat64}) {
       RetNetForCausalLM model(small_options().learnable_decay(learnable));
       auto& layer = model->body->layers->at<retnet::nn::DecoderLayerImpl>(0);
-      auto& decay = layer.retention->log_decay;
-      CHECK(decay.defined() == learnable);
+      auto& raw = layer.retention->log_decay_raw;
+      CHECK(raw.defined() == learnable);
       if (learnable) {
         const torch::NoGradGuard no_grad;
-        decay.fill_(-0.123456789);
+        raw.fill_(0.123456789);
       }
+      const auto decay = layer.retention->log_decay().clone();
       model->to(dtype);
       model->to(torch::kCPU, dtype);
       CHECK(layer.retention->q_proj->weight.scalar_type() == dtype);
       if (learnable) {
-        CHECK(decay.scalar_type() == torch::kFloat32);
-        CHECK(decay[0].item<float>() == -0.123456789f);
-        CHECK(layer.retention->named_parameters()["log_decay"].is_same(decay));
+        CHECK(raw.scalar_type() == torch::kFloat32);
+        CHECK(raw[0].item<float>() == 0.123456789f);
+        CHECK(layer.retention->named_parameters()["log_decay_raw"].is_same(raw));
       }
+      CHECK(torch::equal(layer.retention->log_decay(), decay));
       const auto output = model(random_ids(1, 4));
       CHECK(output.logits.scalar_type() == dtype);
       const auto kept = dtype == torch::kFloat64 ? torch::kFloat64 : torch::kFloat32;
@@ -343,28 +349,243 @@ TEST_CASE("to(dtype) leaves the decay alone, trained or not") {
   }
 }
 
+// The decay
+// -------------------------------------------------------------------------------------------------
+
+TEST_CASE("decay: every value of the parameter gives an ln gamma in its range") {
+  const double inf = std::numeric_limits<double>::infinity();
+  const std::vector<double> raws = {0, 1.5, -3, 79.5, -79.5, 80, -80, 1e30, -1e30, inf, -inf};
+  const auto heads = static_cast<int64_t>(raws.size());
+  // The reference of a gamma of 1 is -2^-10, that of one of 0 (as a float) -1.
+  const std::vector<std::pair<double, double>> cases = {
+      {-0.03, -0.03}, {0, -0x1p-10}, {-1e38, -1e38}, {-1e-38, -1e-38}, {-1e308, -1}};
+  for (const auto& [configured, reference] : cases) {
+    CAPTURE(configured);
+    const std::vector<double> decay(raws.size(), configured);
+    retnet::nn::MultiScaleRetention layer(
+        small_options().num_heads(heads).decay(decay).learnable_decay(true));
+    const double start = configured == 0 ? -80 : configured < -1e300 ? 80 : 0;
+    CHECK((layer->log_decay_raw == start).all().item<bool>());
+    CHECK(torch::equal(layer->log_decay(), layer->options.log_decay()));
+    {
+      const torch::NoGradGuard no_grad;
+      layer->log_decay_raw.copy_(torch::tensor(raws, torch::kFloat64));
+    }
+    const auto value = layer->log_decay();
+    // Where gamma is 0 the operator's gradient is 0.
+    torch::where(value == -inf, torch::zeros_like(value), value).sum().backward();
+    const auto grad = layer->log_decay_raw.grad();
+    for (int64_t h = 0; h < heads; ++h) {
+      CAPTURE(raws[h]);
+      const bool end = std::abs(raws[h]) >= 80;
+      const double exact = end ? (raws[h] > 0 ? -inf : 0) : reference * std::exp(raws[h]);
+      const double want = static_cast<float>(exact), got = value[h].item<double>();
+      CHECK((got == want || std::abs(got - want) < 1e-6 * std::abs(want) + 1e-44));
+      const double slope = end || want == -inf ? 0 : want;
+      const double found = grad[h].item<double>();
+      CHECK((found == slope || std::abs(found - slope) < 1e-6 * std::abs(slope) + 1e-44));
+    }
+  }
+}
+
+TEST_CASE("decay: no step of an optimizer leaves the range") {
+  const auto options = small_options().decay(std::vector<double>{-0.5, -0.1, -2});
+  const auto ids = random_ids(2, 9);
+  for (const double lr : {1e9, -1e9}) {
+    RetNetForCausalLM model(RetNetOptions(options).learnable_decay(true));
+    RetNetForCausalLM fixed(options);
+    auto weights = fixed->named_parameters();
+    std::vector<torch::Tensor> raws;
+    {
+      const torch::NoGradGuard no_grad;
+      for (auto& item : model->named_parameters()) {
+        if (const auto* weight = weights.find(item.key())) {
+          weight->copy_(item.value());
+        } else {
+          raws.push_back(item.value());
+        }
+      }
+    }
+    REQUIRE(raws.size() == 2);
+    CHECK(torch::equal(model(ids).logits, fixed(ids).logits));  // bit by bit at the start
+    for (int step = 0; step < 6; ++step) {
+      model->zero_grad();
+      model(ids, {}, {}, ids).loss->backward();
+      const torch::NoGradGuard no_grad;
+      for (auto& raw : raws) {
+        CHECK(raw.grad().isfinite().all().item<bool>());
+        raw.sub_(raw.grad(), lr);
+      }
+    }
+    CHECK(model(ids).logits.isfinite().all().item<bool>());
+    auto copy = std::dynamic_pointer_cast<retnet::nn::RetNetForCausalLMImpl>(model->clone());
+    CHECK(torch::equal(copy->forward(ids).logits, model(ids).logits));
+  }
+}
+
+TEST_CASE("decay: constants of a module made in inference mode can be trained with") {
+  std::shared_ptr<torch::nn::Module> made;
+  {
+    const c10::InferenceMode inference;
+    made =
+        std::make_shared<retnet::nn::RetNetForCausalLMImpl>(small_options().learnable_decay(true));
+  }
+  // A clone's parameters are ordinary ones; it shares the constants.
+  auto model = std::dynamic_pointer_cast<retnet::nn::RetNetForCausalLMImpl>(made->clone());
+  const auto ids = random_ids(2, 9);
+  model->forward(ids, {}, {}, ids).loss->backward();
+  for (const auto& parameter : model->parameters()) CHECK(parameter.grad().defined());
+}
+
 TEST_CASE("linear_cross_entropy of any head, or of one whose logits may be overwritten") {
   torch::manual_seed(1);
   // Two chunks: vocab_size only says how long one may be.
   const auto hidden = torch::randn({1, 1026, 3}, torch::kFloat64).requires_grad_();
   const auto weight = torch::randn({5, 3}, torch::kFloat64).requires_grad_();
+  const auto bias = torch::randn({5}, torch::kFloat64).requires_grad_();
   const auto targets = torch::randint(5, {1, 1026}, torch::kInt64);
   targets.slice(1, 7, 900, 3).fill_(retnet::nn::kIgnoreIndex);
   for (const bool overwrite : {false, true}) {
-    const auto head = [&](const torch::Tensor& x) {
-      const auto logits = torch::linear(x, weight);
+    const auto head = [&](const torch::Tensor& x, const std::vector<torch::Tensor>& p) {
+      const auto logits = torch::linear(x, p[0], p[1]);
       return overwrite ? logits : logits.sigmoid();  // which keeps its output
     };
-    const auto expected =
-        torch::cross_entropy_loss(head(hidden).flatten(0, 1), targets.flatten(), {});
+    const auto expected = torch::cross_entropy_loss(head(hidden, {weight, bias}).flatten(0, 1),
+                                                    targets.flatten(), {});
     const auto loss = retnet::nn::linear_cross_entropy(hidden, head, targets, int64_t{1} << 25,
-                                                       {weight}, "mean", overwrite);
+                                                       {weight, bias}, "mean", overwrite);
     CHECK(torch::allclose(loss, expected, 1e-12, 1e-12));
-    const auto grads = torch::autograd::grad({loss}, {hidden, weight});
-    const auto expected_grads = torch::autograd::grad({expected}, {hidden, weight});
+    const auto grads = torch::autograd::grad({loss}, {hidden, weight, bias});
+    const auto expected_grads = torch::autograd::grad({expected}, {hidden, weight, bias});
     for (size_t i = 0; i < grads.size(); ++i) {
       CHECK(torch::allclose(grads[i], expected_grads[i], 1e-12, 1e-12));
     }
+  }
+}
+
+TEST_CASE("linear_cross_entropy: the hooks of leaves and others run once, on the whole gradient") {
+  torch::manual_seed(1);
+  const auto leaf = torch::randn({5, 3}, torch::kFloat64).requires_grad_();
+  const auto frozen = torch::randn({5}, torch::kFloat64);
+  const auto start = torch::randn({1, 1026, 3}, torch::kFloat64).requires_grad_();
+  const auto targets = torch::randint(5, {1, 1026}, torch::kInt64);
+  const auto head = [](const torch::Tensor& x, const std::vector<torch::Tensor>& p) {
+    return torch::linear(x, p[0], p[1]);
+  };
+  // What the hooks see and what they leave: of all logits at once, then in chunks.
+  std::vector<std::vector<torch::Tensor>> found;
+  for (const bool chunks : {false, true}) {
+    const auto weight = leaf * 2, hidden = start * 3;
+    std::vector<torch::Tensor> seen;
+    const auto halve = [&seen](const torch::Tensor& grad) {
+      seen.push_back(grad.clone());
+      return grad / 2;
+    };
+    const auto of_leaf = leaf.register_hook(halve), of_start = start.register_hook(halve);
+    weight.register_hook(halve);
+    hidden.register_hook(halve);
+    weight.retain_grad();
+    hidden.retain_grad();
+    const std::vector<torch::Tensor> parameters = {weight, frozen};
+    const auto loss =
+        chunks ? retnet::nn::linear_cross_entropy(hidden, head, targets, int64_t{1} << 25,
+                                                  parameters, "mean", /*overwrite=*/true)
+               : torch::cross_entropy_loss(head(hidden, parameters).flatten(0, 1),
+                                           targets.flatten(), {});
+    CHECK(seen.empty());
+    (3 * loss).backward();
+    std::sort(seen.begin(), seen.end(), [](const torch::Tensor& a, const torch::Tensor& b) {
+      return std::make_pair(a.numel(), a.abs().sum().item<double>()) <
+             std::make_pair(b.numel(), b.abs().sum().item<double>());
+    });
+    for (const auto& x : {weight, hidden, leaf, start}) seen.push_back(x.grad().clone());
+    found.push_back(seen);
+    leaf.remove_hook(of_leaf);
+    start.remove_hook(of_start);
+    for (const auto& x : {leaf, start}) x.mutable_grad() = torch::Tensor();
+  }
+  REQUIRE(found[0].size() == 8);
+  REQUIRE(found[1].size() == 8);
+  for (size_t i = 0; i < 8; ++i) CHECK(close(found[1][i], found[0][i]));
+}
+
+TEST_CASE("checkpoint_layers: hooks of parameters run once in each backward pass, in any thread") {
+  auto model = random_model(small_options());
+  const auto ids = random_ids(2, 6);
+  const auto gradients = [&] {
+    std::vector<torch::Tensor> found;
+    for (const auto& p : model->parameters()) found.push_back(p.grad().clone());
+    model->zero_grad();
+    return found;
+  };
+  const auto backward = [&] { model(ids, std::nullopt, std::nullopt, ids).loss->backward(); };
+  const auto weight = model->named_parameters()["layers.1.retention.q_proj.weight"];
+  std::atomic<int> calls = 0;
+  weight.register_hook([&](const torch::Tensor& grad) {
+    ++calls;
+    return grad * 2;
+  });
+  backward();
+  const auto expected = gradients();
+  CHECK(calls == 1);
+  model->body->checkpoint_layers = true;
+  backward();
+  const auto found = gradients();
+  for (size_t i = 0; i < found.size(); ++i) CHECK(close(found[i], expected[i]));
+  CHECK(calls == 2);
+
+  constexpr int kRounds = 40;
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 2; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < kRounds; ++i) backward();
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  CHECK(calls == 2 + 2 * kRounds);
+  const auto sums = gradients();
+  for (size_t i = 0; i < sums.size(); ++i) {
+    CHECK(close(sums[i], expected[i] * (2 * kRounds), 1e-8));
+  }
+}
+
+TEST_CASE("a loss without a token is NaN or 0, and last_only without one is named") {
+  auto model = random_model(small_options());
+  for (const auto& ids : {random_ids(2, 0), random_ids(0, 3), random_ids(0, 0)}) {
+    const auto no_state = std::nullopt;
+    for (const bool labels : {false, true}) {
+      const auto loss = [&](std::string_view reduction) {
+        return labels ? *model(ids, no_state, no_state, ids, "chunkwise", false, false,
+                               std::nullopt, reduction)
+                             .loss
+                      : *model(ids, no_state, no_state, std::nullopt, "chunkwise", false, false,
+                               ids, reduction)
+                             .loss;
+      };
+      CHECK(loss("mean").isnan().item<bool>());
+      const auto sum = loss("sum");
+      CHECK(sum.item<double>() == 0);
+      sum.backward();
+      for (const auto& p : model->parameters()) {
+        CHECK((!p.grad().defined() || !p.grad().any().item<bool>()));
+      }
+    }
+  }
+  const auto last = [&](const torch::Tensor& ids, const std::vector<int>& bounds) {
+    const auto cu = bounds.empty() ? std::nullopt : std::optional(torch::tensor(bounds));
+    return model(ids, std::nullopt, cu ? std::optional(cu->to(torch::kInt32)) : std::nullopt,
+                 std::nullopt, "chunkwise", false, /*last_only=*/true)
+        .logits;
+  };
+  CHECK(message([&] { last(random_ids(2, 0), {}); }) ==
+        "RetNetForCausalLM: input_ids must have T >= 1 tokens with last_only, got [2, 0]");
+  CHECK(last(random_ids(0, 3), {}).sizes() == torch::IntArrayRef({0, 1, 13}));
+  for (const auto& [bounds, sequence] : std::map<std::vector<int>, std::string>{
+           {{0, 0, 4, 7}, "0"}, {{0, 3, 3, 7}, "1"}, {{0, 3, 7, 7}, "2"}}) {
+    CHECK(
+        message([&] { last(random_ids(1, 7), bounds); }) ==
+        "RetNetForCausalLM: cu_seqlens must have no empty sequence with last_only, got sequence " +
+            sequence + " of length 0");
   }
 }
 

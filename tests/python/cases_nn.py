@@ -52,10 +52,10 @@ def make_model(dtype=torch.float64, **changes):
     torch.manual_seed(0)
     model = RetNetForCausalLM(make_config(**changes), dtype=dtype)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.6)
-            elif "log_decay" not in name:
+            else:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return model
 

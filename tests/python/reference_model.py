@@ -10,7 +10,22 @@ import math
 import torch
 
 
-def gammas(config):
+def gammas(config, raw=None):
+    """gamma of each head; ln gamma of a trained one is reference * exp(raw)."""
+    gammas = configured_gammas(config)
+    if raw is None:
+        return gammas
+    return [trained_gamma(gamma, float(r)) for gamma, r in zip(gammas, raw, strict=True)]
+
+
+def trained_gamma(gamma, raw):
+    if abs(raw) >= 80:
+        return 0.0 if raw > 0 else 1.0
+    reference = -(2.0**-10) if gamma == 1 else math.log(gamma)
+    return math.exp(reference * math.exp(raw))
+
+
+def configured_gammas(config):
     if config.decay == "power2":
         return [1 - 2.0 ** (-5 - h) for h in range(config.num_heads)]
     if config.decay == "linspace":
@@ -68,7 +83,7 @@ def retention_layer(x, weights, config):
     v = linear(x, weights, "v_proj").view(length, heads, value)
     g = linear(x, weights, "g_proj").view(length, heads, value)
     out = torch.zeros(length, heads, value, dtype=torch.float64)
-    for h, gamma in enumerate(gammas(config)):
+    for h, gamma in enumerate(gammas(config, weights.get("log_decay_raw"))):
         for n in range(length):
             query = rotated(q[n, h], n, config) / math.sqrt(key)
             if config.decay_norm:

@@ -392,14 +392,6 @@ def test_ratios_name_their_baseline():
     assert results[1]["speedup"] == {"sdpa": 3.0}
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_gpu_check_without_a_gpu():
-    command = ["bash", str(ROOT / "tools" / "gpu_check.sh")]
-    environment = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout.strip()) == (0, "skipped: no GPU"), done.stderr
-
-
 def test_twins_benchmark(tmp_path):
     command = [sys.executable, "benchmarks/twins.py", "--quick", "--pairs", "3"]
     done = subprocess.run(

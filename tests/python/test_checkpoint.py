@@ -2,6 +2,7 @@
 """Checkpoints and saved states: what comes back, what is refused, what a failed write leaves."""
 
 import json
+import math
 import os
 import pickle
 
@@ -121,10 +122,6 @@ BAD = {
         lambda f: edit_config(f, ffn_dim=11),
         r"layers.0.ffn.down_proj.weight must have shape \[12, 11\], got \[12, 10\]",
     ),
-    "integers": (
-        lambda f: edit_weights(f, lambda t: t.update({n: x.int() for n, x in t.items()})),
-        "weights must be floating point, got torch.int32",
-    ),
 }
 
 
@@ -134,6 +131,120 @@ def test_bad_checkpoint(damage, message, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         retnet.load(tmp_path)
     assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+QUANTISED = {
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "U16": torch.uint16,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+each_wrong_dtype = pytest.mark.parametrize("name, dtype", QUANTISED.items(), ids=QUANTISED)
+
+
+@each_wrong_dtype
+@pytest.mark.parametrize("key", ["embed_tokens.weight", "layers.1.ffn.up_proj.weight"])
+def test_other_dtypes_are_refused(name, dtype, key, tmp_path):
+    edit_weights(save_tiny(tmp_path), lambda t: t.update({key: t[key].to(dtype)}))
+    message = rf"{key} must be floating point \(F64, F32, F16 or BF16\), got {name}$"
+    with pytest.raises(ValueError, match=message):
+        retnet.load(tmp_path, dtype=torch.float32)
+
+
+@each_wrong_dtype
+def test_other_dtypes_are_not_written_and_not_made(name, dtype, tmp_path):
+    model = make_model()
+    state = {**model.state_dict(), "norm.weight": torch.ones(12).to(dtype)}
+    short = str(dtype).removeprefix("torch.")
+    message = rf"norm.weight must be floating point \(F64, F32, F16 or BF16\), got {short}$"
+    with pytest.raises(ValueError, match=message):
+        checkpoint.write(tmp_path, model.config, state)
+    assert names(tmp_path) == []
+    model.save(tmp_path)
+    message = f"dtype must be float64, float32, float16 or bfloat16, got {dtype}$"
+    with pytest.raises(ValueError, match=message):
+        retnet.load(tmp_path, dtype=dtype)
+
+
+def test_every_dtype_of_weights_is_read(tmp_path):
+    model = make_model(torch.float32)
+    mixed = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    state = {n: t.to(mixed[i % 4]) for i, (n, t) in enumerate(model.state_dict().items())}
+    checkpoint.write(tmp_path, model.config, state)
+    for name, tensor in retnet.load(tmp_path, dtype=torch.float64).state_dict().items():
+        assert torch.equal(tensor, state[name].double()), name
+
+
+# Checkpoints of older versions, whose learnable decay was ln gamma itself
+
+
+def save_old(folder, values=(-0.031, -1.5, -0.0002), **changes):
+    model = make_model(torch.float32, learnable_decay=True, decay=(-0.5, -0.1, 0.0), **changes)
+    model.save(folder)
+
+    def rename(tensors):
+        for name in [n for n in tensors if n.endswith("log_decay_raw")]:
+            del tensors[name]
+            tensors[name.removesuffix("_raw")] = torch.tensor(values)
+
+    edit_weights(folder, rename)
+    return model
+
+
+@pytest.mark.parametrize("values", [(-0.031, -1.5, -0.0002), (-torch.inf, 0.0, -3e38)], ids=str)
+def test_an_old_decay_is_read(values, tmp_path):
+    save_old(tmp_path / "old", values)
+    model = retnet.load(tmp_path / "old")
+    for layer in model.layers:
+        expected = torch.tensor(values)
+        if values[2] < -1e38:
+            expected[2] = -(2.0**-10) * math.exp(79.5)  # not an end
+        torch.testing.assert_close(layer.retention.log_decay, expected, rtol=1e-6, atol=0)
+    model.save(tmp_path / "new")
+    assert "layers.0.retention.log_decay_raw" in load_file(tmp_path / "new/model.safetensors")
+    assert "layers.0.retention.log_decay" not in load_file(tmp_path / "new/model.safetensors")
+    again = retnet.load(tmp_path / "new").state_dict()
+    assert all(torch.equal(tensor, again[n]) for n, tensor in model.state_dict().items())
+    checkpoint.write(tmp_path / "x", model.config, load_file(tmp_path / "old/model.safetensors"))
+    again = retnet.load(tmp_path / "x").state_dict()
+    assert all(torch.equal(tensor, again[n]) for n, tensor in model.state_dict().items())
+
+
+KEY = "layers.1.retention.log_decay"
+BAD_OLD = {
+    "above 0": (lambda t: t[KEY].fill_(1e-6), r"must lie in \[-inf, 0\], got 1e-06 in head 0$"),
+    "NaN": (lambda t: t[KEY].fill_(torch.nan), r"must lie in \[-inf, 0\], got nan in head 0$"),
+    "shape": (lambda t: t.update({KEY: torch.ones(4)}), r"must have shape \[3\], got \[4\]$"),
+    "dtype": (lambda t: t.update({KEY: -torch.ones(3).int()}), r"must be floating .* got I32$"),
+}
+
+
+@pytest.mark.parametrize("edit, message", BAD_OLD.values(), ids=BAD_OLD)
+def test_a_bad_old_decay_is_refused(edit, message, tmp_path):
+    save_old(tmp_path)
+    edit_weights(tmp_path, edit)
+    with pytest.raises(ValueError, match=f"model.safetensors: .*{KEY} {message}") as error:
+        retnet.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_both_decays_or_none_are_refused(tmp_path):
+    save_old(tmp_path)
+    edit_weights(tmp_path, lambda t: t.update({f"{KEY}_raw": torch.zeros(3)}))
+    with pytest.raises(ValueError, match=f"unexpected: {KEY} "):
+        retnet.load(tmp_path)
+    edit_weights(tmp_path, lambda t: (t.pop(KEY), t.pop(f"{KEY}_raw")))
+    with pytest.raises(ValueError, match=f"missing: {KEY}_raw$"):
+        retnet.load(tmp_path)
+    save_tiny(tmp_path / "fixed")
+    edit_weights(tmp_path / "fixed", lambda t: t.update({KEY: -torch.ones(3)}))
+    with pytest.raises(ValueError, match=f"unexpected: {KEY} "):
+        retnet.load(tmp_path / "fixed")
 
 
 def test_no_checkpoint(tmp_path):

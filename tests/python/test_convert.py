@@ -217,7 +217,19 @@ BAD = {
     ),
     "integers": (
         edited(lambda s: s.update({"layers.1.ffn.fc1.bias": torch.ones(10).int()})),
-        "layers.1.ffn.fc1.bias must be floating point, got torch.int32",
+        r"layers.1.ffn.fc1.bias must be floating point \(F64, F32, F16 or BF16\), got int32$",
+    ),
+    "quantised": (
+        edited(lambda s: s.update({n: t.to(torch.int8) for n, t in s.items()})),
+        r"embed_tokens.weight must be floating point \(F64, F32, F16 or BF16\), got int8$",
+    ),
+    "float8": (
+        edited(lambda s: s.update({n: t.to(torch.float8_e4m3fn) for n, t in s.items()})),
+        r"embed_tokens.weight must be floating point .* got float8_e4m3fn$",
+    ),
+    "complex decay": (
+        edited(lambda s: s.update({"retnet_rel_pos.decay": torch.ones(3).cfloat()})),
+        r"retnet_rel_pos.decay must be floating point .* got complex64$",
     ),
     "angle": (
         edited(lambda s: s["retnet_rel_pos.angle"].mul_(torch.arange(4))),

@@ -124,6 +124,10 @@ def test_same_text(options):
         same(other.generate(prompts, max_new_tokens=20, **options), texts)
     with pytest.raises(ValueError, match="generate: max_new_tokens must be >= 0, got -1"):
         other.generate(ids, max_new_tokens=-1)
+    with torch.no_grad():
+        other.norm.weight[0] = float("nan")
+    with pytest.raises(ValueError, match="generate: logits must be finite, got nan for prompt 0"):
+        other.generate(ids, max_new_tokens=3, **options)
 
 
 @torch.no_grad()
@@ -142,6 +146,32 @@ def test_logits_of_the_last_token_only():
         )
         with pytest.raises(ValueError, match="only one of labels, targets and last_only"):
             module(ids, labels=ids, last_only=True)
+        assert module(ids[:0], last_only=True).logits.shape == (0, 1, 13)
+        with pytest.raises(ValueError, match=r"T >= 1 tokens with last_only, got \[2, 0\]"):
+            module(ids[:, :0], last_only=True)
+        for cuts, sequence in (([0, 0, 4, 7], 0), ([0, 3, 3, 7], 1), ([0, 3, 7, 7], 2)):
+            empty = torch.tensor(cuts, dtype=torch.int32)
+            with pytest.raises(
+                ValueError, match=f"no empty .* got sequence {sequence} of length 0"
+            ):
+                module(ids[:1], cu_seqlens=empty, last_only=True)
+
+
+@pytest.mark.parametrize("kind", ["C++", "Python"])
+@pytest.mark.parametrize("shape", [(2, 0), (0, 5), (0, 0), "packed"], ids=str)
+def test_the_loss_without_a_token(kind, shape):
+    """NaN, or as a sum 0, with gradients of 0, as F.cross_entropy; labels are targets here."""
+    model = make_model() if kind == "Python" else twin_of(make_model())
+    packed = torch.zeros(3, dtype=torch.int32) if shape == "packed" else None
+    ids = torch.zeros((1, 0) if shape == "packed" else shape, dtype=torch.int64)
+    for scored in ("labels", "targets"):
+        output = model(ids, cu_seqlens=packed, **{scored: ids})
+        assert (
+            output.loss.isnan() and output.state.positions.eq(0 if 0 in ids.shape[1:] else 5).all()
+        )
+        assert model(ids, cu_seqlens=packed, **{scored: ids}, reduction="sum").loss == 0
+        output.loss.backward()
+        assert not any(p.grad is not None and p.grad.any() for p in model.parameters())
 
 
 def test_packed():
@@ -283,12 +313,14 @@ def test_to_apply_and_modes():
     model.apply(lambda module: seen.append(type(module).__name__))
     assert seen[-1] == "RetNetForCausalLM" and len(seen) > 10
     learnable = cpp.RetNetForCausalLM(make_config(learnable_decay=True)).to(torch.bfloat16)
-    assert {p.dtype for n, p in learnable.named_parameters() if "log_decay" in n} == {torch.float32}
+    assert {p.dtype for n, p in learnable.named_parameters() if "log_decay_raw" in n} == {
+        torch.float32
+    }
     for module in (learnable, learnable.get_submodule("layers")):
         learnable.zero_grad()
         learnable(ids, labels=ids).loss.backward()
         module.double()
-        decay = learnable.get_parameter("layers.0.retention.log_decay")
+        decay = learnable.get_parameter("layers.0.retention.log_decay_raw")
         assert decay.dtype == decay.grad.dtype == torch.float32
         learnable.bfloat16()
     with torch.no_grad():
@@ -419,6 +451,60 @@ def test_checkpointed_layers(kind, autocast):
     torch.testing.assert_close(gradients_of[1], gradients_of[0], rtol=1e-5, atol=1e-6)
     assert all(grad is not None and grad.any() for grad in gradients_of[1].values())
     assert kept[1] < 0.5 * kept[0]
+
+
+IN_PLACE = {
+    "state": lambda model, state, bounds: state.retention.mul_(2),
+    "state of a layer": lambda model, state, bounds: state.retention[1].mul_(2),
+    "weight": lambda model, *_: model.get_parameter("layers.0.ffn.up_proj.weight").mul_(2),
+    "bias of a norm": lambda model, *_: model.get_parameter("layers.1.ffn_norm.bias").mul_(2),
+    # Each call makes its tokens' positions of these anew.
+    "positions": lambda model, state, bounds: state.positions.add_(1),
+    "cu_seqlens": lambda model, state, bounds: bounds.sub_(1).clamp_(min=0),
+}
+
+
+@pytest.mark.parametrize("kind", ["C++", "Python"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("form", ["chunkwise", "parallel", "recurrent"])
+@pytest.mark.parametrize("changed", IN_PLACE)
+def test_a_change_in_place_is_seen_by_checkpointed_layers(kind, packed, form, changed):
+    """It raises as without, or does as little harm."""
+    if changed == "cu_seqlens" and not packed:
+        pytest.skip("no cu_seqlens")
+    found = []
+    for on in (False, True):
+        model = make_model() if kind == "Python" else twin_of(make_model())
+        model.checkpoint_layers = on
+        torch.manual_seed(2)
+        retention = torch.randn(2, 2, 3, 4, 6, dtype=torch.float64)
+        state = RetNetState(retention, torch.tensor([4, 7]))
+        bounds = torch.tensor([0, 4, 9], dtype=torch.int32) if packed else None
+        ids = random_ids(*((1, 9) if packed else (2, 5)))
+        loss = model(ids, state=state, cu_seqlens=bounds, labels=ids, form=form).loss
+        with torch.no_grad():
+            IN_PLACE[changed](model, state, bounds)
+        if changed == "positions":
+            loss.backward()
+            found.append(gradients(model))
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                loss.backward()
+    if found:
+        close(found[1], found[0])
+
+
+def test_positions_handed_to_a_checkpointed_layer_may_not_change():
+    for on in (False, True):
+        model, found, ids = make_model(), [], random_ids(2, 5)
+        model.checkpoint_layers = on
+        model.layers[0].register_forward_pre_hook(
+            lambda layer, args, call, found=found: found.append(call["positions"]), with_kwargs=True
+        )
+        loss = model(ids, labels=ids).loss
+        found[0].add_(1)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
 
 
 def test_checkpointed_layers_of_a_frozen_model():

@@ -92,6 +92,26 @@ def test_cpp_reads_what_convert_wrote(tmp_path):
     check_results(tmp_path / "new", model, random_ids(2, 9))
 
 
+@torch.no_grad()
+def test_both_convert_a_decay_of_older_versions_alike(tmp_path):
+    """To the same bits: values, those of the configuration, both ends and next to them."""
+    values = torch.tensor([-0.031, -3.7, -1e-4, -0.5, -torch.inf, 0.0, -3e38, -1e-45])
+    changes = {"learnable_decay": True, "num_heads": 8, "decay": (-0.5,) * 7 + (0.0,)}
+    model = RetNetForCausalLM(make_config(**changes))
+    model.save(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    for name in [name for name in weights if name.endswith("log_decay_raw")]:
+        del weights[name]
+        weights[name.removesuffix("_raw")] = values
+    save_file(weights, tmp_path / "model.safetensors")
+    converted = retnet.load(tmp_path)
+    write_inputs(tmp_path, converted, random_ids(2, 9))
+    exchange([tmp_path])
+    for name, tensor in retnet.load(tmp_path / "cpp").state_dict().items():
+        assert torch.equal(tensor, converted.state_dict()[name]), name
+    check_results(tmp_path, converted, random_ids(2, 9))
+
+
 @each_case
 @torch.no_grad()
 def test_python_reads_what_cpp_wrote(folders, name, dtype):

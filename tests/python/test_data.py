@@ -77,7 +77,7 @@ def test_tokenizer_file(tokenizer_file, tmp_path):
     document = plain.read(tmp_path / "text")
     assert plain.vocab_size == 7 and document.ids.tolist() == [3, 4, 5, 6]
     assert document.predicted_bytes == len(" sah den Käfer".encode())
-    assert plain.encode("der Käfer") == [2, 6]
+    assert plain.encode_prompt("der Käfer") == [2, 6]
     decode = plain.decoder()
     assert "".join(map(decode, [2, 6])) == "der Käfer"
     # With a token before the text, all of the text is predicted.
@@ -107,7 +107,7 @@ def test_pairs_of_bytes(tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     ours = FileTokenizer(tmp_path / "tokenizer.json")
     text = "the cät 𝄞 sat"
-    ids = ours.encode(text)
+    ids = ours.encode_prompt(text)
     assert ours.vocab_size == 260 and len(ids) < len(text.encode())
     decode = ours.decoder()
     pieces = [decode(token) for token in ids]

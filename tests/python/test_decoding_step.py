@@ -3,6 +3,7 @@
 takes a graph's place: what only a GPU shows is in test_gpu_step.py."""
 
 import logging
+from itertools import islice
 
 import pytest
 import torch
@@ -13,9 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 import retnet.cpp
 from cases_nn import each_variant, make_config, make_model, random_ids
-from retnet import _decoding_step
+from retnet import _decoding_step, generation
 from retnet._decoding_step import WARM_UP, DecodingStep, graph_refusal
-from retnet.generation import generate
+from retnet.generation import generate, stream
 from retnet.nn import RetNetForCausalLM
 
 CPU = torch.device("cpu")
@@ -163,6 +164,15 @@ def test_reading_would_show():
     model = make_model()
     stops = {"max_new_tokens": 3, "stop_tokens": [1]}
     assert operators(lambda: generate(model, random_ids(1, 4), **stops)) & READS
+
+
+def test_checks_of_the_logits_read_and_steps_between_do_not(monkeypatch):
+    """Where reading would wait, as on CUDA."""
+    monkeypatch.setattr(generation, "_is_synchronous", lambda device: False)
+    tokens = stream(make_model(), random_ids(1, 4), max_new_tokens=9, **GREEDY)
+    assert operators(lambda: next(tokens)) & READS
+    assert not operators(lambda: list(islice(tokens, 7))) & READS
+    assert operators(lambda: list(tokens)) & READS
 
 
 class Devices(TorchDispatchMode):

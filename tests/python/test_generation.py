@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """retnet.generation: greedy and drawn text, stop tokens, prompts of unequal length, errors."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from cases_nn import make_model, random_ids
+from retnet import generation
 from retnet.generation import generate, stream
 
 GREEDY = {"temperature": 0}
@@ -89,6 +91,76 @@ def test_a_text_ends_with_its_first_stop_token():
     assert len(again[0]) > len(texts[0])
     drawn = list(stream(model, prompts, max_new_tokens=30, **GREEDY, stop_tokens=range(13)))
     assert len(drawn) == 1 and drawn[0].shape == (3, 1)
+
+
+# Logits that are not finite
+
+
+def model_with_logits(change):
+    """A model whose logits [.., vocab] of each call `change(logits, calls before)` replaces."""
+    model, calls = make_model(), itertools.count()
+    model.lm_head.register_forward_hook(lambda *args: change(args[2].clone(), next(calls)))
+    return model
+
+
+def set_logit(value, token=slice(None), first=0):
+    """Changes one logit, or all, from the call `first` on."""
+
+    def change(logits, call):
+        if call >= first:
+            logits[..., token] = value
+        return logits
+
+    return change
+
+
+NOT_FINITE = {
+    "nan": (set_logit(math.nan, 3), "nan"),
+    "all nan": (set_logit(math.nan), "nan"),
+    "inf": (set_logit(math.inf, 3), "inf"),
+    "all -inf": (set_logit(-math.inf), "-inf"),
+    "later": (set_logit(math.nan, 3, first=4), "nan"),
+}
+WAYS = {"greedy": GREEDY, "drawn": {"seed": 0}, "top_k": {"top_k": 3}, "top_p": {"top_p": 0.5},
+        "stop": {"stop_tokens": [99]}}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("change, value", NOT_FINITE.values(), ids=NOT_FINITE)
+def test_logits_that_are_not_finite(change, value, way):
+    message = f"^generate: logits must be finite, got {value} for prompt 0; the weights may hold"
+    with pytest.raises(ValueError, match=message):
+        generate(model_with_logits(change), random_ids(2, 3), max_new_tokens=6, **way)
+
+
+def test_the_prompt_is_named():
+    model = make_model()
+    with torch.no_grad():
+        model.embed_tokens.weight[5] = math.nan
+    prompts = torch.tensor([[1, 2, 3], [4, 6, 7], [1, 5, 2]])
+    with pytest.raises(ValueError, match="got nan for prompt 2"):
+        generate(model, prompts, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_token_may_be_banned(way):
+    model = model_with_logits(set_logit(-math.inf, slice(3, 12)))
+    text = generate(model, random_ids(1, 3), max_new_tokens=30, **way)[0]
+    assert set(text[3:].tolist()) <= {0, 1, 2, 12}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("first, given", [(0, 0), (1, 64), (70, 128), (129, 140)])
+def test_checks_that_would_wait_come_seldom(first, given, way, monkeypatch):
+    """As on CUDA: the first step and every 64th is checked at once, the others by then."""
+    monkeypatch.setattr(generation, "_is_synchronous", lambda device: False)
+    if "stop_tokens" in way:
+        given = first  # those wait at every step anyway
+    model = model_with_logits(set_logit(math.nan, 3, first))
+    tokens = stream(model, random_ids(1, 3), max_new_tokens=140, **way)
+    assert len(list(itertools.islice(tokens, given))) == given
+    with pytest.raises(ValueError, match="logits must be finite, got nan for prompt 0"):
+        next(tokens)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 """What only a GPU shows of decoding: the step's kernel on the shapes of models, and `generate` by a
 CUDA graph. Skipped where there is none. What every operator does on a GPU is in test_gpu.py."""
 
+import itertools
+import math
+
 import pytest
 import torch
 
@@ -207,6 +210,29 @@ def test_generate_of_cpp(gpu):
         generate(twin, prompts, max_new_tokens=40, temperature=0),
     ):
         assert all(map(torch.equal, texts, expected))
+
+
+@pytest.mark.not_poisoned
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 0}, {"top_p": 0.5}])
+def test_logits_that_are_not_finite(options, gpu):
+    """An error of one call, after which the device is as usable as before."""
+    model = gpu_model(gpu)
+    twin = retnet.cpp.RetNetForCausalLM(model.config, device=gpu, dtype=HALF)
+    twin.load_state_dict(model.state_dict())
+    prompts = random_ids(2, 5).to(gpu)
+    for bad in (model, twin):
+        with torch.no_grad():
+            bad.norm.weight[0] = math.nan
+        with pytest.raises(ValueError, match="logits must be finite, got nan for prompt 0"):
+            generate(bad, prompts, max_new_tokens=3, **options)
+    with pytest.raises(ValueError, match="logits must be finite, got nan for prompt 0"):
+        twin.generate(prompts, max_new_tokens=3, **options)
+    later, calls = gpu_model(gpu), itertools.count()
+    hook = lambda *args: args[2] * (math.nan if next(calls) > 2 else 1.0)  # noqa: E731
+    later.lm_head.register_forward_hook(hook)
+    with pytest.raises(ValueError, match="logits must be finite"):
+        generate(later, prompts, max_new_tokens=9, **options)
+    assert len(generate(gpu_model(gpu), prompts, max_new_tokens=3, **options)) == 2
 
 
 @pytest.mark.not_poisoned

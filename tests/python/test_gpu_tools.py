@@ -74,7 +74,7 @@ def test_what_is_imported():
     assert missing == set()
 
 
-@pytest.mark.parametrize("name", ["hypothesis", "tomli-w"])
+@pytest.mark.parametrize("name", ["hypothesis", "pytest-xdist", "tomli-w"])
 def test_what_the_wheels_require(name):
     """They are installed without their requirements."""
     assert {canonicalize_name(x) for x in needed(name)} <= there()

@@ -2,14 +2,21 @@
 """The Linear layers that call retnet.ops.linear, in Python and in C++: where they do, and so that
 hooks, subclasses and replaced modules count."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
+from torch.ao.quantization import quantize_dynamic
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import retnet.cpp
 from cases_nn import make_model, random_ids
+from retnet import RetNetConfig
+from retnet.generation import generate
+from retnet.nn import RetNetForCausalLM
 from retnet.nn.linear import Linear
 from retnet.nn.linear import linear as plain_linear
 from retnet.ops import linear
@@ -195,3 +202,31 @@ def test_what_torchs_linear_takes_too(onednn):
             torch.testing.assert_close(mine, module(part), rtol=1e-4, atol=1e-4)
     weight = layer.weight[0]
     assert torch.equal(plain_linear(parts[1], weight), F.linear(parts[1], weight))
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@parametrize(
+    ("dtype", "bound"), [(torch.qint8, 0.08), (torch.float16, 1e-3)], ids=["int8", "float16"]
+)
+@parametrize("tied", [False, True])
+def test_quantize_dynamic_converts_every_layer(tied, dtype, bound):
+    """Once they have torch's class, as the guide says; the model then decodes too."""
+    torch.manual_seed(0)
+    model = RetNetForCausalLM(replace(RetNetConfig.preset("tiny"), tie_embeddings=tied)).eval()
+    ids = torch.randint(256, (2, 40))
+    with torch.no_grad():
+        expected = model(ids).logits
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    assert len(layers) == 22 - tied
+    for layer in layers:
+        assert type(layer) is Linear
+        layer.__class__ = nn.Linear
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, expected)
+    quantized = quantize_dynamic(model, {nn.Linear}, dtype=dtype)
+    assert sum(isinstance(m, QuantizedLinear) for m in quantized.modules()) == len(layers)
+    with torch.no_grad():
+        error = quantized(ids).logits - expected
+    assert 0 < error.norm() < bound * expected.norm()
+    (tokens,) = generate(quantized, [ids[0, :4]], max_new_tokens=5, temperature=0)
+    assert len(tokens) == 9

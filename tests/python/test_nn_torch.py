@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+import retnet.nn
 from cases_nn import close, make_config, make_model, random_ids
 from retnet.nn import RetNetForCausalLM
 
@@ -28,19 +29,20 @@ def test_casts_leave_decay_and_frequencies_alone(learnable, dtype):
         assert torch.equal(retention.log_decay, config.log_decay())
         assert torch.equal(retention.frequencies, config.rotary_frequencies())
         if learnable:
-            assert retention.log_decay.grad.dtype == torch.float32
+            raw = retention.log_decay_raw
+            assert raw.dtype == raw.grad.dtype == torch.float32
     assert list(model.parameters())
     assert model(random_ids(1, 4)).logits.dtype == dtype
 
 
 def test_cast_keeps_a_trained_decay():
     model = RetNetForCausalLM(make_config(learnable_decay=True))
-    decay = model.layers[0].retention.log_decay
+    raw = model.layers[0].retention.log_decay_raw
     with torch.no_grad():
-        decay.fill_(-0.123456789)
+        raw.fill_(0.123456789)
     model.bfloat16()
-    assert model.layers[0].retention.log_decay is decay
-    assert decay[0].item() == torch.tensor(-0.123456789).item()
+    assert model.layers[0].retention.log_decay_raw is raw
+    assert raw[0].item() == torch.tensor(0.123456789).item()
 
 
 def test_decay_norm_stays_exact_late_in_bfloat16():
@@ -130,6 +132,43 @@ def test_compiled_decoding_step():
             output = compiled(ids[:, t : t + 1], state)
             close(output.logits[:, 0], whole.logits[:, t], 1e-4)
     assert state.positions.tolist() == [5, 5] and len(graphs) == 1
+
+
+@pytest.mark.not_poisoned
+def test_compiled_logits_of_an_empty_sequence_are_nan():
+    """Traced code cannot look at bounds and raise; those of the others are right."""
+    model, ids = make_model(torch.float32, num_layers=1), random_ids(1, 9)
+    compiled, _ = compile_and_count(
+        lambda ids, bounds: model(ids, cu_seqlens=bounds, last_only=True).logits, dynamic=None
+    )
+    for bounds in ([0, 0, 4, 9], [0, 4, 4, 9], [0, 4, 9, 9]):
+        bounds = torch.tensor(bounds, dtype=torch.int32)
+        logits, filled = compiled(ids, bounds)[0], bounds.diff() > 0
+        expected = model(ids, cu_seqlens=bounds).logits[0, bounds[1:][filled].long() - 1]
+        close(logits[filled], expected, 1e-5)
+        assert logits[~filled].isnan().all()
+        model.zero_grad()
+        logits[filled].sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.not_poisoned
+@pytest.mark.parametrize("hooked", ["weight", "head"])
+def test_compiled_loss_in_chunks_with_hooks(hooked, monkeypatch):
+    monkeypatch.setattr(retnet.nn.loss, "_LOGITS", 0)
+    monkeypatch.setattr(retnet.nn.loss, "_TOKENS", 6)
+    ids, found = random_ids(2, 9), []
+    for compile in (False, True):
+        model, seen = make_model(torch.float32, num_layers=1), []
+        if hooked == "weight":
+            model.lm_head.weight.register_hook(lambda g, seen=seen: seen.append(g) or g * 2)
+        else:
+            model.lm_head.register_forward_hook(lambda module, args, out: out / len(args[0][0]))
+        step = lambda ids, model=model: model(ids, labels=ids).loss  # noqa: E731
+        loss = (compile_and_count(step, dynamic=None)[0] if compile else step)(ids)
+        loss.backward()
+        found.append([loss, [p.grad for p in model.parameters()], seen])
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
 
 
 # torch.export

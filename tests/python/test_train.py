@@ -11,8 +11,10 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+import cases_train
 import retnet
 from cases_train import DOCUMENTS, TEXT, full_disk, make_byte_model, make_trainer
 from retnet.settings import Settings
@@ -229,6 +231,34 @@ def test_a_full_disk_leaves_a_run_to_resume(limit, tmp_path):
     assert second.steps == 2 and run(second, 4) == losses[2:]
 
 
+def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
+    """There a learnable decay was ln gamma, and Adam's moments were those of its gradients."""
+    monkeypatch.setitem(cases_train.MODEL, "learnable_decay", True)
+    key, parameter = "layers.0.retention.log_decay", "layers.0.retention.log_decay_raw"
+    first = make_trainer(tmp_path)
+    run(first, 3)
+    first.save()
+    for version, kept in ((2, True), (1, False)):
+        if version == 1:
+            weights = load_file(tmp_path / "model.safetensors")
+            weights[key] = first.model.layers[0].retention.log_decay.detach()
+            del weights[parameter]
+            save_file(weights, tmp_path / "model.safetensors", {"step": "3"})
+            damage(tmp_path / "training-3.pt", lambda data: data.update(format_version=1))
+        second = make_trainer(tmp_path)
+        second.load()
+        raw = second.model.get_parameter(parameter)
+        torch.testing.assert_close(raw, first.model.get_parameter(parameter), rtol=0, atol=1e-6)
+        assert (raw in second.optimizer.state) == kept
+        others = [p for p in second.model.parameters() if p is not raw]
+        assert all(len(second.optimizer.state[p]) == 3 for p in others)
+        before = raw.detach().clone()
+        run(second, 2)
+        assert 0 < (raw - before).abs().max() < 0.1
+    second.save()
+    assert parameter in load_file(tmp_path / "model.safetensors")
+
+
 def damage(path, edit):
     data = torch.load(path, weights_only=True)
     edit(data)
@@ -246,9 +276,9 @@ BAD = {
     "code": (lambda p: p.write_bytes(pickle.dumps(Evil(), 2)), {}, "must be a whole train"),
     "foreign": (lambda p: torch.save({"a": 1}, p), {}, "must be a training state of retnet"),
     "newer": (
-        lambda p: damage(p, lambda data: data.update(format_version=2)),
+        lambda p: damage(p, lambda data: data.update(format_version=3)),
         {},
-        "format_version must be <= 1, got 2",
+        "format_version must be <= 2, got 3",
     ),
     "no optimizer": (
         lambda p: damage(p, lambda data: data.pop("optimizer")),

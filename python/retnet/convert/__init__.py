@@ -79,8 +79,9 @@ def convert(
         FileNotFoundError: there is no source, or it lacks a file.
         FileExistsError: target holds a model, or foreign files of these names.
         ValueError: a corrupt, truncated or foreign source, an unsupported variant of a known one,
-            a configuration that contradicts tensors or arguments, or arguments that are missing;
-            the message names the file, and lists what to give.
+            tensors of another dtype than float64, float32, float16 and bfloat16 (a quantised
+            model), a configuration that contradicts tensors or arguments, or arguments that are
+            missing; the message names the file, and lists what to give.
         OSError: target could not be written.
     """
     source, target = Path(source), Path(target)
@@ -95,12 +96,11 @@ def convert(
         "num_heads": num_heads,
     }
     found = read(source, options)
-    translate = (
-        _fla.translate if _project(found) == "flash-linear-attention" else _torchscale.translate
-    )
+    project = _project(found)
+    found.check_dtypes()
+    translate = _fla.translate if project == "flash-linear-attention" else _torchscale.translate
     model = translate(found)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.tensors.items()}
-    checkpoint.check_shapes(source, model.config, shapes)
+    checkpoint.check_weights(source, model.config, checkpoint.kinds_of(model.tensors))
     checkpoint.write(target, model.config, model.tensors, {"converted_from": model.origin})
     tokenizer = source / _TOKENIZER
     if tokenizer.is_file():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from retnet._files import open_tensors
+from retnet._files import WEIGHT_DTYPES, dtype_name, open_tensors, wrong_dtype
 from retnet.config import RetNetConfig
 
 __all__ = ["Source", "Translation", "read", "shorten"]
@@ -67,6 +67,12 @@ class Source:
         if len(shape) <= axis:
             raise self.error(f"{name} must have {axis + 1} dimensions, got shape {list(shape)}")
         return shape[axis]
+
+    def check_dtypes(self) -> None:
+        """Raises where a tensor is not of a dtype that weights may have."""
+        for name, tensor in self.tensors.items():
+            if tensor.dtype not in WEIGHT_DTYPES.values():
+                raise self.error(wrong_dtype(name, dtype_name(tensor.dtype)))
 
     def agree(self, facts: Mapping[str, object]) -> None:
         """Raises where a setting, by its name, is not what the tensors show. None says nothing."""
@@ -126,7 +132,7 @@ class Source:
             layer: the same inside `layers.N`.
 
         Raises:
-            ValueError: a name in neither table, two for one of ours, or a tensor of integers.
+            ValueError: a name in neither table, or two for one of ours.
         """
         result: dict[str, Tensor] = {}
         unknown = []
@@ -138,8 +144,6 @@ class Source:
             if ours is None or leaf not in ("weight", "bias") or new in result:
                 unknown.append(name)
                 continue
-            if not tensor.is_floating_point():
-                raise self.error(f"{name} must be floating point, got {tensor.dtype}")
             result[new] = tensor
         if unknown:
             raise self.error(f"must hold the tensors of a RetNet only, got {shorten(unknown)}")

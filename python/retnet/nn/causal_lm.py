@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.utils._pytree import _register_namedtuple
 
@@ -117,8 +119,8 @@ class RetNetForCausalLM(RetNet):
     ) -> CausalLMOutput:
         """Runs the model over a block of tokens, to logits or to a loss.
 
-        The loss is `linear_cross_entropy`'s: not all logits exist at once, and each comes from a
-        call of `lm_head`.
+        The loss is `linear_cross_entropy`'s: not all logits exist at once, unless `lm_head` has
+        module hooks.
 
         Args:
             input_ids: [B, T] int64 or int32.
@@ -130,19 +132,19 @@ class RetNetForCausalLM(RetNet):
             inplace: a step of decoding (T = 1 with a state, grad mode off) overwrites `state`
                 instead of a copy. Other calls leave `state` alone in any case.
             last_only: the logits of the last token of each sequence alone, [B, 1, vocab], packed
-                [1, N, vocab]: all that decoding needs. Not with labels or targets; no sequence may
-                be empty.
+                [1, N, vocab]: all that decoding needs. Not with labels or targets. No sequence may
+                be empty: bounds on a CPU are checked, elsewhere and compiled its logits are NaN.
             targets: [B, T] int64, in place of labels: position t is scored against targets[t], so
                 that the last one counts too; -100 is ignored.
             reduction: of the loss: "mean" over the targets that are not ignored, or "sum".
 
         Returns:
-            Logits, or with labels or targets the loss (a mean without a target is NaN, as in
-            torch); and the state.
+            Logits, or with labels or targets the loss (without a target, as with T = 0, a mean is
+            NaN and a sum 0, as in torch); and the state.
 
         Raises:
             ValueError: input_ids, labels, targets or state of a wrong shape, labels or targets of
-                another dtype, or two of labels, targets and last_only.
+                another dtype, two of labels, targets and last_only, or last_only without a token.
         """
         if (labels is not None) + (targets is not None) + last_only > 1:
             raise ValueError(
@@ -162,11 +164,37 @@ class RetNetForCausalLM(RetNet):
                 hidden, head, targets, self.config.vocab_size, reduction=reduction
             )
             return CausalLMOutput(None, loss, state)
+        empty = None
         if last_only:
-            hidden = hidden[:, -1:] if cu_seqlens is None else hidden[:, cu_seqlens[1:].long() - 1]
+            hidden, empty = _last_tokens(hidden, cu_seqlens)
         if self.lm_head is None:
-            return CausalLMOutput(linear(hidden, self.embed_tokens.weight), None, state)
-        return CausalLMOutput(self.lm_head(hidden), None, state)
+            logits = linear(hidden, self.embed_tokens.weight)
+        else:
+            logits = self.lm_head(hidden)
+        if empty is not None:
+            logits = logits.masked_fill(empty[:, None], math.nan)
+        return CausalLMOutput(logits, None, state)
+
+
+def _last_tokens(hidden: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The last token of each sequence, and which of N have none, where that cannot be looked up."""
+    if hidden.shape[1] == 0:
+        raise ValueError(
+            "RetNetForCausalLM: input_ids must have T >= 1 tokens with last_only, got "
+            f"{list(hidden.shape[:2])}"
+        )
+    if cu_seqlens is None:
+        return hidden[:, -1:], None
+    last, empty = cu_seqlens[1:].long() - 1, cu_seqlens.diff() == 0
+    # On another device to look would wait for it, and while tracing there is nothing to see.
+    if cu_seqlens.device.type != "cpu" or type(empty) is not Tensor or is_compiling():
+        return hidden[:, last.clamp(min=0)], empty
+    if empty.any():
+        raise ValueError(
+            "RetNetForCausalLM: cu_seqlens must have no empty sequence with last_only, got "
+            f"sequence {empty.nonzero()[0].item()} of length 0"
+        )
+    return hidden[:, last], None
 
 
 def _next_tokens(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
@@ -175,4 +203,4 @@ def _next_tokens(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
         starts = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
         starts = starts.index_fill(0, cu_seqlens.long(), True)
         labels = labels.masked_fill(starts[:-1], IGNORE_INDEX)
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    return F.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]

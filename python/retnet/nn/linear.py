@@ -22,6 +22,9 @@ class Linear(nn.Linear):
     128 rows and more, unless compiled. A program exported by torch.export holds torch's linear;
     with strict=True, which traces as torch.compile does, what the example inputs take. Exported
     with grad mode on it is torch's in both, for any batch.
+
+    Tools that look for the type `nn.Linear` itself pass this subclass by, torch's
+    `quantize_dynamic` among them: set `__class__` to `nn.Linear` before (the guide has an example).
     """
 
     def forward(self, x: Tensor) -> Tensor:

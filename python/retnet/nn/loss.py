@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
 from retnet.nn.linear import Linear, linear
@@ -23,6 +24,12 @@ Reduction = Literal["mean", "sum"]
 # The logits of a chunk, and its tokens at least. csrc/nn/linear_cross_entropy.cpp has them too.
 _LOGITS = 2**25
 _TOKENS = 1024
+# What a linear layer computes, by its class's forward. As that was at import: one that somebody
+# replaces later is another module's.
+_PRODUCTS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    nn.Linear.forward: F.linear,
+    Linear.forward: linear,
+}
 
 
 def linear_cross_entropy(
@@ -36,15 +43,22 @@ def linear_cross_entropy(
     """`F.cross_entropy(head(hidden), targets)` without all logits at once.
 
     The time axis is cut into equal chunks of B n <= max(1024, 2^25 / vocab_size) tokens, n >= 1.
-    Each chunk's logits come from a call of `head`, and are gone before the next chunk's.
+    Each chunk's logits are gone before the next chunk's. Where one chunk holds everything, this is
+    `F.cross_entropy` itself. Otherwise it depends on `head`:
 
-    Where one chunk holds everything, this is `F.cross_entropy` itself. Otherwise, with grad mode
-    on, a plain `head`, which is a weight or an `nn.Linear`, torch's or retnet's, without hooks (no
-    other subclass, nor one of Tensor), has its gradients computed chunk by chunk in the forward
-    pass: no logit is computed twice, and the gradient of a chunk's logits takes their memory. The
-    gradients of its parameters are summed in float32 or wider, and differentiating them again
-    raises. Any other module, and any under `torch.compile`, is called a second time for each chunk
-    in the backward pass (activation checkpointing), hooks included.
+    - A weight, or a linear layer (torch's, retnet's, or a subclass that inherits their forward)
+      without module hooks: with grad mode on, the gradients are computed chunk by chunk in the
+      forward pass. No logit is computed twice, and the gradient of a chunk's logits takes their
+      memory. The gradients of weight and bias are summed in float32 or wider. Differentiating them
+      again raises. A parametrized weight is computed once.
+    - A module with module hooks, in itself or in a part of it, or under hooks on all modules, is
+      called once, with all of `hidden`: each hook sees what it would see without chunks, and all
+      logits exist at once. This leaves out the hooks of FSDP2 where `head` is a unit of its own.
+    - Any other module, and any tensor subclass, is called for each chunk, and again in the backward
+      pass (activation checkpointing). So are all heads without hooks under `torch.compile`.
+
+    In all of them the hooks of weights and of `hidden` (gradient hooks, post-accumulate hooks,
+    `retain_grad`) run once, in the backward pass, on the whole gradient.
 
     Args:
         hidden: [B, T, d].
@@ -69,14 +83,18 @@ def linear_cross_entropy(
         raise ValueError(
             f'linear_cross_entropy: reduction must be "mean" or "sum", got {reduction!r}'
         )
-    call = partial(linear, weight=head) if isinstance(head, Tensor) else head
-    chunks = _chunks(hidden, targets, vocab_size)
+    call, product, tensors = _parts(head)
+    if product is None and _must_be_whole(head):
+        chunks = [(hidden, targets)]
+    else:
+        chunks = _chunks(hidden, targets, vocab_size)
     if len(chunks) == 1 or not torch.is_grad_enabled():
         loss = _total([_nats(call, *chunk) for chunk in chunks])
-    elif _is_plain(head):
-        loss = _WithGradients.apply(hidden, targets, call, vocab_size, *_learning(head))
+    elif product is not None and _are_plain(tensors):
+        loss = _WithGradients.apply(hidden, targets, vocab_size, product, *tensors)
     else:
-        loss = _total([checkpoint(_nats, call, *c, use_reentrant=False) for c in chunks])
+        # The head's tensors too, for autograd to see what changes them before the second call.
+        loss = _total([checkpoint(_nats, call, *c, *tensors, use_reentrant=False) for c in chunks])
     if reduction == "sum":
         return loss
     count = (targets != IGNORE_INDEX).sum()
@@ -98,11 +116,15 @@ def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> list[tuple[Tens
     batch, length = targets.shape
     longest = max(max(_TOKENS, _LOGITS // vocab_size) // max(batch, 1), 1)
     count = max(-(-length // longest), 1)
-    step = max(-(-length // count), 1)
+    if count == 1:
+        return [(hidden, targets)]
+    step = -(-length // count)
     return list(zip(hidden.split(step, 1), targets.split(step, 1), strict=True))
 
 
-def _nats(call: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor) -> Tensor:
+def _nats(
+    call: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *_: Tensor | None
+) -> Tensor:
     """The summed loss of a chunk."""
     logits = call(hidden).flatten(0, 1)
     if logits.dtype != torch.float64:
@@ -117,47 +139,85 @@ def _total(losses: list[Tensor]) -> Tensor:
     return total
 
 
-def _is_plain(head: nn.Module | Tensor) -> bool:
-    """Whether the gradients of a call are those of hidden and `_learning(head)` and no others."""
-    if torch.compiler.is_compiling():
-        return False
+def _parts(
+    head: nn.Module | Tensor,
+) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor] | None, list[Tensor | None]]:
+    """What gives logits, and how: `product(x, weight, bias)` of the two tensors, or else None and
+    the tensors that it is known to take."""
     if isinstance(head, Tensor):
-        return type(head) in (Tensor, nn.Parameter)
-    return (
-        type(head) in (nn.Linear, Linear)
-        and "forward" not in vars(head)
-        and not (head._forward_hooks or head._forward_pre_hooks)
-        and not (head._backward_hooks or head._backward_pre_hooks)
-        and not _has_any_global_hook()
-        and all(x is None or type(x) in (Tensor, nn.Parameter) for x in (head.weight, head.bias))
+        return partial(linear, weight=head), linear, [head, None]
+    if (
+        torch.compiler.is_compiling()
+        or not isinstance(head, nn.Linear)
+        or type(head).forward not in _PRODUCTS
+        or "forward" in vars(head)
+        or _hooks(head)
+        or _has_any_global_hook()
+    ):
+        return head, None, list(head.parameters())
+    product, weight, bias = _PRODUCTS[type(head).forward], head.weight, head.bias
+    return partial(product, weight=weight, bias=bias), product, [weight, bias]
+
+
+def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    kinds = (
+        module._forward_pre_hooks,
+        module._forward_hooks,
+        module._backward_pre_hooks,
+        module._backward_hooks,
+    )
+    return [hook for hooks in kinds for hook in hooks.values()]
+
+
+def _must_be_whole(head: nn.Module | Tensor) -> bool:
+    """Whether a call of head does more than logits: hooks of modules see what it takes and gives,
+    and a parametrization may have a state of its own."""
+    return isinstance(head, nn.Module) and (
+        bool(_has_any_global_hook())
+        or any(map(is_parametrized, head.modules()))
+        or not all(_is_of_fsdp(hook) for module in head.modules() for hook in _hooks(module))
     )
 
 
-def _learning(head: nn.Module | Tensor) -> list[Tensor]:
-    tensors = [head] if isinstance(head, Tensor) else [head.weight, head.bias]
-    return [x for x in tensors if isinstance(x, Tensor) and x.requires_grad]
+def _is_of_fsdp(hook: Callable[..., Any]) -> bool:
+    """Whether it gathers and frees the weights of a single module for FSDP2, at every call."""
+    of = type(getattr(hook, "__self__", None))
+    # torch.compile cannot trace the comparison.
+    return not torch.compiler.is_compiling() and of.__module__.startswith("torch.distributed.fsdp.")
+
+
+def _are_plain(tensors: list[Tensor | None]) -> bool:
+    return not torch.compiler.is_compiling() and all(
+        x is None or type(x) in (Tensor, nn.Parameter) for x in tensors
+    )
 
 
 class _WithGradients(torch.autograd.Function):
-    """The summed loss, and the gradients of hidden and the parameters in the same pass."""
+    """The summed loss, and the gradients of hidden, weight and bias in the same pass."""
 
     @staticmethod
     def forward(
         ctx: Any,
         hidden: Tensor,
         targets: Tensor,
-        call: Callable[[Tensor], Tensor],
         vocab_size: int,
-        *parameters: Tensor,
+        product: Callable[..., Tensor],
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
+        # Of aliases: autograd.grad runs the hooks of what it is asked for, here on partial sums.
+        aliases = [
+            x if x is None else x.detach().requires_grad_(x.requires_grad) for x in (weight, bias)
+        ]
+        learning = [x for x in aliases if x is not None and x.requires_grad]
         losses: list[Tensor] = []
         of_hidden: list[Tensor] = []
-        of_parameters: list[Tensor] = []
+        sums: list[Tensor] = []  # the gradients of learning
         for part, target in _chunks(hidden.detach(), targets, vocab_size):
             part.requires_grad_(hidden.requires_grad)
-            asked = [part] * hidden.requires_grad + list(parameters)
+            asked = [part] * hidden.requires_grad + learning
             with torch.enable_grad():
-                logits = call(part).flatten(0, 1)
+                logits = product(part, *aliases).flatten(0, 1)
             # A linear layer's graph does not keep its output: its gradient may overwrite it.
             # Not by detach(): of a view whose version goes up autograd makes a new node, by copies.
             grad = logits.data
@@ -170,24 +230,26 @@ class _WithGradients(torch.autograd.Function):
             del logits, grad  # before the next chunk's
             if hidden.requires_grad:
                 of_hidden.append(found.pop(0))
-            if of_parameters:
-                for total, grad in zip(of_parameters, found, strict=True):
+            if sums:
+                for total, grad in zip(sums, found, strict=True):
                     total.add_(grad)
             else:
-                of_parameters = list(map(_wide, found))
-        ctx.dtypes = [p.dtype for p in parameters]
-        ctx.save_for_backward(torch.cat(of_hidden, 1) if of_hidden else None, *of_parameters)
+                sums = list(map(_wide, found))
+        torch.clear_autocast_cache()  # which would keep casts of the aliases
+        of_tensors = [None if x is None or not x.requires_grad else sums.pop(0) for x in aliases]
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
+        ctx.save_for_backward(torch.cat(of_hidden, 1) if of_hidden else None, *of_tensors)
         return _total(losses)
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError("linear_cross_entropy: double backward is not supported")
-        of_hidden, *of_parameters = ctx.saved_tensors
-        if of_hidden is not None:
-            of_hidden = _scaled(of_hidden, grad_loss, of_hidden.dtype)
-        grads = zip(of_parameters, ctx.dtypes, strict=True)
-        return of_hidden, None, None, None, *(_scaled(g, grad_loss, dtype) for g, dtype in grads)
+        grads = [
+            None if grad is None else _scaled(grad, grad_loss, dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return grads[0], None, None, None, *grads[1:]
 
 
 def _wide(grad: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
@@ -12,26 +10,41 @@ from retnet import ops
 from retnet.config import RetNetConfig
 from retnet.nn.gated_group_norm import GatedGroupNorm
 from retnet.nn.linear import Linear
+from retnet.nn.retention_constants import RetentionConstants, WithDecay, raw_of
 from retnet.ops import Form
 
 __all__ = ["MultiScaleRetention"]
 
 
-class MultiScaleRetention(nn.Module):
+class MultiScaleRetention(WithDecay):
     """out_proj(norm(retention(rotary(q), rotary(k), v)) * swish(g)), one gamma per head.
 
     Keys: `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
-    `group_norm.*`, `bias` beside each weight if `config.bias`, and `log_decay` [H] if
+    `group_norm.*`, `bias` beside each weight if `config.bias`, and `log_decay_raw` [H] if
     `config.learnable_decay`.
 
-    ln gamma and the rotary frequencies stay float32 whatever `.to(dtype)` does. Unless learnable
-    they are buffers outside the state dict, made anew from the configuration whenever the module
-    moves, so `to_empty` cannot leave them undefined.
+    ln gamma is then reference * exp(log_decay_raw), where reference is the ln gamma of the
+    configuration. The parameter begins at 0, and each of its values is legal:
+
+    - A step of an optimizer changes ln gamma by a relative amount.
+    - From 80 on gamma is exactly 0, from -80 down exactly 1. Such a head gets no gradient, so it
+      stays there until the parameter is set. A head whose configured gamma is 1 begins at -80; its
+      reference is -2^-10.
+    - It stays float32 whatever `.to(dtype)` does. FSDP's mixed precision may round it to bfloat16
+      for a call, which changes ln gamma by a factor within 1 +- 2^-9 |log_decay_raw|.
+    - A state dict of an older version with `log_decay`, ln gamma itself, is converted.
+
+    The rotary frequencies, and ln gamma unless learnable, are neither parameters nor buffers: they
+    follow from the configuration and are made in float32 on each device that needs them.
 
     Args:
         config: sizes and switches.
         device: where the parameters are made.
         dtype: of the parameters, by default torch's default.
+
+    Attributes:
+        log_decay: ln gamma of each head, [H] float32. Read-only; differentiable if learnable.
+        frequencies: of the rotation, [K/2] float32, radians per token. Read-only.
 
     Example:
         >>> import torch
@@ -42,9 +55,6 @@ class MultiScaleRetention(nn.Module):
         >>> out.shape, state.shape
         (torch.Size([2, 100, 128]), torch.Size([2, 4, 32, 64]))
     """
-
-    log_decay: Tensor
-    frequencies: Tensor
 
     def __init__(
         self,
@@ -64,31 +74,12 @@ class MultiScaleRetention(nn.Module):
         self.out_proj = Linear(values, d, bias=config.bias, device=device, dtype=dtype)
         self.group_norm = GatedGroupNorm(config, device=device, dtype=dtype)
         if config.learnable_decay:
-            self.log_decay = nn.Parameter(
+            self.log_decay_raw = nn.Parameter(
                 torch.empty(config.num_heads, device=device, dtype=torch.float32)
             )
-        self._make_constants(self.q_proj.weight.device)
+        self._constants = RetentionConstants(config)
+        self._make_constants()
         self.reset_parameters()
-
-    def _make_constants(self, device: torch.device) -> None:
-        if not self.config.learnable_decay:
-            decay = self.config.log_decay().to(device)
-            self.register_buffer("log_decay", decay, persistent=False)
-        frequencies = self.config.rotary_frequencies().to(device)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MultiScaleRetention:
-        decay = self.log_decay
-
-        def keep_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if tensor is decay or tensor is decay.grad:
-                return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-            return moved
-
-        super()._apply(keep_float32, recurse)
-        self._make_constants(self.frequencies.device)
-        return self
 
     def reset_parameters(self) -> None:
         """Xavier uniform, gain 2^-2.5 for q, k, v, g and 2^-1 for out, as torchscale.
@@ -105,8 +96,9 @@ class MultiScaleRetention(nn.Module):
             nn.init.zeros_(self.out_proj.bias)
         self.group_norm.reset_parameters()
         if self.config.learnable_decay:
+            reference = self._constants.reference(torch.device("cpu"))
             with torch.no_grad():
-                self.log_decay.copy_(self.config.log_decay())
+                self.log_decay_raw.copy_(raw_of(self.config.log_decay(), reference))
 
     def forward(
         self,
@@ -149,9 +141,12 @@ class MultiScaleRetention(nn.Module):
         k = self.k_proj(x).unflatten(-1, (cfg.num_heads, cfg.key_dim))
         v = self.v_proj(x).unflatten(-1, (cfg.num_heads, cfg.value_dim))
         gate = self.g_proj(x).unflatten(-1, (cfg.num_heads, cfg.value_dim))
-        log_decay = self.log_decay.double() if q.dtype == torch.float64 else self.log_decay
+        log_decay = self._log_decay(x.device)
         if cfg.decay_norm:
-            q = q * self._inverse_sqrt_weight_sum(positions).to(q.dtype)
+            q = q * _inverse_sqrt_weight_sum(log_decay, positions).to(q.dtype)
+        if q.dtype == torch.float64:
+            log_decay = log_decay.double()
+        frequencies = self._constants.frequencies(x.device)
 
         if is_step(x.shape[1], state, cu_seqlens):
             assert state is not None
@@ -164,7 +159,7 @@ class MultiScaleRetention(nn.Module):
                 log_decay,
                 state,
                 positions.reshape(-1).expand(x.shape[0]),
-                self.frequencies,
+                frequencies,
                 weight=self.group_norm.weight,
                 bias=self.group_norm.bias,
                 eps=cfg.group_norm_eps,
@@ -173,21 +168,9 @@ class MultiScaleRetention(nn.Module):
             )
             return self.out_proj(out.flatten(-2)).unsqueeze(1), state
 
-        q, k = ops.rotary(q, k, positions, self.frequencies, style=cfg.rotary_style)
+        q, k = ops.rotary(q, k, positions, frequencies, style=cfg.rotary_style)
         out, state = ops.retention(q, k, v, log_decay, state, form=form, cu_seqlens=cu_seqlens)
         return self.out_proj(self.group_norm(out, gate).flatten(-2)), state
-
-    def _inverse_sqrt_weight_sum(self, positions: Tensor) -> Tensor:
-        """n_t^(-1/2), n_t = sum_{i<=t} gamma^i = (1 - gamma^(t+1)) / (1 - gamma), in float64.
-
-        n_t = t + 1 at gamma = 1, where a learnable decay gets no gradient from this factor.
-        [T] -> [T, H, 1], [B, T] -> [B, T, H, 1].
-        """
-        g = self.log_decay.double()
-        count = positions.double().unsqueeze(-1) + 1
-        below_one = torch.where(g == 0, -1.0, g)
-        total = torch.expm1(count * below_one) / torch.expm1(below_one)
-        return torch.where(g == 0, count, total).rsqrt().unsqueeze(-1)
 
     def extra_repr(self) -> str:
         """Names sizes and switches."""
@@ -204,3 +187,16 @@ def is_step(length: int, state: object, cu_seqlens: Tensor | None) -> bool:
     if length != 1 or state is None or cu_seqlens is not None:
         return False
     return not torch.is_grad_enabled()
+
+
+def _inverse_sqrt_weight_sum(log_decay: Tensor, positions: Tensor) -> Tensor:
+    """n_t^(-1/2), n_t = sum_{i<=t} gamma^i = (1 - gamma^(t+1)) / (1 - gamma), in float64.
+
+    n_t = t + 1 at gamma = 1, where a learnable decay gets no gradient from this factor.
+    [T] -> [T, H, 1], [B, T] -> [B, T, H, 1].
+    """
+    g = log_decay.double()
+    count = positions.double().unsqueeze(-1) + 1
+    below_one = torch.where(g == 0, -1.0, g)
+    total = torch.expm1(count * below_one) / torch.expm1(below_one)
+    return torch.where(g == 0, count, total).rsqrt().unsqueeze(-1)

@@ -33,7 +33,9 @@ class RetNet(nn.Module):
 
     Attributes:
         checkpoint_layers: keep only the inputs of each layer for the backward pass, which then
-            runs the layer's forward again (activation checkpointing); False by default.
+            runs the layer's forward again (activation checkpointing); False by default. A tensor
+            that a layer takes, a parameter included, may not change in place before that: the
+            backward pass raises.
 
     Example:
         >>> import torch
@@ -141,7 +143,8 @@ class RetNet(nn.Module):
         if self.embed_norm is not None:
             hidden = self.embed_norm(hidden)
 
-        if state is not None and is_step(input_ids.shape[1], state, cu_seqlens):
+        one_step = is_step(input_ids.shape[1], state, cu_seqlens)
+        if state is not None and one_step and not torch.compiler.is_compiling():
             state = state if inplace else state.fork()
             for index, layer in enumerate(self.layers):
                 hidden, _ = layer(
@@ -151,19 +154,25 @@ class RetNet(nn.Module):
         else:
             after = []
             for index, layer in enumerate(self.layers):
-                again = self.checkpoint_layers and torch.is_grad_enabled()
-                run = partial(checkpoint, layer, use_reentrant=False) if again else layer
-                hidden, layer_state = run(
-                    hidden,
-                    state=None if state is None else state.retention[index],
-                    positions=positions,
-                    cu_seqlens=cu_seqlens,
-                    form=form,
-                )
+                before = None if state is None else state.retention[index]
+                inputs = (layer, form, hidden, before, positions, cu_seqlens)
+                if self.checkpoint_layers and torch.is_grad_enabled():
+                    # checkpoint sees changes of its positional arguments alone, and raises.
+                    hidden, layer_state = checkpoint(
+                        _run, *inputs, *layer.parameters(), use_reentrant=False
+                    )
+                else:
+                    hidden, layer_state = _run(*inputs)
                 after.append(layer_state)
-            state = RetNetState(
-                torch.stack(after), _advance(input_ids, sequences, state, cu_seqlens)
-            )
+            # A traced step comes here too. Writes to views of one stacked state would be copied
+            # whole for each layer.
+            retention = torch.stack(after)
+            positions_after = _advance(input_ids, sequences, state, cu_seqlens)
+            if state is not None and one_step and inplace:
+                state.retention.copy_(retention)
+                state.positions.copy_(positions_after)
+            else:
+                state = RetNetState(retention, positions_after)
         return hidden if self.norm is None else self.norm(hidden), state
 
     def _check_state(self, state: RetNetState, batch: int) -> None:
@@ -179,6 +188,21 @@ class RetNet(nn.Module):
                 f"RetNet: state.positions must have shape [B] = [{batch}], "
                 f"got {list(state.positions.shape)}"
             )
+
+
+def _run(
+    layer: nn.Module,
+    form: Form,
+    hidden: Tensor,
+    state: Tensor | None,
+    positions: Tensor,
+    cu_seqlens: Tensor | None,
+    *_: Tensor,
+) -> tuple[Tensor, Tensor]:
+    result: tuple[Tensor, Tensor] = layer(
+        hidden, state=state, positions=positions, cu_seqlens=cu_seqlens, form=form
+    )
+    return result
 
 
 def _positions(
