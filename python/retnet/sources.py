@@ -153,7 +153,8 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _names(paths: list[Path]) -> str:
+def _names(paths: Iterable[Path]) -> str:
+    paths = list(dict.fromkeys(paths))
     more = f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else ""
     return ", ".join(map(str, paths[:_SHOWN])) + more
 

@@ -318,6 +318,13 @@ def test_a_tokenizer_comes_along(tmp_path, capsys):
     assert (tmp_path / "new" / "tokenizer.json").read_text() == "{}"
 
 
+def test_a_byte_order_mark_is_read(tmp_path):
+    path = make_fla(tmp_path / "fla") / "config.json"
+    path.write_text(path.read_text(), "utf-8-sig")
+    convert(tmp_path / "fla", tmp_path / "new")
+    assert retnet.load(tmp_path / "new").config.embed_dim == 8
+
+
 BAD_FOLDERS = {
     "experts": ({"attn": {"layers": [0]}}, (), r"hybrid attention \(attn\) is not supported"),
     "residuals": ({"attnres_block_size": 4}, (), "attnres_block_size is not supported"),
