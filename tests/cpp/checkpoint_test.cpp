@@ -11,7 +11,6 @@
 
 #include "catch.h"
 #include "io_cases.h"
-#include "nn_cases.h"
 
 using retnet::nn::load;
 using retnet::nn::load_state;

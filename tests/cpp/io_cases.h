@@ -5,7 +5,6 @@
 
 #include <dirent.h>
 #include <retnet/io/safetensors.h>
-#include <retnet/nn/causal_lm.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 #include <vector>
 
 #include "catch.h"
+#include "nn_cases.h"
 
 namespace fs = std::filesystem;
 using retnet::io::SafetensorsFile;

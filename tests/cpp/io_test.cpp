@@ -8,7 +8,6 @@
 
 #include "catch.h"
 #include "io_cases.h"
-#include "nn_cases.h"
 
 namespace {
 
