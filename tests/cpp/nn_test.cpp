@@ -410,7 +410,7 @@ TEST_CASE("decay: no step of an optimizer leaves the range") {
     CHECK(torch::equal(model(ids).logits, fixed(ids).logits));  // bit by bit at the start
     for (int step = 0; step < 6; ++step) {
       model->zero_grad();
-      model(ids, {}, {}, ids).loss->backward();
+      model(ids, std::nullopt, std::nullopt, ids).loss->backward();
       const torch::NoGradGuard no_grad;
       for (auto& raw : raws) {
         CHECK(raw.grad().isfinite().all().item<bool>());
@@ -433,7 +433,7 @@ TEST_CASE("decay: constants of a module made in inference mode can be trained wi
   // A clone's parameters are ordinary ones; it shares the constants.
   auto model = std::dynamic_pointer_cast<retnet::nn::RetNetForCausalLMImpl>(made->clone());
   const auto ids = random_ids(2, 9);
-  model->forward(ids, {}, {}, ids).loss->backward();
+  model->forward(ids, std::nullopt, std::nullopt, ids).loss->backward();
   for (const auto& parameter : model->parameters()) CHECK(parameter.grad().defined());
 }
 

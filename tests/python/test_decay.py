@@ -340,6 +340,11 @@ def test_constants_follow_the_device():
     (first, _) = retentions(model)
     assert first.frequencies.is_meta and first.log_decay.is_meta
     assert model(torch.zeros(1, 3, dtype=torch.int64, device="meta")).logits.is_meta
+    file = io.BytesIO()
+    torch.save(RetNetForCausalLM(make_config()), file)
+    file.seek(0)
+    moved = torch.load(file, map_location="meta", weights_only=False)
+    assert retentions(moved)[0].frequencies.is_meta and retentions(moved)[0].log_decay.is_meta
     with torch.device("meta"):
         assert model.config.log_decay().device.type == "cpu"
         assert model.config.rotary_frequencies().device.type == "cpu"
