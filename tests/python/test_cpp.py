@@ -124,10 +124,6 @@ def test_same_text(options):
         same(other.generate(prompts, max_new_tokens=20, **options), texts)
     with pytest.raises(ValueError, match="generate: max_new_tokens must be >= 0, got -1"):
         other.generate(ids, max_new_tokens=-1)
-    with torch.no_grad():
-        other.norm.weight[0] = float("nan")
-    with pytest.raises(ValueError, match="generate: logits must be finite, got nan for prompt 0"):
-        other.generate(ids, max_new_tokens=3, **options)
 
 
 @torch.no_grad()

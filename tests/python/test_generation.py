@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import retnet.cpp
 from cases_nn import make_model, random_ids
 from retnet import generation
 from retnet.generation import generate, stream
@@ -133,13 +134,20 @@ def test_logits_that_are_not_finite(change, value, way):
         generate(model_with_logits(change), random_ids(2, 3), max_new_tokens=6, **way)
 
 
-def test_the_prompt_is_named():
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_prompt_is_named(way):
+    """By the generate of C++ too."""
     model = make_model()
     with torch.no_grad():
         model.embed_tokens.weight[5] = math.nan
+    twin = retnet.cpp.RetNetForCausalLM(model.config, dtype=torch.float64)
+    twin.load_state_dict(model.state_dict())
     prompts = torch.tensor([[1, 2, 3], [4, 6, 7], [1, 5, 2]])
-    with pytest.raises(ValueError, match="got nan for prompt 2"):
-        generate(model, prompts, max_new_tokens=1)
+    message = "^generate: logits must be finite, got nan for prompt 2; the weights may hold NaN"
+    with pytest.raises(ValueError, match=message):
+        generate(model, prompts, max_new_tokens=1, **way)
+    with pytest.raises(ValueError, match=message):
+        twin.generate(prompts, max_new_tokens=1, **way)
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
