@@ -154,6 +154,19 @@ def test_logits_of_the_last_token_only():
 
 
 @pytest.mark.parametrize("kind", ["C++", "Python"])
+def test_logits_of_an_empty_sequence_on_a_gpu(kind, gpu):
+    """NaN, as to look at the bounds would wait for the device."""
+    model, ids = make_model(), random_ids(1, 7).to(gpu)
+    model = (model if kind == "Python" else twin_of(model)).to(gpu)
+    bounds = torch.tensor([0, 0, 3, 3, 7, 7], dtype=torch.int32, device=gpu)
+    logits = model(ids, cu_seqlens=bounds, last_only=True).logits[0]
+    assert logits[[0, 2, 4]].isnan().all()
+    close(logits[[1, 3]], model(ids, cu_seqlens=bounds).logits[0, [2, 6]])
+    logits[[1, 3]].sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["C++", "Python"])
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5), (0, 0), "packed"], ids=str)
 def test_the_loss_without_a_token(kind, shape):
     """NaN, or as a sum 0, with gradients of 0, as F.cross_entropy; labels are targets here."""
