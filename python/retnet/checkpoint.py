@@ -128,7 +128,7 @@ def load(
     """Reads a checkpoint.
 
     Where older versions wrote `log_decay`, ln gamma itself, the `log_decay_raw` that gives it is
-    found, within a relative error of 2^-24 (1 + |log_decay_raw|) in ln gamma.
+    found, within a relative error of 2^-24 (1 + abs(log_decay_raw)) in ln gamma.
 
     Args:
         folder: what `save` wrote.

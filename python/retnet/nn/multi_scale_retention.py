@@ -31,7 +31,7 @@ class MultiScaleRetention(WithDecay):
       stays there until the parameter is set. A head whose configured gamma is 1 begins at -80; its
       reference is -2^-10.
     - It stays float32 whatever `.to(dtype)` does. FSDP's mixed precision may round it to bfloat16
-      for a call, which changes ln gamma by a factor within 1 +- 2^-9 |log_decay_raw|.
+      for a call, which changes ln gamma by a factor within 1 +- 2^-9 abs(log_decay_raw).
     - A state dict of an older version with `log_decay`, ln gamma itself, is converted.
 
     The rotary frequencies, and ln gamma unless learnable, are neither parameters nor buffers: they
