@@ -147,7 +147,7 @@ TEST_CASE("checkpoint: the decay of older versions is converted") {
     write_safetensors(weights, old(torch::tensor(values, torch::kFloat32)));
     const auto model = load(folder.path);
     for (const int64_t index : {0, 1}) {
-      const auto layer = model->body->layer(index);
+      const auto layer = model->body->layers->ptr<DecoderLayerImpl>(index);
       const auto raw = layer->retention->log_decay_raw, got = layer->retention->log_decay();
       for (int64_t h = 0; h < 3; ++h) {
         CAPTURE(values[h]);
