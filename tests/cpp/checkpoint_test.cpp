@@ -12,6 +12,7 @@
 #include "catch.h"
 #include "io_cases.h"
 
+using retnet::nn::DecoderLayerImpl;
 using retnet::nn::load;
 using retnet::nn::load_state;
 using retnet::nn::save;
