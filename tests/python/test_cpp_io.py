@@ -102,7 +102,7 @@ def test_both_convert_a_decay_of_older_versions_alike(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     for name in [name for name in weights if name.endswith("log_decay_raw")]:
         del weights[name]
-        weights[name.removesuffix("_raw")] = values
+        weights[name.removesuffix("_raw")] = values.clone()
     save_file(weights, tmp_path / "model.safetensors")
     converted = retnet.load(tmp_path)
     write_inputs(tmp_path, converted, random_ids(2, 9))
