@@ -76,7 +76,7 @@ docs: setup
 	$(RUN) -m sphinx -q -n -W --keep-going docs build/docs
 
 kernels: $(VENV)/.tools$(CUDA)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels -B build/architectures -G Ninja -DRETNET_WERROR=$(WERROR) -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels/cuda -B build/architectures -G Ninja -DRETNET_WERROR=$(WERROR) -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
 	$(VENV)/bin/cmake --build build/architectures
 
 kernel-report: kernels tests-built

@@ -53,7 +53,7 @@ def primitives(sources: dict[str, str]) -> dict[str, str]:
     return {
         found[1]: file
         for file, text in sources.items()
-        if file.startswith("kernels/prim/")
+        if file.startswith("kernels/cuda/prim/")
         for found in definition.finditer(text)
         if ORDERS.search(found[2])
     }
@@ -78,7 +78,8 @@ def statements(sources: dict[str, str]) -> list[Site]:
 
 def kernel_sources(root: Path) -> dict[str, str]:
     """The text of every file of device code."""
-    files = sorted(f for f in (root / "kernels").rglob("*") if f.suffix in (".cuh", ".cu", ".h"))
+    folder = root / "kernels/cuda"
+    files = sorted(f for f in folder.rglob("*") if f.suffix in (".cuh", ".cu", ".h"))
     return {str(file.relative_to(root)): file.read_text() for file in files}
 
 
@@ -117,8 +118,8 @@ def require(result: subprocess.CompletedProcess[str]) -> str:
 
 def families(files: Iterable[str]) -> set[str]:
     """The folders of kernels that some files lie in."""
-    folders = {Path(f).parts[1] for f in files if f.startswith("kernels/") and f.count("/") > 1}
-    return folders - {"prim"}
+    parts = [Path(f).parts for f in files if f.startswith("kernels/cuda/")]
+    return {p[2] for p in parts if len(p) > 3} - {"prim"}
 
 
 class Tests:

@@ -14,11 +14,11 @@
 #include <type_traits>
 #include <vector>
 
-#include "cpu/instruction_sets.h"
+#include "kernels/cpu/isa/registry.h"
 
 namespace {
 
-using namespace retnet::cpu;
+using namespace retnet::kernels::cpu;
 using Doubles = std::vector<double>;
 
 int failures = 0, checks = 0;

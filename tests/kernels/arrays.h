@@ -10,10 +10,10 @@
 #include <vector>
 
 #include "compare.h"
-#include "kernels/dtype.h"
+#include "kernels/cuda/dtype.h"
 #include "simt/numeric.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 /// An array of `dtype` as the device holds it, and its values.
 struct Array {
@@ -48,4 +48,4 @@ inline std::vector<double> random_values(size_t count, double mean, double devia
   return values;
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

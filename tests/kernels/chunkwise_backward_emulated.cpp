@@ -4,7 +4,7 @@
 // (tests/simt), against their definition in float64.
 #include "chunkwise_check.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 struct Gradients {
@@ -333,4 +333,4 @@ TEST_CASE("chunkwise backward: heads that fill their tiles, scales") {
 
 TEST_CASE("chunkwise backward: totals") { print_totals("chunkwise backward"); }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

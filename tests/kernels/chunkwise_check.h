@@ -13,7 +13,7 @@
 
 #include "chunkwise_device.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 struct Totals {
   size_t cases = 0;
@@ -156,4 +156,4 @@ inline void print_totals(const char* name) {
   CHECK(totals.reports == 0);
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

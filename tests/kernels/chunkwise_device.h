@@ -14,10 +14,10 @@
 
 #include "arrays.h"
 #include "catch.h"
-#include "kernels/retention/chunkwise.h"
+#include "kernels/cuda/retention/chunkwise/launch.h"
 #include "simt/simt.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
@@ -291,4 +291,4 @@ inline ChunkwiseGradients incoming_gradients(simt::Simulator& simulator, const B
   return grads;
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

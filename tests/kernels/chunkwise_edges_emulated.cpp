@@ -5,7 +5,7 @@
 // beyond 32 bits.
 #include "chunkwise_check.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 constexpr float kLargestHalf = 65504;
@@ -230,4 +230,4 @@ TEST_CASE("chunkwise edges: strides of more than 2^32 elements") {
 
 TEST_CASE("chunkwise edges: totals") { print_totals("chunkwise edges"); }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -4,7 +4,7 @@
 // lengths, packed sequences, segments, head sizes and gammas. chunkwise_edges_emulated.cpp has the rest.
 #include "chunkwise_check.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 TEST_CASE("chunkwise emulated: lengths, tiles, dtypes") {
   for_each_instantiation([&](ChunkwiseCase c) {
@@ -137,4 +137,4 @@ TEST_CASE("chunkwise emulated: every gamma") {
 
 TEST_CASE("chunkwise emulated: totals") { print_totals("chunkwise"); }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

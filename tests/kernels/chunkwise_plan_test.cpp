@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The chunkwise kernel's tile table and plan.
-#include "kernels/retention/chunkwise_plan.h"
-
 #include <cstring>
 #include <string>
 
 #include "catch.h"
+#include "kernels/cuda/retention/chunkwise/plan.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 constexpr DeviceLimits kA100{80, 108, kShared80}, kRtx4090{89, 128, kShared86};
@@ -169,4 +168,4 @@ TEST_CASE("alignment of operands") {
   CHECK(chunkwise_aligned(operand, p));
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

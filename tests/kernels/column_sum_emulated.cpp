@@ -3,12 +3,12 @@
 // The file of kernels itself: its kernel has internal linkage.
 #include "column_sum_emulated.h"
 
-#include "kernels/norm/column_sum.cu"
+#include "kernels/cuda/norm/column_sum.cu"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 cudaError_t launch_column_sum_on(unsigned blocks, const ColumnSumParams& params) {
   return prim::launch(column_sum_kernel, blocks, kColumnSumWarps * 32, nullptr, params);
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -11,10 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "kernels/dtype.h"
+#include "kernels/cuda/dtype.h"
 #include "simt/numeric.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 struct Tolerance {
   double whole;      // |x - reference| / |reference| over the tensor
@@ -87,4 +87,4 @@ inline std::string mismatch(std::span<const double> actual, std::span<const doub
   return text;
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

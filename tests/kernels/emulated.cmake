@@ -5,9 +5,9 @@ if(NOT TARGET retnet_simt)
   return()
 endif()
 
-include(${PROJECT_SOURCE_DIR}/kernels/norm/instances.cmake)
-include(${PROJECT_SOURCE_DIR}/kernels/retention/instances.cmake)
-include(${PROJECT_SOURCE_DIR}/kernels/rotary/instances.cmake)
+include(${PROJECT_SOURCE_DIR}/kernels/cuda/norm/instances.cmake)
+include(${PROJECT_SOURCE_DIR}/kernels/cuda/retention/instances.cmake)
+include(${PROJECT_SOURCE_DIR}/kernels/cuda/rotary/instances.cmake)
 retnet_gated_group_norm_sources(norm_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 retnet_chunkwise_sources(chunkwise_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 retnet_log_decay_sources(log_decay_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
@@ -17,13 +17,13 @@ retnet_step_sources(step_sources ${CMAKE_CURRENT_BINARY_DIR}/emulated cpp)
 add_library(retnet_kernels_emulated OBJECT
   ${CMAKE_CURRENT_LIST_DIR}/column_sum_emulated.cpp
   ${CMAKE_CURRENT_LIST_DIR}/segment_scan_emulated.cpp
-  ${PROJECT_SOURCE_DIR}/kernels/norm/gated_group_norm.cpp
-  ${PROJECT_SOURCE_DIR}/kernels/retention/chunkwise.cpp
-  ${PROJECT_SOURCE_DIR}/kernels/retention/chunkwise_plan.cpp
-  ${PROJECT_SOURCE_DIR}/kernels/retention/log_decay.cpp
-  ${PROJECT_SOURCE_DIR}/kernels/retention/log_decay_plan.cpp
-  ${PROJECT_SOURCE_DIR}/kernels/retention/step.cpp
-  ${PROJECT_SOURCE_DIR}/kernels/rotary/rotary.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/norm/launch.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/retention/chunkwise/launch.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/retention/chunkwise/plan.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/retention/log_decay_grad/launch.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/retention/log_decay_grad/plan.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/retention/step/launch.cpp
+  ${PROJECT_SOURCE_DIR}/kernels/cuda/rotary/launch.cpp
   ${norm_sources}
   ${chunkwise_sources}
   ${log_decay_sources}

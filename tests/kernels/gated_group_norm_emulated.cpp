@@ -12,10 +12,10 @@
 #include "column_sum_emulated.h"
 #include "compare.h"
 #include "gated_group_norm_oracle.h"
-#include "kernels/norm/gated_group_norm.h"
+#include "kernels/cuda/norm/launch.h"
 #include "simt/simt.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 enum class Affine { kNone, kShared, kPerHead };  // absent, [V], [H, V]
@@ -444,4 +444,4 @@ TEST_CASE("bytes are those of the kernels' headers") {
   });
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <vector>
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 // x, gate, grad_out [N, H, V]; weight and bias [H, V]. An empty gate is none.
 struct GatedGroupNormProblem {
@@ -79,4 +79,4 @@ inline GatedGroupNormResult gated_group_norm_by_definition(const GatedGroupNormP
   return r;
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

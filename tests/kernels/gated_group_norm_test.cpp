@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "catch.h"
-#include "kernels/norm/gated_group_norm_plan.h"
+#include "kernels/cuda/norm/plan.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 /// An address for the checks to look at; nothing is read from it.
@@ -182,4 +182,4 @@ TEST_CASE("the backward's blocks cover the tokens and are bounded") {
 }
 
 }  // namespace
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

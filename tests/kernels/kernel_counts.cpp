@@ -5,12 +5,12 @@
 // happens once in a run drops out.
 #include "kernel_counts.h"
 
-#include "kernels/norm/gated_group_norm.h"
-#include "kernels/retention/chunkwise.h"
-#include "kernels/retention/step.h"
-#include "kernels/rotary/rotary.h"
+#include "kernels/cuda/norm/launch.h"
+#include "kernels/cuda/retention/chunkwise/launch.h"
+#include "kernels/cuda/retention/step/launch.h"
+#include "kernels/cuda/rotary/launch.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 /// Two slices where tiles allow it, so that L2 and device memory differ.
@@ -318,6 +318,6 @@ int print() {
 }
 
 }  // namespace
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda
 
-int main() { return retnet::kernels::print(); }
+int main() { return retnet::kernels::cuda::print(); }

@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
-#include "kernels/retention/chunkwise_model.h"
+#include "kernels/cuda/retention/chunkwise/cost_model.h"
 #include "simt/simt.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 inline const char* name(DType dtype) {
   constexpr const char* kNames[] = {"fp32", "fp16", "bf16"};
@@ -188,4 +188,4 @@ std::vector<std::string> for_each_goal(const auto& goals, const auto& f) {
 std::vector<std::string> log_decay_counts();
 std::vector<std::string> log_decay_goals();
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

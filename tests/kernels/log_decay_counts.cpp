@@ -2,10 +2,10 @@
 //
 // The part of kernel_counts that is about the kernel of log_decay's gradient.
 #include "kernel_counts.h"
-#include "kernels/retention/log_decay.h"
-#include "kernels/retention/log_decay_model.h"
+#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
+#include "kernels/cuda/retention/log_decay_grad/launch.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 /// Two slices, so that L2 and device memory differ.
@@ -81,4 +81,4 @@ std::vector<std::string> log_decay_counts() {
 
 std::vector<std::string> log_decay_goals() { return for_each_goal(kLogDecayGoals, goal); }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -8,10 +8,10 @@
 #include <sstream>
 
 #include "chunkwise_check.h"
-#include "kernels/retention/log_decay.h"
-#include "kernels/retention/log_decay_model.h"
+#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
+#include "kernels/cuda/retention/log_decay_grad/launch.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 constexpr size_t kSlice = 64;
@@ -427,4 +427,4 @@ TEST_CASE(
 
 TEST_CASE("log_decay: totals") { print_totals("log_decay"); }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

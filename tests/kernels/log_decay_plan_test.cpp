@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The tile table and plan of the kernel of log_decay's gradient.
-#include "kernels/retention/log_decay_plan.h"
-
 #include <string>
 
 #include "catch.h"
+#include "kernels/cuda/retention/log_decay_grad/plan.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 constexpr DeviceLimits kA100{80, 108, kShared80}, kRtx4090{89, 128, kShared86};
@@ -87,4 +86,4 @@ TEST_CASE("log_decay: wide copies need all four operands at multiples of 16 byte
   CHECK_FALSE(log_decay_wide(p, at16));
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -13,11 +13,11 @@
 #include "arrays.h"
 #include "catch.h"
 #include "compare.h"
-#include "kernels/rotary/rotary.h"
+#include "kernels/cuda/rotary/launch.h"
 #include "rotary_oracle.h"
 #include "simt/simt.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 struct Case {
@@ -349,4 +349,4 @@ TEST_CASE("bytes are those of the kernel's header") {
   });
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

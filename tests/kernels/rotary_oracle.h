@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 /// x [B, T, H, K] turned by positions [B, T] and frequencies [K/2]; `sign` of the angle.
 inline std::vector<double> rotary_by_definition(const std::vector<double>& x, size_t H, size_t K,
@@ -48,4 +48,4 @@ inline std::vector<double> rotary_in_float(const std::vector<double>& x, size_t 
   return out;
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "catch.h"
-#include "kernels/rotary/rotary_plan.h"
+#include "kernels/cuda/rotary/plan.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 /// Contiguous q and k [2, 5, 3, K], every pointer aligned.
@@ -105,4 +105,4 @@ TEST_CASE("rotary: empty shapes are taken, more threads than an int32 counts are
 }
 
 }  // namespace
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

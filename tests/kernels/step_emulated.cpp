@@ -12,11 +12,11 @@
 #include "arrays.h"
 #include "catch.h"
 #include "compare.h"
-#include "kernels/retention/step.h"
+#include "kernels/cuda/retention/step/launch.h"
 #include "simt/simt.h"
 #include "step_oracle.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 enum class Affine { kNone, kShared, kPerHead };  // absent, [V], [H, V]
@@ -416,4 +416,4 @@ TEST_CASE("step: a slot that is none, an empty batch, and what the kernel does n
   CHECK(launch_retention_step(p, 1, nullptr) == cudaErrorNotSupported);
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 
 // q, k [B, H, K]; v, gate [B, H, V]; weight, bias [H, V]; state [S, H, K, V]; slots [B]; gamma [H]. No
 // frequencies: no rotation. No gate: neither norm nor gate.
@@ -65,4 +65,4 @@ inline StepResult step_by_definition(const StepProblem& p) {
   return r;
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "catch.h"
-#include "kernels/retention/step_model.h"
+#include "kernels/cuda/retention/step/cost_model.h"
 
-namespace retnet::kernels {
+namespace retnet::kernels::cuda {
 namespace {
 
 constexpr DeviceLimits kH100{90, 132, kShared90}, kA100{80, 108, kShared80};
@@ -76,4 +76,4 @@ TEST_CASE("step: few rows share their heads among blocks, of which none is witho
   }
 }
 
-}  // namespace retnet::kernels
+}  // namespace retnet::kernels::cuda

@@ -134,7 +134,7 @@ NOT_SHIPPED = (".ci/", ".clang-format", ".gitignore", "benchmarks/results/")
 # What builds and runs leave in a tree, and earlier versions of the sdist packed.
 LITTER = [
     "build/csrc/libretnet.so",
-    "csrc/cpu/avx2.o",
+    "kernels/cpu/isa/avx2.o",
     "examples/cpp_train/build/cpp_train",
     "python/retnet/_C.cpython-39-x86_64-linux-gnu.so",
     "python/retnet/lib/libretnet.so",

@@ -135,8 +135,8 @@ def test_code_computes_retention(case, version, results):
 )
 def test_excerpts_are_verbatim(page, languages):
     sources = [
-        " ".join((ROOT / "kernels/retention" / name).read_text().split())
-        for name in ("chunkwise.cuh", "log_decay.cuh", "segments.cuh", "tile.cuh")
+        " ".join((ROOT / "kernels/cuda/retention" / name).read_text().split())
+        for name in ("chunkwise/block.cuh", "log_decay_grad/block.cuh", "segments.cuh", "tile.cuh")
     ]
     excerpts = [text for language, _, text in blocks(page) if language == "cuda"]
     assert len(excerpts) >= 2
@@ -150,8 +150,8 @@ def test_excerpts_are_verbatim(page, languages):
 def test_counts_are_those_of_the_headers(tmp_path):
     source = """
 #include <cstdio>
-#include "kernels/retention/chunkwise_model.h"
-using namespace retnet::kernels;
+#include "kernels/cuda/retention/chunkwise/cost_model.h"
+using namespace retnet::kernels::cuda;
 int main() {
   const ChunkwiseTile& tile = kChunkwiseTiles[3];
   const ChunkwiseMma mma = chunkwise_mma(tile);
@@ -182,8 +182,8 @@ int main() {
 def test_counts_of_gradients_are_those_of_the_headers(tmp_path):
     source = """
 #include <cstdio>
-#include "kernels/retention/chunkwise_model.h"
-using namespace retnet::kernels;
+#include "kernels/cuda/retention/chunkwise/cost_model.h"
+using namespace retnet::kernels::cuda;
 int main() {
   const ChunkwiseTile &tile = kChunkwiseTiles[5], &values = kChunkwiseTiles[3];
   const ModelDevice& device = kModelDevices[0];
@@ -213,9 +213,9 @@ def test_counts_of_log_decay_are_those_of_its_header(tmp_path):
     source = """
 #include <cmath>
 #include <cstdio>
-#include "kernels/retention/chunkwise_model.h"
-#include "kernels/retention/log_decay_model.h"
-using namespace retnet::kernels;
+#include "kernels/cuda/retention/chunkwise/cost_model.h"
+#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
+using namespace retnet::kernels::cuda;
 int main() {
   const LogDecayTile& tile = kLogDecayTiles[2];
   const ModelDevice& device = kModelDevices[0];

@@ -16,7 +16,7 @@ import mma_report as mr  # noqa: E402
 import sass  # noqa: E402
 from gates import Failure  # noqa: E402
 
-NAME = "_ZN6retnet7kernels16chunkwise_kernelILNS0_5DTypeE2ELi3EEEvNS0_15ChunkwiseParamsEib"
+NAME = "_ZN6retnet7kernels4cuda16chunkwise_kernelILNS1_5DTypeE2ELi3EEEvNS1_15ChunkwiseParamsEib"
 # A loop without mma, the main loop with a smaller loop in it, and the endless one behind the end.
 SASS = f"""
 	code for sm_90a
@@ -96,7 +96,9 @@ def test_main_loop() -> None:
     assert list(functions) == [("90a", NAME), ("75", NAME)]
     assert mr.kernel_of(NAME, "90a") == KERNEL
     assert mr.kernel_of(NAME.replace("chunkwise", "gated"), "90a") is None
-    log_decay = "_ZN6retnet7kernels16log_decay_kernelILNS0_5DTypeE1ELi2EEEvNS0_14LogDecayParamsEb"
+    log_decay = (
+        "_ZN6retnet7kernels4cuda16log_decay_kernelILNS1_5DTypeE1ELi2EEEvNS1_14LogDecayParamsEb"
+    )
     assert mr.kernel_of(log_decay, "80") == mr.Kernel("log_decay", "fp16", 2, "80")
     assert sass.main_loop(functions["75", NAME]) == []
     loop = sass.main_loop(functions["90a", NAME])

@@ -107,8 +107,8 @@ def test_code_computes_the_step(case, results):
 
 def test_excerpts_are_verbatim():
     sources = [
-        " ".join((ROOT / "kernels" / name).read_text().split())
-        for name in ("retention/step.cuh", "prim/angle.cuh")
+        " ".join((ROOT / "kernels/cuda" / name).read_text().split())
+        for name in ("retention/step/kernel.cuh", "prim/angle.cuh")
     ]
     excerpts = [text for language, _, text in blocks(PAGE) if language == "cuda"]
     assert len(excerpts) >= 2
@@ -128,8 +128,8 @@ def test_counts_are_those_of_the_headers(tmp_path):
     checks = "".join(f"  row({heads}, {batch});\n" for heads, batch, *_ in table)
     source = f"""
 #include <cstdio>
-#include "kernels/retention/step_model.h"
-using namespace retnet::kernels;
+#include "kernels/cuda/retention/step/cost_model.h"
+using namespace retnet::kernels::cuda;
 void row(int64_t heads, int64_t batch) {{
   RetentionStepParams p;
   p.batch = batch, p.heads = heads, p.key_dim = 256, p.value_dim = 512, p.dtype = DType::kBFloat16;

@@ -12,25 +12,32 @@ from layers import breaches
 
 SPDX = "// SPDX-License-Identifier: Apache-2.0"
 ASM = '  asm volatile("bar.sync 0;");'
-KERNEL = '#include "kernels/norm/column_sum.h"'
+KERNEL = '#include "kernels/cuda/norm/column_sum.h"'
+CPU_KERNEL = '#include "kernels/cpu/norm/kernel.h"'
 
 BREACHES = [
-    ("kernels/norm/x.cuh", "#include <torch/library.h>"),
-    ("kernels/prim/x.cuh", "#include <ATen/core/Tensor.h>"),
-    ("kernels/norm/x.cu.in", "# include <c10/cuda/CUDAStream.h>"),
-    ("csrc/cpu/x.h", "#include <ATen/core/Tensor.h>"),
-    ("csrc/cpu/x.cpp", '#include "ops/check.h"'),
+    ("kernels/cuda/norm/x.cuh", "#include <torch/library.h>"),
+    ("kernels/cuda/prim/x.cuh", "#include <ATen/core/Tensor.h>"),
+    ("kernels/cuda/norm/x.cu.in", "# include <c10/cuda/CUDAStream.h>"),
+    ("kernels/cpu/x.h", "#include <ATen/core/Tensor.h>"),
+    ("kernels/cpu/x.cpp", '#include "ops/check.h"'),
     ("csrc/ops/x.cpp", KERNEL),
+    ("csrc/ops/cpu/x.cpp", KERNEL),
+    ("kernels/cpu/x.h", KERNEL),
+    ("csrc/ops/x.cpp", CPU_KERNEL),
+    ("csrc/ops/cuda/x.cpp", CPU_KERNEL),
+    ("kernels/cuda/x.cpp", CPU_KERNEL),
+    ("tests/cpp/x.cpp", CPU_KERNEL),
     ("csrc/ops/composite/x.cpp", KERNEL),
     ("csrc/bindings/module.cpp", KERNEL),
     ("tests/cpp/x.cpp", KERNEL),
     ("examples/app/main.cpp", KERNEL),
-    ("kernels/norm/x.cuh", ASM),
-    ("kernels/norm/x.cuh", "  asm("),
+    ("kernels/cuda/norm/x.cuh", ASM),
+    ("kernels/cuda/norm/x.cuh", "  asm("),
     ("csrc/ops/cuda/x.cpp", ASM),
-    ("kernels/norm/x.cuh", "#ifdef RETNET_EMULATE"),
-    ("kernels/norm/x.cuh", "#ifndef __CUDA_ARCH__"),
-    ("kernels/norm/x.cuh", "  # if __CUDA_ARCH__ >= 900"),
+    ("kernels/cuda/norm/x.cuh", "#ifdef RETNET_EMULATE"),
+    ("kernels/cuda/norm/x.cuh", "#ifndef __CUDA_ARCH__"),
+    ("kernels/cuda/norm/x.cuh", "  # if __CUDA_ARCH__ >= 900"),
     ("csrc/ops/x.cpp", "#if defined(USE_CUDA)"),
     ("csrc/ops/x.cpp", '#include "nn/retnet.h"'),
     ("csrc/ops/x.h", "#include <torch/torch.h>"),
@@ -40,15 +47,17 @@ BREACHES = [
     ("csrc/bindings/x.cpp", "#include <retnet/io/checkpoint.h>"),
 ]
 ALLOWED = [
-    ("kernels/norm/x.cuh", KERNEL),
+    ("kernels/cuda/norm/x.cuh", KERNEL),
     ("csrc/ops/cuda/x.cpp", KERNEL),
+    ("csrc/ops/cpu/x.cpp", CPU_KERNEL),
+    ("kernels/cpu/isa/x.cpp", CPU_KERNEL),
     ("tests/kernels/x.cpp", KERNEL),
-    ("tests/simt/x.cpp", '#include "kernels/prim/prim.cuh"'),
-    ("kernels/prim/x.cuh", ASM),
-    ("kernels/prim/x.cuh", "#ifdef RETNET_EMULATE"),
-    ("kernels/norm/x.cuh", "// asm, #if and torch are for others"),
+    ("tests/simt/x.cpp", '#include "kernels/cuda/prim/prim.cuh"'),
+    ("kernels/cuda/prim/x.cuh", ASM),
+    ("kernels/cuda/prim/x.cuh", "#ifdef RETNET_EMULATE"),
+    ("kernels/cuda/norm/x.cuh", "// asm, #if and torch are for others"),
     ("csrc/ops/cuda/x.cpp", "#include <torch/library.h>"),
-    ("csrc/cpu/x.cpp", "#include <immintrin.h>"),
+    ("kernels/cpu/x.cpp", "#include <immintrin.h>"),
     ("csrc/bindings/module.cpp", "#include <torch/extension.h>"),
     ("csrc/io/x.cpp", '#include "io/files.h"'),
 ]

@@ -31,7 +31,7 @@ prim::arrive(first +
              1, 64);
 __syncwarp(0xff);
 """
-SOURCES = {"kernels/prim/a.cuh": PRIMITIVES, "kernels/x/k.cuh": KERNEL}
+SOURCES = {"kernels/cuda/prim/a.cuh": PRIMITIVES, "kernels/cuda/x/k.cuh": KERNEL}
 
 
 def test_statements():
@@ -51,8 +51,8 @@ def test_the_kernels_have_some():
         mutate.primitives(sources)
     )
     found = {site.file for site in mutate.statements(sources)}
-    assert {"kernels/norm/column_sum.cu", "kernels/prim/reduce.cuh"} <= found
-    assert "kernels/prim/cuda.cuh" not in found
+    assert {"kernels/cuda/norm/column_sum.cu", "kernels/cuda/prim/reduce.cuh"} <= found
+    assert "kernels/cuda/prim/cuda.cuh" not in found
 
 
 class Emulator:
@@ -62,7 +62,7 @@ class Emulator:
         self.builds, self.notices, self.text = builds, notices, ""
 
     def build(self, tests):
-        self.text = (mutate.TREE / "kernels/x/k.cuh").read_text()
+        self.text = (mutate.TREE / "kernels/cuda/x/k.cuh").read_text()
         return None if self.builds else "error"
 
     def failure(self, tests):
@@ -75,7 +75,7 @@ class Emulator:
 )
 def test_a_deletion(builds, notices, status, tmp_path, monkeypatch):
     monkeypatch.setattr(mutate, "TREE", tmp_path)
-    file = tmp_path / "kernels/x/k.cuh"
+    file = tmp_path / "kernels/cuda/x/k.cuh"
     file.parent.mkdir(parents=True)
     file.write_text(KERNEL)
     site = mutate.statements(SOURCES)[0]
@@ -92,17 +92,17 @@ def test_the_tests_of_a_kernel():
     emulator = object.__new__(mutate.Tests)
     emulator.commands = {"norm_test": [], "step_test": [], "chunk_test": []}
     emulator.objects = {
-        "tests/norm.o": {"kernels/norm/norm.cuh", "kernels/prim/reduce.cuh"},
-        "tests/chunk.o": {"kernels/retention/chunk.cuh"},
-        "tests/step.o": {"kernels/retention/step.cuh", "kernels/prim/reduce.cuh"},
-        "a/norm_test.dir/n.o": {"kernels/norm/norm.h", "tests/n.cpp"},
-        "a/step_test.dir/s.o": {"kernels/retention/step.h", "tests/s.cpp"},
-        "a/chunk_test.dir/c.o": {"kernels/retention/chunk.h", "tests/c.cpp"},
+        "tests/norm.o": {"kernels/cuda/norm/norm.cuh", "kernels/cuda/prim/reduce.cuh"},
+        "tests/chunk.o": {"kernels/cuda/retention/chunk.cuh"},
+        "tests/step.o": {"kernels/cuda/retention/step/kernel.cuh", "kernels/cuda/prim/reduce.cuh"},
+        "a/norm_test.dir/n.o": {"kernels/cuda/norm/norm.h", "tests/n.cpp"},
+        "a/step_test.dir/s.o": {"kernels/cuda/retention/step/launch.h", "tests/s.cpp"},
+        "a/chunk_test.dir/c.o": {"kernels/cuda/retention/chunk.h", "tests/c.cpp"},
     }
-    tests, files = emulator.covering("kernels/retention/step.cuh")
+    tests, files = emulator.covering("kernels/cuda/retention/step/kernel.cuh")
     assert tests == ["step_test", "chunk_test"]
-    assert "tests/s.cpp" in files and "kernels/norm/norm.cuh" not in files
-    assert set(emulator.covering("kernels/prim/reduce.cuh")[0]) == set(emulator.commands)
+    assert "tests/s.cpp" in files and "kernels/cuda/norm/norm.cuh" not in files
+    assert set(emulator.covering("kernels/cuda/prim/reduce.cuh")[0]) == set(emulator.commands)
 
 
 def test_the_first_test_to_fail_ends_the_others():

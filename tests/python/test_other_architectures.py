@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["-std=c++20", "-O2", "-ffp-contract=fast", "-Wno-psabi", "-static", f"-I{ROOT}/csrc"]
-SOURCES = ["tests/cpu/portable_check.cpp", "csrc/cpu/portable.cpp"]
+FLAGS = ["-std=c++20", "-O2", "-ffp-contract=fast", "-Wno-psabi", "-static", f"-I{ROOT}"]
+SOURCES = ["tests/cpu/portable_check.cpp", "kernels/cpu/isa/portable.cpp"]
 # The compiler, and what runs its programs.
 ARCHITECTURES = {"this": ("g++", []), "aarch64": ("aarch64-linux-gnu-g++", ["qemu-aarch64"])}
 
@@ -25,10 +25,11 @@ def test_portable_kernels(compiler, emulator, tmp_path):
     assert done.stdout == "280 checks, 0 failures\n" and done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("source", ["instruction_sets_other.cpp", "emulated.cpp"])
+@pytest.mark.parametrize("source", ["registry_other.cpp", "emulated.cpp"])
 def test_what_only_other_architectures_compile(source, tmp_path):
     compiler, _ = ARCHITECTURES["aarch64"]
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler}")
-    command = [compiler, *FLAGS, "-O1", "-c", ROOT / "csrc" / "cpu" / source, "-o", tmp_path / "o"]
+    file = ROOT / "kernels/cpu/isa" / source
+    command = [compiler, *FLAGS, "-O1", "-c", file, "-o", tmp_path / "o"]
     subprocess.run(command, check=True)

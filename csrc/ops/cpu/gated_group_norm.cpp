@@ -64,7 +64,7 @@ struct Call {
         eps(static_cast<float>(eps_)),
         centred(norm == "layer") {}
 
-  retnet::cpu::GatedNormParams row(int64_t token, int64_t head) const {
+  retnet::kernels::cpu::GatedNormParams row(int64_t token, int64_t head) const {
     const int64_t r = token * heads + head;
     return {channels,
             eps,
@@ -85,7 +85,7 @@ struct Call {
     });
   }
 
-  const retnet::cpu::Kernels& kernels;
+  const retnet::kernels::cpu::Kernels& kernels;
   Rows x, gate;
   Affine weight, bias;
   int64_t heads, channels, tokens;

@@ -7,14 +7,14 @@
 #include <algorithm>
 #include <string>
 
-#include "cpu/instruction_sets.h"
+#include "kernels/cpu/isa/registry.h"
 
 namespace retnet::ops::cpu {
 namespace {
 
-const retnet::cpu::InstructionSet& best() {
+const retnet::kernels::cpu::InstructionSet& best() {
   static const auto& set = *[] {
-    const auto& sets = retnet::cpu::instruction_sets();
+    const auto& sets = retnet::kernels::cpu::instruction_sets();
     return *std::find_if(sets.begin(), sets.end(), [](auto* s) { return s->is_supported(); });
   }();
   return set;
@@ -22,11 +22,11 @@ const retnet::cpu::InstructionSet& best() {
 
 }  // namespace
 
-const retnet::cpu::InstructionSet& instruction_set() {
+const retnet::kernels::cpu::InstructionSet& instruction_set() {
   const auto asked = c10::utils::get_env("RETNET_CPU");
   if (!asked || asked->empty()) return best();
   std::string names;
-  for (const auto* set : retnet::cpu::instruction_sets()) {
+  for (const auto* set : retnet::kernels::cpu::instruction_sets()) {
     if (!set->is_supported()) continue;
     if (*asked == set->name) return *set;
     names += std::string(names.empty() ? "" : ", ") + set->name;
@@ -35,8 +35,8 @@ const retnet::cpu::InstructionSet& instruction_set() {
   return best();  // not reached
 }
 
-const retnet::cpu::Kernels& kernels_of(const retnet::cpu::InstructionSet& set,
-                                       at::ScalarType dtype) {
+const retnet::kernels::cpu::Kernels& kernels_of(const retnet::kernels::cpu::InstructionSet& set,
+                                                at::ScalarType dtype) {
   return dtype == at::kFloat ? set.float32 : dtype == at::kHalf ? set.float16 : set.bfloat16;
 }
 

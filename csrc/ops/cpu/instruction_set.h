@@ -3,7 +3,7 @@
 
 #include <c10/core/ScalarType.h>
 
-#include "cpu/retention.h"
+#include "kernels/cpu/retention/params.h"
 
 namespace retnet::ops::cpu {
 
@@ -11,10 +11,10 @@ namespace retnet::ops::cpu {
 /// environment variable RETNET_CPU names: "avx512_bf16", "avx512", "avx2", "portable", "emulated"
 /// (the arithmetic of avx512_bf16 on any machine, slowly). Read at each call. Raises where the
 /// machine cannot run it.
-const retnet::cpu::InstructionSet& instruction_set();
+const retnet::kernels::cpu::InstructionSet& instruction_set();
 
 /// Its kernels for float32, bfloat16 or float16.
-const retnet::cpu::Kernels& kernels_of(const retnet::cpu::InstructionSet& set,
-                                       at::ScalarType dtype);
+const retnet::kernels::cpu::Kernels& kernels_of(const retnet::kernels::cpu::InstructionSet& set,
+                                                at::ScalarType dtype);
 
 }  // namespace retnet::ops::cpu

@@ -14,15 +14,15 @@
 #include <string>
 #include <string_view>
 
-#include "cpu/instruction_sets.h"
+#include "kernels/cpu/isa/registry.h"
 #include "ops/cpu/instruction_set.h"
 #include "ops/cpu/parallel.h"
 
 namespace retnet::ops {
 namespace {
 
-using retnet::cpu::BFloat16;
-using retnet::cpu::kLinearPart;
+using retnet::kernels::cpu::BFloat16;
+using retnet::kernels::cpu::kLinearPart;
 
 constexpr int64_t kPart = 65536;  // elements of the weight that a thread takes at once
 
@@ -50,7 +50,7 @@ at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
                        const std::optional<at::Tensor>& bias) {
   const auto& set = cpu::instruction_set();
   const int64_t in = weight.size(1), out = weight.size(0), tokens = x.numel() / in;
-  const int64_t size = retnet::cpu::linear_token_size(in);
+  const int64_t size = retnet::kernels::cpu::linear_token_size(in);
   const auto rows = x.contiguous();
   const auto floats = std::make_unique_for_overwrite<float[]>(tokens * size);
   for (int64_t t = 0; t < tokens; ++t) {
@@ -116,8 +116,9 @@ at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
 
 bool takes_step(const at::Tensor& x, const at::Tensor& weight) {
   return is_known_on_cpu(x, at::kBFloat16) && is_known_on_cpu(weight, at::kBFloat16) &&
-         x.dim() >= 1 && weight.dim() == 2 && x.numel() <= retnet::cpu::kLinearRows * x.size(-1) &&
-         x.numel() > 0 && weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
+         x.dim() >= 1 && weight.dim() == 2 &&
+         x.numel() <= retnet::kernels::cpu::kLinearRows * x.size(-1) && x.numel() > 0 &&
+         weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
 }
 
 bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
@@ -128,7 +129,8 @@ bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
     return false;
   }
   const auto wish = asked();
-  return wish == "1" || (wish.empty() && at::hasMKL() && retnet::cpu::is_amd_with_avx512());
+  return wish == "1" ||
+         (wish.empty() && at::hasMKL() && retnet::kernels::cpu::is_amd_with_avx512());
 }
 
 TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }

@@ -13,7 +13,7 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/retention.h"
+#include "kernels/cpu/retention/params.h"
 #include "ops/cpu/instruction_set.h"
 
 namespace retnet::ops::cpu {
@@ -28,7 +28,7 @@ inline bool takes_step(const at::Tensor& q, const at::Tensor& state) {
 /// than the step, which takes four values of q and k at a time.
 class FloatRows {
  public:
-  FloatRows(const retnet::cpu::InstructionSet& set, const at::Tensor& x)
+  FloatRows(const retnet::kernels::cpu::InstructionSet& set, const at::Tensor& x)
       : x_(x.contiguous()), n_(x.size(-1)), kernels_(kernels_of(set, x.scalar_type())) {}
   void load(int64_t row, float* floats) const {
     const auto* rows = static_cast<const char*>(x_.const_data_ptr());
@@ -43,7 +43,7 @@ class FloatRows {
  private:
   at::Tensor x_;
   int64_t n_;
-  const retnet::cpu::Kernels& kernels_;
+  const retnet::kernels::cpu::Kernels& kernels_;
 };
 
 /// out [B, H, Dv], like q: for each row b H + h, side by side, body(row, params, run, scratch), with q,
@@ -78,7 +78,7 @@ at::Tensor each_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
       keys.load(row, k_row);
       values.load(row, v_row);
       const double g = decays.const_data_ptr<float>()[h];
-      retnet::cpu::StepParams p{};
+      retnet::kernels::cpu::StepParams p{};
       p.inner = K;
       p.outer = V;
       p.q = q_row;

@@ -13,7 +13,7 @@ namespace {
 
 /// weight or bias [Dv] or [H, Dv].
 void set_affine(cuda::StepCall& call, const std::optional<at::Tensor>& affine, const void*& ptr,
-                int64_t& stride_h, kernels::DType& dtype) {
+                int64_t& stride_h, kernels::cuda::DType& dtype) {
   if (!affine) return;
   const auto rows = call.readable(*affine);
   ptr = rows.const_data_ptr();
@@ -47,7 +47,7 @@ at::Tensor multi_scale_retention_step_cuda(
   p.gate_ptr = gate_rows.const_data_ptr();
   p.gate_stride_b = gate_rows.stride(0);
   p.gate_stride_h = gate_rows.stride(1);
-  p.norm = norm == "layer" ? kernels::Norm::kLayer : kernels::Norm::kRms;
+  p.norm = norm == "layer" ? kernels::cuda::Norm::kLayer : kernels::cuda::Norm::kRms;
   p.eps = static_cast<float>(eps);
   set_affine(*call, weight, p.weight_ptr, p.weight_stride_h, p.weight_dtype);
   set_affine(*call, bias, p.bias_ptr, p.bias_stride_h, p.bias_dtype);

@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "kernels/retention/log_decay_plan.h"
+#include "kernels/cuda/retention/log_decay_grad/plan.h"
 #include "ops/composite/deterministic.h"
 #include "ops/composite/retention.h"
 #include "ops/retention.h"
@@ -18,7 +18,7 @@
 namespace retnet::ops {
 namespace cuda {
 
-kernels::DeviceLimits device_limits(c10::DeviceIndex device) {
+kernels::cuda::DeviceLimits device_limits(c10::DeviceIndex device) {
   const auto attribute = [&](cudaDeviceAttr name) {
     int value = 0;
     C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
@@ -30,7 +30,7 @@ kernels::DeviceLimits device_limits(c10::DeviceIndex device) {
           static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 
-kernels::RetentionOperand operand_of(const at::Tensor& x) {
+kernels::cuda::RetentionOperand operand_of(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
 }
 
@@ -52,35 +52,37 @@ Call plan_call(const at::Tensor& q, const at::Tensor& v, std::optional<double> s
   } else if (q.scalar_type() != at::kBFloat16 && q.scalar_type() != at::kHalf) {
     call.plan.refusal = "the kernel takes bfloat16 and float16";
   } else {
-    p.dtype = q.scalar_type() == at::kHalf ? kernels::DType::kFloat16 : kernels::DType::kBFloat16;
-    call.plan = kernels::chunkwise_plan(p, device_limits(q.device().index()),
-                                        chunk_size.value_or(0), composite::rows_apart());
+    p.dtype = q.scalar_type() == at::kHalf ? kernels::cuda::DType::kFloat16
+                                           : kernels::cuda::DType::kBFloat16;
+    call.plan = kernels::cuda::chunkwise_plan(p, device_limits(q.device().index()),
+                                              chunk_size.value_or(0), composite::rows_apart());
   }
   return call;
 }
 
-Call plan_gradient(kernels::ChunkwisePass pass, const kernels::ChunkwiseParams& forward,
-                   const kernels::ChunkwiseGradients& gradients,
-                   const kernels::DeviceLimits& device) {
-  const auto params = kernels::chunkwise_gradient(pass, forward, gradients);
-  return {params, kernels::chunkwise_plan(params, device, 0, composite::rows_apart())};
+Call plan_gradient(kernels::cuda::ChunkwisePass pass, const kernels::cuda::ChunkwiseParams& forward,
+                   const kernels::cuda::ChunkwiseGradients& gradients,
+                   const kernels::cuda::DeviceLimits& device) {
+  const auto params = kernels::cuda::chunkwise_gradient(pass, forward, gradients);
+  return {params, kernels::cuda::chunkwise_plan(params, device, 0, composite::rows_apart())};
 }
 
-const char* backward_refusal(const Call& forward, const kernels::DeviceLimits& device,
+const char* backward_refusal(const Call& forward, const kernels::cuda::DeviceLimits& device,
                              bool ask_log_decay) {
   if (forward.plan.refusal != nullptr) return forward.plan.refusal;
-  for (const auto pass : {kernels::ChunkwisePass::kQ, kernels::ChunkwisePass::kV}) {  // kK: as kQ
+  for (const auto pass :
+       {kernels::cuda::ChunkwisePass::kQ, kernels::cuda::ChunkwisePass::kV}) {  // kK: as kQ
     const auto call = plan_gradient(pass, forward.params, {}, device);
     if (call.plan.refusal != nullptr) return call.plan.refusal;
   }
-  return ask_log_decay ? kernels::log_decay_plan(forward.params, device).refusal : nullptr;
+  return ask_log_decay ? kernels::cuda::log_decay_plan(forward.params, device).refusal : nullptr;
 }
 
-bool readable(const at::Tensor& x, const kernels::ChunkwiseParams& p) {
-  return x.stride(3) == 1 && kernels::chunkwise_aligned(operand_of(x), p);
+bool readable(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p) {
+  return x.stride(3) == 1 && kernels::cuda::chunkwise_aligned(operand_of(x), p);
 }
 
-at::Tensor readable_or_copy(const at::Tensor& x, const kernels::ChunkwiseParams& p) {
+at::Tensor readable_or_copy(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p) {
   return readable(x, p) ? x : x.clone(at::MemoryFormat::Contiguous);
 }
 
@@ -89,7 +91,7 @@ void launch(Call& call, const at::TensorOptions& options) {
   const auto workspace = at::empty({floats}, options);
   call.params.workspace_ptr = workspace.mutable_data_ptr<float>();
   C10_CUDA_CHECK(
-      kernels::launch_chunkwise(call.params, call.plan, c10::cuda::getCurrentCUDAStream()));
+      kernels::cuda::launch_chunkwise(call.params, call.plan, c10::cuda::getCurrentCUDAStream()));
 }
 
 }  // namespace cuda
@@ -146,7 +148,7 @@ RetentionPlanTuple retention_plan_cuda(const at::Tensor& q, const at::Tensor& k,
   const char* refusal = cuda::backward_refusal(call, device, log_decay.requires_grad());
   const std::string backward = refusal != nullptr ? refusal : "";
   if (plan.refusal != nullptr) return {"composite", plan.refusal, 0, 0, 0, 0, 0, 0, backward};
-  const auto& tile = kernels::kChunkwiseTiles[plan.tile];
+  const auto& tile = kernels::cuda::kChunkwiseTiles[plan.tile];
   const int64_t copies = !cuda::readable(q, p) + !cuda::readable(k, p) + !cuda::readable(v, p);
   return {"kernel",  "",     tile.inner, tile.slice, tile.chunk, plan.segment_length,
           plan.rows, copies, backward};

@@ -6,7 +6,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "kernels/retention/log_decay.h"
+#include "kernels/cuda/retention/log_decay_grad/launch.h"
 #include "ops/composite/retention.h"
 #include "ops/cuda/retention.h"
 #include "ops/retention.h"
@@ -14,7 +14,7 @@
 namespace retnet::ops {
 namespace {
 
-using kernels::ChunkwisePass;
+using kernels::cuda::ChunkwisePass;
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_cuda(
     const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
@@ -48,7 +48,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   p.log_decay_ptr = decay.const_data_ptr<float>();
   if (cu_seqlens) p.cu_seqlens_ptr = bounds.const_data_ptr<int32_t>();
   if (initial_state) p.initial_state_ptr = start.const_data_ptr<float>();
-  kernels::ChunkwiseGradients gradients;
+  kernels::cuda::ChunkwiseGradients gradients;
   if (grad_out) gradients.out = cuda::operand_of(grad);
   if (grad_state) gradients.final_state_ptr = end.const_data_ptr<float>();
 
@@ -58,12 +58,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
     gradients.initial_state_ptr = grad_initial_state.mutable_data_ptr<float>();
   }
   if (ask_log_decay) {
-    const auto plan = kernels::log_decay_plan(p, device);
+    const auto plan = kernels::cuda::log_decay_plan(p, device);
     const auto parts =
         at::empty({p.sequences, p.heads, plan.slices}, log_decay.options().dtype(at::kDouble));
     gradients.log_decay_ptr = parts.mutable_data_ptr<double>();
     C10_CUDA_CHECK(
-        kernels::launch_log_decay(p, gradients, plan, c10::cuda::getCurrentCUDAStream()));
+        kernels::cuda::launch_log_decay(p, gradients, plan, c10::cuda::getCurrentCUDAStream()));
     grad_log_decay = parts.sum(at::IntArrayRef({0, 2})).to(log_decay.scalar_type());
   }
   const auto run = [&](ChunkwisePass pass) {

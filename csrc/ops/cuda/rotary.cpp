@@ -7,7 +7,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "kernels/rotary/rotary.h"
+#include "kernels/cuda/rotary/launch.h"
 #include "ops/composite/rotary.h"
 #include "ops/cuda/dtype.h"
 
@@ -24,7 +24,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   const auto dtype = cuda::kernel_dtype(any);
   if (!dtype) return std::nullopt;
   const bool step = any.dim() == 3;  // [B, H, Dk]: a token in each row
-  kernels::RotaryParams p;
+  kernels::cuda::RotaryParams p;
   p.batch = any.size(0);
   p.tokens = step ? 1 : any.size(1);
   p.heads = any.size(-2);
@@ -40,8 +40,8 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   const auto radians = frequencies.contiguous();
   p.frequency_ptr = radians.const_data_ptr<float>();
 
-  if (!kernels::rotary_supported(p)) return std::nullopt;  // whatever the layout of q and k
-  const auto set = [&](kernels::RotaryOperand& operand, const at::Tensor& x) {
+  if (!kernels::cuda::rotary_supported(p)) return std::nullopt;  // whatever the layout of q and k
+  const auto set = [&](kernels::cuda::RotaryOperand& operand, const at::Tensor& x) {
     if (!x.defined()) return;
     operand = {x.const_data_ptr(), x.stride(0), step ? 0 : x.stride(1), x.stride(-2)};
   };
@@ -50,7 +50,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   }
   set(p.q, q);
   set(p.k, k);
-  if (!kernels::rotary_supported(p)) {  // rows that start between accesses: copies do not
+  if (!kernels::cuda::rotary_supported(p)) {  // rows that start between accesses: copies do not
     for (at::Tensor* x : {&q, &k}) {
       if (x->defined()) *x = x->clone(at::MemoryFormat::Contiguous);
     }
@@ -58,13 +58,13 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
     set(p.k, k);
   }
 
-  const auto output = [](const at::Tensor& x, kernels::RotaryOperand& operand) {
+  const auto output = [](const at::Tensor& x, kernels::cuda::RotaryOperand& operand) {
     auto out = x.defined() ? at::empty(x.sizes(), x.options()) : at::Tensor();
     if (x.defined()) operand.out_ptr = out.mutable_data_ptr();
     return out;
   };
   auto rotated_q = output(q, p.q), rotated_k = output(k, p.k);
-  C10_CUDA_CHECK(kernels::launch_rotary(p, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(kernels::cuda::launch_rotary(p, c10::cuda::getCurrentCUDAStream()));
   return std::tuple(rotated_q, rotated_k);
 }
 

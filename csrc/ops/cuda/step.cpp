@@ -30,7 +30,7 @@ std::optional<StepCall> step_call(const at::Tensor& q, const at::Tensor& k, cons
   p.key_dim = q.size(2);
   p.value_dim = v.size(2);
   p.dtype = *dtype;
-  if (!kernels::retention_step_supported(p)) return std::nullopt;
+  if (!kernels::cuda::retention_step_supported(p)) return std::nullopt;
   p.scale = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(p.key_dim))));
   const auto tokens = [&](const at::Tensor& x, const void*& ptr, int64_t& stride_b,
                           int64_t& stride_h) {
@@ -56,9 +56,9 @@ at::Tensor launch(StepCall& call, const at::Tensor& v) {
   if (out.numel() == 0) return out;
   call.params.out_ptr = out.mutable_data_ptr();
   const int cluster =
-      kernels::retention_step_cluster(call.params, device_limits(v.device().index()));
-  C10_CUDA_CHECK(
-      kernels::launch_retention_step(call.params, cluster, c10::cuda::getCurrentCUDAStream()));
+      kernels::cuda::retention_step_cluster(call.params, device_limits(v.device().index()));
+  C10_CUDA_CHECK(kernels::cuda::launch_retention_step(call.params, cluster,
+                                                      c10::cuda::getCurrentCUDAStream()));
   return out;
 }
 

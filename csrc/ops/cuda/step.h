@@ -8,13 +8,13 @@
 #include <optional>
 #include <vector>
 
-#include "kernels/retention/step.h"
+#include "kernels/cuda/retention/step/launch.h"
 
 namespace retnet::ops::cuda {
 
 /// A call of the kernel, and the tensors that own what its parameters point to.
 struct StepCall {
-  kernels::RetentionStepParams params;
+  kernels::cuda::RetentionStepParams params;
   std::vector<at::Tensor> owners;
 
   /// t, or a copy, with a contiguous last dimension.

@@ -11,7 +11,7 @@ from retnet import ops
 
 __all__ = ["Linear", "linear"]
 
-_FEW_ROWS = 4  # csrc/cpu/linear.h has it too
+_FEW_ROWS = 4  # kernels/cpu/linear/params.h has it too
 _MANY_ROWS, _MANY_CHANNELS = 128, 256  # and csrc/ops/cpu/linear.cpp these
 
 

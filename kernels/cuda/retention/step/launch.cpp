@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/retention/step/launch.h"
+
+#include "kernels/cuda/retention/step/instances.h"
+
+namespace retnet::kernels::cuda {
+
+cudaError_t launch_retention_step(const RetentionStepParams& params, int cluster,
+                                  cudaStream_t stream) {
+  if (!retention_step_supported(params)) return cudaErrorNotSupported;
+  if (params.batch == 0 || params.heads == 0) return cudaSuccess;
+  const auto with_dtype = [&]<DType kDtype>() {
+    return retention_step_wide(params)
+               ? retention_step_launch<kDtype, true>(params, cluster, stream)
+               : retention_step_launch<kDtype, false>(params, cluster, stream);
+  };
+  switch (params.dtype) {
+    case DType::kFloat32:
+      return with_dtype.template operator()<DType::kFloat32>();
+    case DType::kFloat16:
+      return with_dtype.template operator()<DType::kFloat16>();
+    case DType::kBFloat16:
+      return with_dtype.template operator()<DType::kBFloat16>();
+  }
+  return cudaErrorNotSupported;
+}
+
+}  // namespace retnet::kernels::cuda
