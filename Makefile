@@ -10,7 +10,8 @@
 # make mutate       delete each barrier and wait of the kernels in turn: does a test fail? (long; not in CI)
 # make kernels      compile and link the CUDA kernels for every supported architecture
 # make kernel-report  what they cost (registers, instructions, bytes, wavefronts), and gates on it
-# make bench        benchmarks, on the device present
+# make bench        benchmarks, on the device present; then make results
+# make results      write the figures in the pages, and the plots, from benchmarks/results/*/summary.json
 # make gpu-wheels   gather the peers' wheels for a GPU machine without network
 # make gpu-check    build, test and measure on a machine with a GPU
 
@@ -25,7 +26,7 @@ RUN := $(VENV)/bin/python
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
 
-.PHONY: setup demo test tests-built ctest emulate mutate pytest paths lint docs kernels kernel-report bench gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate mutate pytest paths lint docs kernels kernel-report bench results gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
@@ -69,6 +70,7 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) tools/layers.py
+	$(RUN) benchmarks/report.py --check
 
 docs: setup
 	@command -v doxygen >/dev/null || { echo "make docs: needs doxygen (apt-get install doxygen)" >&2; exit 1; }
@@ -88,6 +90,9 @@ bench: setup
 	$(RUN) benchmarks/model.py
 	$(RUN) benchmarks/linear.py
 	$(RUN) benchmarks/twins.py
+	$(RUN) benchmarks/report.py
+results: setup
+	$(RUN) benchmarks/report.py
 
 gpu-wheels: $(VENV)/.tools$(CUDA)
 	tools/gpu_wheels.sh $(VENV)

@@ -6,7 +6,8 @@
 #
 #   tools/gpu_check.sh [all|test|bench]
 #     test    build, GPU tests, compute-sanitizer
-#     bench   build, benchmarks/ops.py; adds to the results of the test before
+#     bench   build, benchmarks/ops.py; adds to the results of the test before. Its summary.json belongs into
+#             benchmarks/results/<device>, from which make results writes the pages.
 #   Each of the two ends within 10 minutes, the build included; all ends within 25.
 #   bench finds what test built, and its results, only if it follows at once: a machine that is given back in between
 #   starts bare, and builds again.

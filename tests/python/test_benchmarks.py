@@ -21,7 +21,7 @@ import machine  # noqa: E402
 import model as model_benchmark  # noqa: E402
 import ops as benchmark  # noqa: E402
 import peers  # noqa: E402
-import report  # noqa: E402
+import summary  # noqa: E402
 import timing  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -29,6 +29,22 @@ CPU = torch.device("cpu")
 
 def case(work="forward", B=1, T=64, H=2, K=16, V=32, dtype=torch.float32) -> cases.Case:
     return cases.Case(work, cases.Shape(B, T, H, K, V), dtype, CPU)
+
+
+def check_section(folder: Path, name: str, seconds: list[float]) -> dict:
+    """The section that a script wrote: a row for each median in its raw results, in their order."""
+    content = summary.load(folder)
+    section = content["sections"][name]
+    assert content["device"] == section["machine"]["device"] == machine.device_name(CPU)
+    assert section["machine"]["torch"] == torch.__version__
+    assert section["command"].startswith(f"python benchmarks/{name}.py")
+    assert "--quick" in section["command"] and str(folder) not in section["command"]
+    medians = [row["median_ms"] for row in section["rows"]]
+    assert medians == pytest.approx([1e3 * x for x in seconds], rel=1e-4)
+    for row in section["rows"]:
+        assert set(summary.KEYS) <= row.keys()
+        assert 0 < row["q1_ms"] <= row["median_ms"] <= row["q3_ms"] and row["rounds"] >= 1
+    return section
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +55,7 @@ def quick(tmp_path_factory) -> tuple[dict, str, Path]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads((out / "ops.json").read_text()), done.stdout, out
+    return json.loads((out / "raw/ops.json").read_text()), done.stdout, out
 
 
 def test_report_covers_each_form_and_the_step(quick):
@@ -53,7 +69,7 @@ def test_report_covers_each_form_and_the_step(quick):
 
 
 def test_results_are_complete(quick):
-    content, _, out = quick
+    content = quick[0]
     assert content["machine"]["device"] and content["machine"]["torch"] == torch.__version__
     for r in content["results"]:
         if r["status"] != "ok":
@@ -65,7 +81,48 @@ def test_results_are_complete(quick):
         assert r["contender"] == "sdpa" or (r["agrees"] and r["error"] > 0)
         assert "peak_memory_bytes" in r
         assert r["share"] is None if r["contender"] == "sdpa" else 0 < r["share"] < 2
-    assert (out / "ops.png").stat().st_size > 10_000
+
+
+def test_the_section_of_the_operators(quick):
+    content, _, out = quick
+    results = content["results"]
+    ran = [r for r in results if r["status"] == "ok"]
+    section = check_section(out, "ops", [r["median_s"] for r in ran])
+    for row, r in zip(section["rows"], ran, strict=True):
+        assert (row["work"], row["contender"], row["dtype"], {x: row[x] for x in "BTHKV"}) == (
+            *(r["work"], r["contender"], r["dtype"]),
+            r["shape"],
+        )
+        assert row["roofline"] == pytest.approx(r["roofline"], rel=1e-4)
+        ours = r["contender"].startswith("retnet")
+        assert row.get("speedup") == (pytest.approx(r["speedup"], rel=1e-4) if ours else None)
+        assert "alone" not in row and "agrees" not in row
+    assert all(rate > 0 for probed in section["ceilings"].values() for rate in probed.values())
+    cases_of = {}
+    for r in results:
+        if r["status"] == "not run":
+            key = r["contender"], r["reason"]
+            cases_of[key] = cases_of.get(key, 0) + 1
+    assert {(x["contender"], x["reason"]): x["cases"] for x in section["not_run"]} == cases_of
+
+
+def test_rows_of_operators_measured_alone_and_of_one_that_disagrees():
+    def result(name, T, **others):
+        same = dict.fromkeys(("tflops", "roofline", "share", "error", "peak_memory_bytes"), 0.5)
+        times = {f"{x}_s": 1.0 for x in ("median", "q1", "q3")} | {"rounds": 5, "note": ""}
+        shape = {"B": 1, "T": T, "H": 2, "K": 16, "V": 32}
+        case = {"work": "forward", "shape": shape, "dtype": "float32", "contender": name}
+        return {**same, **times, **case, "status": "ok", "agrees": True, "speedup": {}, **others}
+
+    results = [
+        result("retnet chunkwise", 64),
+        result("torchscale recurrent", 64, agrees=False),
+        {**result("sdpa", 64), "status": "not run", "reason": "tired"},
+        result("retnet chunkwise", 128),
+    ]
+    first, second, last = benchmark.rows(results)
+    assert (first["alone"], second["alone"], last["alone"]) == (None, None, True)
+    assert (first["agrees"], second["agrees"], last["agrees"]) == (None, False, None)
 
 
 def test_what_cannot_run_is_listed_with_the_reason(quick):
@@ -106,7 +163,7 @@ def test_a_contender_that_fails_is_recorded_and_stops_no_other(monkeypatch):
     assert broken["status"] == "failed"
     assert broken["reason"] == "OutOfMemoryError: no room for this"
     assert sdpa["status"] == "ok"
-    assert "broken" in report.table([broken, sdpa])
+    assert "broken" in benchmark.table([broken, sdpa])
 
 
 def test_torchscale_agrees_where_it_is_installed():
@@ -269,14 +326,14 @@ def test_how_the_forward_grows():
         result(8192, 2, 10.0),
         result(8192, 2, 1.0, contender="sdpa"),
     ]
-    scaling = report.scaling(results)
+    scaling = benchmark.scaling(results)
     assert scaling == pytest.approx(
         {
             "T=131072 over 16 x T=8192, float32": 1.04,
             "token-heads/s of H=1 over H=2, float32": 0.8,
         }
     )
-    assert report.scaling(results[:1]) == {}
+    assert benchmark.scaling(results[:1]) == {}
 
 
 def test_the_best_chunk_of_torchscale(monkeypatch):
@@ -388,7 +445,7 @@ def test_ratios_name_their_baseline():
         {"contender": "retnet chunkwise", "work": "forward", "status": "ok", "median_s": 2.0},
         {"contender": "fla chunk_retention", "work": "forward", "status": "not run"},
     ]
-    report.add_ratios(results)
+    benchmark.add_ratios(results)
     assert results[1]["speedup"] == {"sdpa": 3.0}
 
 
@@ -398,13 +455,22 @@ def test_twins_benchmark(tmp_path):
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "twins.json").read_text())["results"]
+    results = json.loads((tmp_path / "raw/twins.json").read_text())["results"]
     assert [r["work"] for r in results] == ["training step", "generate, B=1"]
     for result in results:
         ratio, seconds = result["ratio"], result["seconds"]
         assert ratio["rounds"] == 3 and ratio["minimum"] <= ratio["median"] <= ratio["maximum"]
         assert all(spread["minimum"] > 0 for spread in seconds.values())
         assert f"{result['work']:16}{result['size']}" in done.stdout
+    seconds = [
+        r["seconds"][name]["median"] for r in results for name in ("retnet.cpp", "retnet.nn")
+    ]
+    rows = check_section(tmp_path, "twins", seconds)["rows"]
+    for row, result in zip(rows[::2], results, strict=True):
+        ratio = {key: result["ratio"][key] for key in ("median", "q1", "q3")}
+        assert row["time_over_python"] == pytest.approx(ratio, rel=1e-4)
+        tokens = result["tokens"] / result["seconds"]["retnet.cpp"]["median"]
+        assert row["tokens_per_s"] == pytest.approx(tokens, rel=1e-4)
 
 
 def test_linear_benchmark(tmp_path):
@@ -413,7 +479,7 @@ def test_linear_benchmark(tmp_path):
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "linear.json").read_text())["results"]
+    results = json.loads((tmp_path / "raw/linear.json").read_text())["results"]
     decoding, training = results[:3], results[3:]
     assert [(r["shape"], r["tokens"]) for r in decoding] == [([32, 64], n) for n in (1, 2, 4)]
     assert [r["work"] for r in training] == ["forward", "forward+backward"]
@@ -424,6 +490,14 @@ def test_linear_benchmark(tmp_path):
         assert result["speedup"] == pytest.approx(rate["linear"] / rate["F.linear"])
         for name, spread in result["seconds"].items():
             assert rate[name] == pytest.approx(work / spread["median"]) and spread["rounds"] == 3
+    seconds = [x["median"] for r in results for x in r["seconds"].values()]
+    rows = check_section(tmp_path, "linear", seconds)["rows"]
+    ours = [row for row in rows if row["contender"] == "linear"]
+    for row, result in zip(ours, results, strict=True):
+        assert [row["out"], row["in"], row["tokens"]] == [*result["shape"], result["tokens"]]
+        assert row["speedup"]["F.linear"] == pytest.approx(result["speedup"], rel=1e-4)
+        read = result.get("share_of_read")
+        assert row.get("share") == (read and pytest.approx(read, rel=1e-4))
 
 
 @pytest.mark.not_poisoned
@@ -460,7 +534,7 @@ def test_retnet_beside_a_transformer(tmp_path):
         [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    results = json.loads((tmp_path / "model.json").read_text())["results"]
+    results = json.loads((tmp_path / "raw/model.json").read_text())["results"]
     assert all(r["status"] == "ok" for r in results)
     by_work = {w: [r for r in results if r["work"].startswith(w)] for w in ("training", "decoding")}
     for work, some in by_work.items():
@@ -485,4 +559,14 @@ def test_retnet_beside_a_transformer(tmp_path):
         work = r["share"] * r["seconds"]["median"] * r["ceilings"]["read_bytes_per_s"]
         times = 2 if r["contender"] == "retnet" else 1
         assert work == pytest.approx(4 * r["parameters"] + times * r["state_bytes"])
-    assert (tmp_path / "model.png").stat().st_size > 10_000
+    medians = [r["seconds"]["median"] for r in results]
+    rows = check_section(tmp_path, "model", medians)["rows"]
+    for row, result in zip(rows, results, strict=True):
+        for name in ("work", "contender", "size", "batch", "length", "dtype", "parameters"):
+            assert row[name] == result[name]
+        held = result["state_bytes"]
+        assert row.get("state_mib") == (held and pytest.approx(held / 2**20, rel=1e-4))
+    ours = next(row for row in rows if row["contender"] == "retnet")
+    others = [r for r in results if (r["work"], r["length"]) == (ours["work"], ours["length"])]
+    ratios = {r["contender"]: r["times_retnet"] for r in others if r["contender"] != "retnet"}
+    assert ours["speedup"] == pytest.approx(ratios, rel=1e-4)
