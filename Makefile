@@ -57,10 +57,10 @@ pytest: setup
 
 TABLES := retention log_decay retention_step multi_scale_retention_step rotary gated_group_norm
 paths: setup
-	@sets=$$(cd tests/python && ../../$(RUN) -c "import test_cpu_kernels as t; print(*t.instruction_sets()[1:])") && \
+	@sets=$$(cd tests/python/ops && ../../../$(RUN) -c "import test_cpu_kernels as t; print(*t.instruction_sets()[1:])") && \
 	for set in $$sets; do \
 	  echo "RETNET_CPU=$$set"; \
-	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(TABLES:%=tests/python/test_%.py) || exit; \
+	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(TABLES:%=tests/python/ops/test_%.py) || exit; \
 	done
 
 lint: setup
@@ -80,7 +80,7 @@ kernels: $(VENV)/.tools$(CUDA)
 	$(VENV)/bin/cmake --build build/architectures
 
 kernel-report: kernels tests-built
-	build/tests/kernels/kernel_counts > build/kernel_counts.json
+	build/tests/kernels/cuda/kernel_counts > build/kernel_counts.json
 	$(RUN) tools/kernel_report.py build/architectures build/kernel_counts.json
 
 bench: setup

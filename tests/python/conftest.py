@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+pytest.register_assert_rewrite("support")
+
 # Without it cuBLAS raises in the strict mode below.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of retnet.convert share: reference processes, and the comparison with them."""
+
+import os
+import subprocess
+import sys
+
+import torch
+from safetensors.torch import load_file
+
+import retnet
+from retnet.convert import convert
+from support.paths import ROOT
+
+REFERENCES = ROOT / "tests/python/support/references"
+
+
+def run_reference(name, folder):
+    """Runs a reference in a process of its own, which sees its package and not retnet."""
+    script = REFERENCES / f"run_{name}.py"
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def converted(source, target, **options):
+    convert(source, target, **options)
+    return retnet.load(target)
+
+
+@torch.no_grad()
+def gradients_differ_by(model, theirs):
+    """Largest norm of a parameter's difference, over the norm of the whole gradient.
+
+    Args:
+        model: with gradients.
+        theirs: the same model with the reference's gradients for weights.
+    """
+    want = dict(theirs.named_parameters())
+    whole = torch.stack([w.norm() for w in want.values()]).norm()
+    return max(float((p.grad - want[name]).norm() / whole) for name, p in model.named_parameters())
+
+
+@torch.no_grad()
+def greedy(model, ids, count):
+    """Tokens [B, count] after a prefill of ids, and the logits [B, count, vocab] they come from."""
+    output = model(ids)
+    logits = [output.logits[:, -1]]
+    tokens = [logits[-1].argmax(-1, keepdim=True)]
+    while len(tokens) < count:
+        output = model(tokens[-1], state=output.state)
+        logits.append(output.logits[:, -1])
+        tokens.append(logits[-1].argmax(-1, keepdim=True))
+    return torch.cat(tokens, 1), torch.stack(logits, 1)
+
+
+def check(model, gradients, path, tolerances, gradient_tolerance):
+    """Compares logits of every form, loss, gradients, greedy tokens and steps.
+
+    Args:
+        model: the converted model.
+        gradients: likewise converted, the reference's gradients in the place of its weights.
+        path: what the reference computed, a safetensors file.
+        tolerances: largest difference of the logits, by form; the first serves loss and steps.
+        gradient_tolerance: as `gradients_differ_by` measures it.
+    """
+    want = load_file(path)
+    ids = want["ids"]
+    loss = model(ids, labels=ids).loss
+    loss.backward()
+    found = {form: (model(ids).logits - want[f"logits {form}"]).abs().max().item()
+             for form in tolerances}  # fmt: skip
+    first = next(iter(tolerances.values()))
+    tokens, steps = greedy(model, ids[:, :12], 16)
+    found |= {
+        "loss": abs(float(loss.detach() - want["loss"])),
+        "gradients": gradients_differ_by(model, gradients),
+        "steps": (steps - want["steps"]).abs().max().item(),
+    }
+    limits = {**tolerances, "loss": first, "steps": first, "gradients": gradient_tolerance}
+    print({name: f"{value:.1e}" for name, value in found.items()})  # pytest -rP shows it
+    assert all(found[name] <= limits[name] for name in found), found
+    assert torch.equal(tokens, want["greedy"])
