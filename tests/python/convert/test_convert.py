@@ -16,47 +16,19 @@ from safetensors.torch import save_file
 import retnet
 from retnet.cli import main
 from retnet.convert import convert
-from support.cases.convert import converted, gradients_differ_by, greedy
+from support.cases.convert import OLD, OPTIONS, SCALE, converted, gradients_differ_by, greedy
 from support.cases.nn import make_model
 from support.cases.train import full_disk
 from support.references import torchscale_v1 as v1
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-OPTIONS = {"activation": "gelu", "norm_eps": 1e-5, "group_norm_eps": 1e-6, "embed_scale": 1.0,
-           "residual_scale": 1.0}  # fmt: skip
 SETTINGS = {"decoder_embed_dim": 12, "decoder_layers": 2, "activation_fn": "gelu", "subln": True,
             "no_scale_embedding": True, "deepnorm": False, "layernorm_eps": 1e-5, "vocab_size": -1,
             "decoder_normalize_before": True, "multiway": False, "moe_freq": 0}  # fmt: skip
 
 
-def fairseq(state, settings):
-    return {"args": None, "cfg": {"model": settings, "task": {}}, "extra_state": {"epoch": 1},
-            "model": {f"decoder.{name}": tensor for name, tensor in state.items()}}  # fmt: skip
-
-
-# The old torchscale: what the state holds, what the file says, options, numbers of the reference
-
-SCALE, ALPHA = 12**0.5, 4**0.25
-OLD = {
-    "bare": ({}, lambda s: s, OPTIONS, {}),
-    "args": (
-        {"subln": False, "pre_norm": False},
-        lambda s: {"model": s, "args": Namespace(
-            activation_fn="gelu", deepnorm=True, no_scale_embedding=True, layernorm_eps=1e-5,
-            decoder_normalize_before=False)},
-        {"group_norm_eps": 1e-5},
-        {"alpha": ALPHA, "group_norm_eps": 1e-5},
-    ),
-    "fairseq": (
-        {"embedding_norm": True, "tied": True},
-        lambda s: fairseq(s, {
-            "activation_fn": "gelu", "deepnorm": True, "layernorm_embedding": True,
-            "no_scale_embedding": False, "share_decoder_input_output_embed": True}),
-        {"norm_eps": 1e-5, "group_norm_eps": 1e-6},
-        {"alpha": ALPHA, "embed_scale": SCALE},
-    ),
-}  # fmt: skip
+# The old torchscale
 
 
 @pytest.mark.parametrize("kind, layout, options, numbers", OLD.values(), ids=OLD.keys())

@@ -15,23 +15,8 @@ import retnet.cpp as cpp
 import retnet.nn as twins
 from retnet.generation import generate
 from retnet.state import RetNetState
+from support.cases.cpp import gradients, same, twin_of
 from support.cases.nn import VARIANTS, close, each_variant, make_config, make_model, random_ids
-
-
-def twin_of(model, dtype=torch.float64):
-    """The C++ model with the weights of a Python model."""
-    made = cpp.RetNetForCausalLM(model.config, dtype=dtype)
-    made.load_state_dict(model.state_dict())
-    return made
-
-
-def gradients(module):
-    return {name: p.grad for name, p in module.named_parameters()}
-
-
-def same(actual, expected):
-    """Bit by bit: both run the same operators in the same order."""
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
 @each_variant

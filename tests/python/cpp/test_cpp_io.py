@@ -5,25 +5,21 @@ The executable retnet_exchange (tests/cpp/exchange.cpp) runs on folders that Pyt
 writes its own beside them.
 """
 
-import os
 import subprocess
 import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_convert import OLD
 
 import retnet
 from retnet import RetNetState, checkpoint
-from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
-from support.cases.convert import converted
+from support.cases.convert import OLD, converted
 from support.cases.nn import VARIANTS, make_config, make_model, random_ids
-from support.paths import BUILD
+from support.exchange import EXECUTABLE, check_results, exchange, write_inputs
 from support.references import torchscale_v1 as v1
 
-EXECUTABLE = BUILD / "tests/cpp/retnet_exchange"
 # Numbers that have no short decimal form.
 SWITCHES = {
     **VARIANTS,
@@ -37,29 +33,6 @@ each_case = pytest.mark.parametrize("name, dtype", CASES, ids=lambda value: valu
 
 def model_of(name, dtype):
     return make_model(DTYPES[dtype], **SWITCHES[name])
-
-
-def exchange(folders):
-    """C++ reads the folders and writes to them, in one process."""
-    if not EXECUTABLE.exists():
-        pytest.skip(f"{EXECUTABLE} was not built (RETNET_TESTS=ON, nlohmann_json)")
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [EXECUTABLE, *folders]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | threads)
-    assert done.returncode == 0, done.stderr
-
-
-def write_inputs(folder, model, ids):
-    model(ids).state.detach().save(folder / "state")
-    save_file({"ids": ids}, folder / "ids")
-
-
-def check_results(folder, model, ids):
-    """The same logits bit by bit, after the state too, and the same text."""
-    results = load_file(folder / "cpp/results")
-    assert torch.equal(results["logits"], model(ids, state=model(ids).state).logits)
-    text = torch.stack(generate(model, ids, max_new_tokens=12, temperature=0))
-    assert torch.equal(results["text"], text)
 
 
 @pytest.fixture(scope="module")

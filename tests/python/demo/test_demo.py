@@ -12,7 +12,6 @@ import torch
 
 pytest.importorskip("matplotlib")
 
-import test_cpp_io
 from torch.nn import functional as F
 
 import retnet
@@ -25,6 +24,7 @@ from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
 from retnet.demo.training import Point, bits_per_byte, read_curve, settings_for
 from retnet.nn import RetNetForCausalLM
 from retnet.text import as_tokens
+from support.exchange import check_results, exchange, write_inputs
 
 TEXT = b"the cat sat on the mat, the dog sat on the log. " * 60
 
@@ -233,9 +233,9 @@ def test_cpp_reads_the_checkpoint(small_demo, tmp_path):
     assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 0
     model, ids = retnet.load(tmp_path), as_tokens(TEXT[:40]).long().view(2, 20)
     with torch.no_grad():
-        test_cpp_io.write_inputs(tmp_path, model, ids)
-        test_cpp_io.exchange([tmp_path])
-        test_cpp_io.check_results(tmp_path, model, ids)
+        write_inputs(tmp_path, model, ids)
+        exchange([tmp_path])
+        check_results(tmp_path, model, ids)
 
 
 def test_command_reports_an_interruption(small_demo, tmp_path, capsys, monkeypatch):

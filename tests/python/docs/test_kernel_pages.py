@@ -4,22 +4,15 @@ counts are those of the kernels' headers."""
 
 import math
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support.kernel_pages import blocks, compile_and_run
 from support.paths import ROOT
 
 RETENTION = (ROOT / "docs/kernels/retention.md").read_text()
 BACKWARD = (ROOT / "docs/kernels/backward.md").read_text()
-
-
-def blocks(page: str) -> list[tuple[str, str, str]]:
-    """Language, name and text of each."""
-    return re.findall(r"^```(\S*) ?(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 
 BLOCKS = blocks(RETENTION)
@@ -66,17 +59,6 @@ void run(double log_decay, int outer) {{
 
 int main() {{
 """
-
-
-def compile_and_run(folder: Path, source: str, *flags: str) -> str:
-    if shutil.which("g++") is None:
-        pytest.skip("no g++")
-    (folder / "main.cpp").write_text(source)
-    warnings = ["-Wall", "-Wextra", "-Werror"]
-    command = ["g++", "-std=c++20", "-O1", *warnings, *flags, "main.cpp", "-o", "main"]
-    built = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    return subprocess.check_output([folder / "main"], text=True)
 
 
 def log_decay(gamma: float) -> float:

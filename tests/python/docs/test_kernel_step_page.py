@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_kernel_pages import ROOT, blocks, compile_and_run
+
+from support.kernel_pages import blocks, compile_and_run
+from support.paths import ROOT
 
 PAGE = (ROOT / "docs/kernels/step.md").read_text()
 KEYS, VALUES = 70, 330  # six units, of which the last is not full: 4 blocks would leave one idle

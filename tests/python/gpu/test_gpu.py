@@ -4,8 +4,7 @@ stream and device, CUDA graphs hold them, offsets are 64 bits wide, and what run
 much at home in autocast and torch.compile as the rest. Skipped where there is none."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -26,6 +25,7 @@ from support.cases.ops import (
     strided,
 )
 from support.cases.retention import FORMS, make_inputs
+from support.gpu import clones, waiting_raises
 from support.tolerances import LOG_DECAY_LIMITS, assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
@@ -95,10 +95,6 @@ WITH_KERNEL = {**KERNELS, "norm": CALLS["norm"], "norm_rms": CALLS["norm_rms"]}
 every_kernel = parametrize("call", WITH_KERNEL.values(), ids=WITH_KERNEL.keys())
 
 
-def clones(inputs: Inputs) -> Inputs:
-    return {name: x.clone() for name, x in inputs.items()}
-
-
 def leaves_of(inputs: Inputs) -> Inputs:
     """Copies that ask for gradients, where the operator has any."""
     return clones(inputs) if "state" in inputs else ask(inputs)
@@ -114,15 +110,6 @@ def run(call: Call, leaves: Inputs) -> tuple[Tensor, ...]:
 
 def equal(actual, expected) -> bool:
     return all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
-
-
-@contextmanager
-def waiting_raises() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @parametrize("call", KERNELS.values(), ids=KERNELS.keys())

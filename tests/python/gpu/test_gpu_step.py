@@ -7,8 +7,6 @@ import math
 
 import pytest
 import torch
-from test_gpu import clones, waiting_raises
-from test_multi_scale_retention_step import EPS, check
 
 import retnet.cpp
 from retnet import RetNetConfig, _decoding_step
@@ -18,6 +16,8 @@ from retnet.nn import RetNetForCausalLM
 from retnet.ops import multi_scale_retention_step, retention_step
 from support.cases.nn import make_model, random_ids
 from support.cases.ops import INT32, NORMS, STYLES, fused_inputs, step_inputs
+from support.checks.multi_scale_retention_step import EPS, check
+from support.gpu import clones, waiting_raises
 from support.oracles.step import retention_step_by_definition
 from support.tolerances import assert_close_to_reference
 

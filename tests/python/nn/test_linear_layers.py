@@ -6,8 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_cpp import same, twin_of
-from test_linear import BF16, by_onednn, normal
 from torch import Tensor, nn
 from torch.ao.nn.quantized.dynamic import Linear as QuantizedLinear
 from torch.ao.quantization import quantize_dynamic
@@ -21,6 +19,8 @@ from retnet.nn import RetNetForCausalLM
 from retnet.nn.linear import Linear
 from retnet.nn.linear import linear as plain_linear
 from retnet.ops import linear
+from support.cases.cpp import same, twin_of
+from support.cases.linear import BF16, by_onednn, normal
 from support.cases.nn import make_model, random_ids
 
 parametrize = pytest.mark.parametrize

@@ -3,22 +3,22 @@
 `make paths` runs the operators' tables on each, too."""
 
 import math
-import re
 import time
 from functools import partial
 from itertools import accumulate, pairwise
 
 import pytest
 import torch
-from test_determinism import OPS, incoming_of
-from test_log_decay import derivative_by_recurrence
-from test_retention import check_all
-from test_rotary import check as check_rotary
 from torch import Tensor
 
 from retnet.ops import gated_group_norm, retention, retention_plan
+from support.cases.operators import OPS, incoming_of
 from support.cases.ops import STYLES, ask, asking, exact, rotary_inputs, strided
 from support.cases.retention import as_float64, grads, make_inputs, require_grad
+from support.checks.retention import check_all
+from support.checks.rotary import check as check_rotary
+from support.instruction_sets import instruction_sets
+from support.oracles.log_decay import derivative_by_recurrence
 from support.oracles.retention import packed_by_definition, retention_by_recurrence
 from support.tolerances import (
     LOG_DECAY_LIMITS,
@@ -28,24 +28,6 @@ from support.tolerances import (
 
 parametrize = pytest.mark.parametrize
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def instruction_sets() -> list[str]:
-    """Those that this machine has, as the error for a name that none has lists them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RETNET_CPU", "none")
-        with pytest.raises(ValueError, match="must be one of") as error:
-            retention_plan(**make_inputs(dtype=torch.float32))
-    names = re.search("one of (.*) on this machine, got none", str(error.value))
-    assert names
-    return names[1].split(", ")
-
-
-@pytest.fixture(params=instruction_sets())
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs the test on one instruction set."""
-    monkeypatch.setenv("RETNET_CPU", request.param)
-    return request.param
 
 
 def test_every_machine_has_two(path):
@@ -121,7 +103,7 @@ def test_as_good_as_the_composite(dtype, path):
 
 @parametrize("dtype", DTYPES, ids=str)
 def test_gradient_of_log_decay_of_a_long_sequence(dtype, path):
-    """As test_log_decay.py, for float32 states of 8 by 8 over 8192 tokens, at 8 seeds."""
+    """As test_retention_log_decay.py, for float32 states of 8 by 8 over 8192 tokens, at 8 seeds."""
     decays = [math.log1p(-(2.0**-n)) for n in (5, 9.37, 12)] + [0.0]
     inputs = make_inputs(1, 8192, 32, 8, 8, dtype=dtype, log_decay=decays * 8)
     del inputs["initial_state"]

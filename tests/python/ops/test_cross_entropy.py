@@ -7,14 +7,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_cpu_kernels import DTYPES, instruction_sets
 from torch import Tensor
 
 from support.cases.ops import assert_rounded_once, strided
+from support.instruction_sets import chosen_instruction_sets
 from support.oracles.cross_entropy import cross_entropy_by_definition
 from support.tolerances import TOLERANCES, assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 Op = Callable[..., Tensor]
 INF, NAN = math.inf, math.nan
 
@@ -27,7 +28,7 @@ def composite(logits: Tensor, targets: Tensor, **options: int) -> Tensor:
     return fused.default._op_dk(key, logits, targets, **options)
 
 
-@pytest.fixture(params=[*instruction_sets(), "composite"])
+@pytest.fixture(params=[*chosen_instruction_sets(), "composite"])
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
     """The kernel of an instruction set, or the composite."""
     if request.param == "composite":

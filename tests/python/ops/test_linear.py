@@ -7,30 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_cpu_kernels import instruction_sets
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from retnet.ops import linear
+from support.cases.linear import BF16, by_onednn, normal
 from support.cases.ops import strided
 from support.tolerances import assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
-BF16 = torch.bfloat16
-
-
-@pytest.fixture(params=instruction_sets())
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Runs the test on one instruction set."""
-    monkeypatch.setenv("RETNET_CPU", request.param)
-    return request.param
-
-
-def normal(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -139,10 +126,6 @@ def many(rows: tuple[int, ...] = (2, 64), n_in: int = 256, n_out: int = 300) -> 
     """x, weight and bias of at least as many numbers as oneDNN takes."""
     shapes = ((*rows, n_in), (n_out, n_in), (n_out,))
     return [normal(*s, dtype=torch.float32, seed=i) for i, s in enumerate(shapes)]
-
-
-def by_onednn(out: Tensor) -> bool:
-    return type(out.grad_fn).__name__ == "CppFunction"
 
 
 @parametrize("bias", [True, False], ids=["bias", "plain"])

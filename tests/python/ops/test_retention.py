@@ -20,65 +20,16 @@ from support.cases.retention import (
     grads,
     make_inputs,
     require_grad,
-    state_dtype,
 )
+from support.checks.retention import assert_close_log_decay, check_all
 from support.oracles.retention import (
     packed_by_definition,
     retention_by_definition,
     retention_by_recurrence,
 )
-from support.tolerances import LOG_DECAY_LIMITS, assert_close_to_reference
+from support.tolerances import assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
-
-
-_expected: dict = {}
-
-
-def expect(
-    inputs: dict[str, Tensor], use: tuple[bool, bool], oracle: Callable
-) -> tuple[tuple, dict[str, Tensor]]:
-    """The oracle's outputs and gradients; kept, since several tests look at the same inputs."""
-    exact = as_float64(inputs)
-    key = (use, oracle, *(x.detach().numpy().tobytes() for x in exact.values()))
-    if key not in _expected:
-        outputs = oracle(**exact)
-        _expected[key] = outputs, grads(outputs, exact, use=use)
-    return _expected[key]
-
-
-def check_all(
-    inputs: dict[str, Tensor],
-    use: tuple[bool, bool] = (True, True),
-    oracle: Callable = retention_by_definition,
-    but: str = "",
-    **options,
-) -> None:
-    """Output, final state and all gradients ``but`` one against the oracle, at the table's
-    tolerances."""
-    dtype = inputs["q"].dtype
-    leaves = require_grad({name: x for name, x in inputs.items() if name != but})
-    inputs = {**inputs, **leaves}
-    outputs, (expected, reference) = retention(**inputs, **options), expect(inputs, use, oracle)
-    for name, x, y in zip(["out", "final_state"], outputs, expected, strict=True):
-        assert_close_to_reference(x, y, dtype, name=name)
-    assert outputs[0].dtype == dtype and outputs[1].dtype == state_dtype(dtype)
-    assert all(x.is_contiguous() for x in outputs)
-    actual = grads(outputs, leaves, use=use)
-    for name in leaves:
-        if name == "log_decay":  # one number a head, a sum that cancels: see test_log_decay.py
-            assert_close_log_decay(actual[name], reference[name], dtype)
-        else:
-            assert_close_to_reference(actual[name], reference[name], dtype, grad=True, name=name)
-
-
-def assert_close_log_decay(
-    actual: Tensor, reference: Tensor, dtype: torch.dtype, factor: float = 1.0
-) -> None:
-    limit = factor * LOG_DECAY_LIMITS[dtype]
-    scale = reference.square().mean().sqrt()
-    assert torch.isfinite(actual).all()
-    assert (actual - reference.to(actual.device)).abs().max() <= limit * scale
 
 
 @parametrize("form", FORMS)
@@ -323,7 +274,7 @@ def test_gamma_zero_forgets_even_nan(form, device):
 @pytest.mark.not_poisoned
 def test_long_sequences(dtype, form, device):
     """T = 8192 at gammas that are and are not 1 - 2^-k, and at 1: values and gradients, but for
-    log_decay's, which test_log_decay.py judges over several seeds."""
+    log_decay's, which test_retention_log_decay.py judges over several seeds."""
     decays = [math.log1p(-(2.0**-n)) for n in (5, 9.37, 11.4)] + [0.0]
     inputs = make_inputs(1, 8192, 4, 8, 8, dtype=dtype, device=device, log_decay=decays)
     check_all(inputs, oracle=retention_by_recurrence, but="log_decay", form=form)

@@ -11,14 +11,11 @@ from support.cases.ops import (
     STYLES,
     ask,
     asking,
-    assert_rounded_once,
-    exact,
     rotary_inputs,
     strided,
 )
 from support.cases.retention import DTYPES, grads
-from support.oracles.rotary import rotary_by_definition
-from support.tolerances import assert_close_to_reference
+from support.checks.rotary import check
 
 parametrize = pytest.mark.parametrize
 LAYOUTS = {
@@ -28,29 +25,6 @@ LAYOUTS = {
 }
 layouts = parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 styles = parametrize("style", STYLES)
-
-
-def definition(inputs, style):
-    """Rotated q and k by the oracle."""
-    rest = (inputs["positions"], inputs["frequencies"], style)
-    return rotary_by_definition(inputs["q"], *rest), rotary_by_definition(inputs["k"], *rest)
-
-
-def check(inputs, style):
-    """Both outputs and both gradients against the oracle, at the table's tolerances."""
-    dtype = inputs["q"].dtype
-    inputs = ask(inputs)
-    outputs, reference = rotary(**inputs, style=style), exact(inputs)
-    expected = definition(reference, style)
-    for name, x, y in zip("qk", outputs, expected, strict=True):
-        assert x.dtype == dtype and x.is_contiguous()
-        assert_close_to_reference(x, y, dtype, name=f"rotated {name}")
-        assert_rounded_once(x, y)
-    actual, expected = grads(outputs, asking(inputs)), grads(expected, asking(reference))
-    for name in "qk":
-        assert actual[name].dtype == dtype
-        assert_close_to_reference(actual[name], expected[name], dtype, grad=True, name=name)
-        assert_rounded_once(actual[name], expected[name])
 
 
 @styles

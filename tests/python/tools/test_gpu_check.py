@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conftest import FIRST, pytest_collection_modifyitems
+from support.file_order import FIRST, sort_by_file
 from support.paths import ROOT
 
 SCRIPT = ROOT / "tools/gpu_check.sh"
@@ -242,7 +242,7 @@ def test_the_order_of_the_files():
     assert {path.name for path in TESTS.rglob("test_*.py")} >= set(FIRST)
     names = ["test_cli.py", "test_gpu.py", "test_ab.py", "test_retention.py", "test_install.py"]
     items = [SimpleNamespace(path=TESTS / name) for name in names]
-    pytest_collection_modifyitems(items)
+    sort_by_file(items)
     ordered = [item.path.name for item in items]
     assert ordered == [
         *("test_install.py", "test_retention.py", "test_gpu.py"),

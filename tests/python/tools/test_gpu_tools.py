@@ -20,7 +20,7 @@ else:
 FOLDERS = ["python", "kernels/cuda", "tests/python", "benchmarks", "tools"]
 MACHINE = {"python_version": "3.12", "python_full_version": "3.12.0", "extra": ""}
 # Modules of ours, found by path; and peers of the benchmarks, whose wheels have other names.
-OURS = {"retnet", "support", *(p.stem for folder in FOLDERS for p in (ROOT / folder).rglob("*.py"))}
+OURS = {"retnet", "support", *(p.stem for folder in FOLDERS for p in (ROOT / folder).glob("*.py"))}
 PEERS = {"fla": "flash-linear-attention", "torchscale": "torchscale"}
 # Imported inside tests that do not run there.
 ELSEWHERE = {"tensorboard"}

@@ -4,6 +4,7 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
 
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,37 @@ from retnet.convert import convert
 from support.paths import ROOT
 
 REFERENCES = ROOT / "tests/python/support/references"
+
+OPTIONS = {"activation": "gelu", "norm_eps": 1e-5, "group_norm_eps": 1e-6, "embed_scale": 1.0,
+           "residual_scale": 1.0}  # fmt: skip
+
+
+def fairseq(state, settings):
+    return {"args": None, "cfg": {"model": settings, "task": {}}, "extra_state": {"epoch": 1},
+            "model": {f"decoder.{name}": tensor for name, tensor in state.items()}}  # fmt: skip
+
+
+# The old torchscale: what the state holds, what the file says, options, numbers of the reference
+SCALE, ALPHA = 12**0.5, 4**0.25
+OLD = {
+    "bare": ({}, lambda s: s, OPTIONS, {}),
+    "args": (
+        {"subln": False, "pre_norm": False},
+        lambda s: {"model": s, "args": Namespace(
+            activation_fn="gelu", deepnorm=True, no_scale_embedding=True, layernorm_eps=1e-5,
+            decoder_normalize_before=False)},
+        {"group_norm_eps": 1e-5},
+        {"alpha": ALPHA, "group_norm_eps": 1e-5},
+    ),
+    "fairseq": (
+        {"embedding_norm": True, "tied": True},
+        lambda s: fairseq(s, {
+            "activation_fn": "gelu", "deepnorm": True, "layernorm_embedding": True,
+            "no_scale_embedding": False, "share_decoder_input_output_embed": True}),
+        {"norm_eps": 1e-5, "group_norm_eps": 1e-6},
+        {"alpha": ALPHA, "embed_scale": SCALE},
+    ),
+}  # fmt: skip
 
 
 def run_reference(name, folder):
