@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: who may write there, --resume, the log, signals, torchrun."""
+"""The folder of a run: who may write there, --resume, torchrun."""
 
 import errno
 import fcntl
-import json
 import os
-import pty
 import re
 import signal
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -17,27 +14,13 @@ import pytest
 import torch
 
 import retnet
-from retnet.cli import main
 from retnet.lock import locked
 from retnet.train import Trainer, train
-from support.cases.train import MODEL, TEXT, make_byte_model, make_trainer
+from support.cases.cli import run
+from support.cases.train import make_byte_model, make_trainer, steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOCK = ".retnet.lock"
-
-
-def run(*arguments):
-    return main([str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch):
-    """A run of two steps into the folder `run` beside its text, from that folder."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text").write_bytes(TEXT)
-    sizes = [part for name, value in MODEL.items() for part in (f"--model.{name}", value)]
-    return ("train", "--data", "text", "--out", "run", "--steps", 2, "--batch", 2, "--length", 32,
-            "--device", "cpu", *sizes)  # fmt: skip
 
 
 def is_free(folder):
@@ -86,6 +69,7 @@ def hold(folder, text=b"process 12 on there since then\n"):
 
 
 # Who holds it
+
 
 SECOND_RUNS = {
     "same path": ("--out", "run"),
@@ -256,6 +240,7 @@ def test_a_folder_that_cannot_be_locked_is_one_line(name, number, command, capsy
 
 # --resume
 
+
 MISTYPED = {
     "a letter": ("rum", r"/rum: there is no run to resume, rum does not exist \(did you mean 'run"),
     "above": ("rnus/one", r"/rnus/one: there is .*, rnus does not exist \(did you mean 'runs'\?"),
@@ -282,148 +267,6 @@ def test_resume_starts_where_no_checkpoint_was_written_yet(command, tmp_path, ca
     assert steps(tmp_path / "run") == [1, 2]
     assert run(*command, "--resume", "--steps", 3) == 0
     assert "anew" not in capsys.readouterr().out and steps(tmp_path / "run") == [1, 2, 3]
-
-
-# The log
-
-
-def steps(folder):
-    """Of the log, each line of which is whole."""
-    lines = (folder / "log.jsonl").read_bytes().decode().split("\n")
-    assert lines.pop() == ""
-    return [line["step"] for line in map(json.loads, lines) if "loss" in line]
-
-
-DAMAGES = {
-    "as it was": (lambda log: log, [1, 2, 3, 4, 5], False),
-    "lines behind it": (lambda log: log + b'{"step": 4, "loss": 1}\n{"st', [1, 2, 3, 4, 5], False),
-    "last newline": (lambda log: log[:-1], [1, 2, 4, 5], True),
-    "amid a line": (lambda log: log[:-9], [1, 2, 4, 5], True),
-    "a whole line": (lambda log: log[: log[:-1].rindex(b"\n") + 1], [1, 2, 4, 5], True),
-    "zeros": (lambda log: log[:-20] + bytes(20), [1, 2, 4, 5], True),
-    "first line": (lambda log: log[:5], [4, 5], True),
-    "empty": (lambda log: b"", [4, 5], True),
-    "one long line": (lambda log: b"x" * 200_000, [4, 5], True),
-}
-
-
-@pytest.mark.parametrize("damage, left, is_told", DAMAGES.values(), ids=DAMAGES)
-def test_a_resumed_log_holds_whole_lines(damage, left, is_told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(retnet.log, "_BLOCK", 16)  # lines are longer
-    assert train(make_trainer(tmp_path, steps=3)) == 0
-    log = tmp_path / "log.jsonl"
-    log.write_bytes(damage(log.read_bytes()))
-    capsys.readouterr()
-    again = make_trainer(tmp_path, steps=5)
-    again.load()
-    assert train(again) == 0
-    assert steps(tmp_path) == left
-    said = capsys.readouterr().err
-    assert (f"retnet: warning: {log}: lines are missing at its end: " in said) == is_told
-    last = make_trainer(tmp_path, steps=6)
-    last.load()
-    assert train(last) == 0 and steps(tmp_path) == [*left, 6]
-    assert "missing" not in capsys.readouterr().err
-
-
-def test_what_follows_a_training_keeps_its_log(tmp_path):
-    """A save by hand after the end, and more steps by the same trainer."""
-    trainer = make_trainer(tmp_path, steps=3)
-    assert train(trainer) == train(trainer) == 0
-    trainer.save()
-    again = make_trainer(tmp_path, steps=5)
-    again.load()
-    assert train(again) == 0 and steps(tmp_path) == [1, 2, 3, 4, 5]
-
-
-def test_more_steps_after_an_interruption_keep_the_lines_before_it(tmp_path):
-    trainer = make_trainer(tmp_path, steps=5)
-    step = trainer.step
-
-    def interrupted():
-        step()
-        if trainer.steps == 2:
-            raise KeyboardInterrupt
-
-    trainer.step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        train(trainer)
-    assert train(trainer) == 0 and steps(tmp_path) == [1, 2, 3, 4, 5]
-
-
-# Signals
-
-HUP, TERM, INT = signal.SIGHUP, signal.SIGTERM, signal.SIGINT
-SAVED = {
-    "twice": ([HUP, HUP], HUP),
-    "then SIGTERM": ([HUP, TERM], HUP),
-    "after SIGTERM": ([TERM, HUP], TERM),
-}
-
-
-def signalled(folder, numbers):
-    """A trainer that gets signals in its second of five steps."""
-    trainer = make_trainer(folder, steps=5)
-    step = trainer.step
-
-    def interrupted():
-        step()
-        for number in numbers if trainer.steps == 2 else ():
-            os.kill(os.getpid(), number)
-
-    trainer.step = interrupted
-    return trainer
-
-
-@pytest.mark.parametrize("numbers, result", SAVED.values(), ids=SAVED)
-def test_a_closing_terminal_saves(numbers, result, tmp_path):
-    assert train(signalled(tmp_path, numbers)) == result
-    assert retnet.checkpoint.read_metadata(tmp_path)["step"] == "2"
-
-
-@pytest.mark.parametrize("numbers", [[TERM, INT], [HUP, INT, TERM]])
-def test_a_second_signal_still_raises(numbers, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        train(signalled(tmp_path, numbers))
-
-
-def test_nohup_goes_on(tmp_path):
-    before = signal.signal(HUP, signal.SIG_IGN)
-    try:
-        assert train(signalled(tmp_path, [HUP])) == 0
-        assert signal.getsignal(HUP) == signal.SIG_IGN
-    finally:
-        signal.signal(HUP, before)
-    assert retnet.checkpoint.read_metadata(tmp_path)["step"] == "5"
-
-
-def test_a_terminal_that_closes_leaves_a_run_to_resume(command, tmp_path):
-    """Output fails from then on: the run is saved, and ends as after any other signal."""
-    process, terminal = pty.fork()
-    if process == 0:
-        result = 99
-        try:
-            sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-            sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-
-            def step(trainer):  # autograd's threads do not fork
-                time.sleep(0.01)
-                trainer.steps += 1
-
-            Trainer.step = step
-            code = run(*command, "--steps", 10_000)
-            sys.stdout.flush()  # as Python does at the end
-            sys.stderr.flush()
-            result = code
-        finally:
-            os._exit(result)
-    said = b""
-    while b"held out" not in said:
-        said += os.read(terminal, 100)
-    time.sleep(0.2)
-    os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 128 + HUP
-    assert 0 < int(retnet.checkpoint.read_metadata(tmp_path / "run")["step"]) < 10_000
 
 
 # Several processes

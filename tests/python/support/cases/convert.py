@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of retnet.convert share: reference processes, and the comparison with them."""
 
+import json
 import os
 import subprocess
 import sys
 from argparse import Namespace
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import retnet
 from retnet.convert import convert
@@ -117,3 +118,23 @@ def check(model, gradients, path, tolerances, gradient_tolerance):
     print({name: f"{value:.1e}" for name, value in found.items()})  # pytest -rP shows it
     assert all(found[name] <= limits[name] for name in found), found
     assert torch.equal(tokens, want["greedy"])
+
+
+def make_fla(folder, remove=(), **changes):
+    """A folder with random weights, 1 layer, d = 8, H = 2, K = 4, V = 6, F = 5."""
+    shapes = {"model.embeddings": (7, 8), "model.norm": (8,), "lm_head": (7, 8)}
+    for name, shape in {
+        "attn_norm": (8,), "mlp_norm": (8,), "attn.q_proj": (8, 8), "attn.k_proj": (8, 8),
+        "attn.v_proj": (12, 8), "attn.g_proj": (12, 8), "attn.o_proj": (8, 12),
+        "attn.g_norm": (6,), "mlp.gate_proj": (5, 8), "mlp.up_proj": (5, 8),
+        "mlp.down_proj": (8, 5)}.items():  # fmt: skip
+        shapes[f"model.layers.0.{name}"] = shape
+    config = {"model_type": "retnet", "hidden_size": 8, "num_heads": 2, "num_hidden_layers": 1,
+              "vocab_size": 7, "expand_k": 1, "expand_v": 1.5, "hidden_act": "swish",
+              "norm_eps": 1e-6, "elementwise_affine": True, "attn": None, **changes}  # fmt: skip
+    folder.mkdir()
+    config = {name: value for name, value in config.items() if name not in remove}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = {f"{n}.weight": torch.randn(s) for n, s in shapes.items() if n not in remove}
+    save_file(tensors, folder / "model.safetensors")
+    return folder

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tiny byte model, its text, and a disk that is full, for the tests of training and commands."""
 
+import json
 import resource
 from contextlib import contextmanager
 
@@ -45,3 +46,24 @@ def full_disk(limit):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def run(trainer, steps):
+    """The losses of some steps."""
+    losses = []
+    trainer.log = type("Log", (), {"write": lambda _, step, **values: losses.append(values)})()
+    for _ in range(steps):
+        trainer.step()
+    trainer.log = None
+    return [values["loss"] for values in losses]
+
+
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def steps(folder):
+    """Of the log, each line of which is whole."""
+    lines = (folder / "log.jsonl").read_bytes().decode().split("\n")
+    assert lines.pop() == ""
+    return [line["step"] for line in map(json.loads, lines) if "loss" in line]
