@@ -4,7 +4,9 @@
 # make demo         set up, train a byte-level model on real text, generate, plot (MINUTES=5)
 # make test         set up, then Catch2, the kernels in the emulator, pytest, and paths
 # make emulate      the kernels' own source on the CPU, lane by lane, under a checker
-# make paths        the tables of the CPU's kernels on every instruction set of this machine but the best, which pytest takes
+# make test-op OP=retention ISA=avx2   the tests of one operator, OP, on one instruction set of the CPU (RETNET_CPU); without
+#                   ISA on the best one and on the GPU, if there is one
+# make paths        reruns the tests of the CPU kernels on each other instruction set of this machine
 # make lint         formatting, types, layer rules
 # make docs         the documentation, in build/docs; needs doxygen
 # make mutate       delete each barrier and wait of the kernels in turn: does a test fail? (long; not in CI)
@@ -26,7 +28,7 @@ RUN := $(VENV)/bin/python
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
 
-.PHONY: setup demo test tests-built ctest emulate mutate pytest paths lint docs kernels kernel-report bench results gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate mutate pytest test-op paths lint docs kernels kernel-report bench results gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
@@ -56,12 +58,18 @@ mutate: setup
 pytest: setup
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-TABLES := retention log_decay retention_step multi_scale_retention_step rotary gated_group_norm
+# Of tests/python/ops: test_$(OP).py, and test_$(OP)_errors.py and the like if they exist.
+OP_TESTS := $(wildcard $(foreach part,errors log_decay plan torch,tests/python/ops/test_$(OP)_$(part).py))
+test-op: setup
+	$(if $(ISA),RETNET_CPU=$(ISA)) $(RUN) -m pytest -n 2 $(if $(ISA),-m "not cuda") tests/python/ops/test_$(OP).py $(OP_TESTS) $(PYTEST_ARGS)
+
+# The tests of linear and cross_entropy, and test_cpu_kernels.py, run on every instruction set by themselves.
+PATHS := retention retention_log_decay retention_step multi_scale_retention_step rotary gated_group_norm
 paths: setup
-	@sets=$$(cd tests/python && ../../$(RUN) -c "import test_cpu_kernels as t; print(*t.instruction_sets()[1:])") && \
+	@sets=$$(cd tests/python && ../../$(RUN) -c "from support.instruction_sets import *; print(*instruction_sets()[1:])") && \
 	for set in $$sets; do \
 	  echo "RETNET_CPU=$$set"; \
-	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(TABLES:%=tests/python/test_%.py) || exit; \
+	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(PATHS:%=tests/python/ops/test_%.py) || exit; \
 	done
 
 lint: setup
@@ -82,7 +90,7 @@ kernels: $(VENV)/.tools$(CUDA)
 	$(VENV)/bin/cmake --build build/architectures
 
 kernel-report: kernels tests-built
-	build/tests/kernels/kernel_counts > build/kernel_counts.json
+	build/tests/kernels/cuda/kernel_counts > build/kernel_counts.json
 	$(RUN) tools/kernel_report.py build/architectures build/kernel_counts.json
 
 bench: setup

@@ -154,7 +154,7 @@ build() {
 gpu_tests() {
   local tests=("$python" -m pytest tests/python -p no:cacheprovider --continue-on-collection-errors -vv --durations=10)
   local workers=()
-  # Two threads a worker (tests/python/conftest.py, which also says which files come first).
+  # Two threads a worker (tests/python/conftest.py; support/file_order.py says which files come first).
   if "$python" -c "import xdist" 2>/dev/null; then
     workers=(-n $((($(nproc) + 1) / 2)) --dist loadfile --no-loadscope-reorder)
   fi
