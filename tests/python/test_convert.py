@@ -126,7 +126,11 @@ CONTRADICTIONS = {
         {},
         "output_projection.weight is not embed_tokens.weight",
     ),
-    "option": ({}, {"activation": "swish"}, "activation must be 'gelu', as in the checkpoint, got 'swish'"),
+    "option": (
+        {},
+        {"activation": "swish"},
+        "activation must be 'gelu', as in the checkpoint, got 'swish'",
+    ),
     "heads": ({}, {"num_heads": 4}, "num_heads must be 3, as in the checkpoint, got 4"),
     "value": ({"layernorm_eps": "x"}, {}, "norm_eps must be a finite number > 0, got 'x'"),
     "relu": ({"activation_fn": "relu"}, {}, "activation_fn = 'relu' is not supported"),

@@ -69,8 +69,8 @@ def convert(
 
     - The files of fairseq lack norm_eps.
     - Bare state dicts lack every field below except num_heads.
-    - The files of the old torchscale never determine group_norm_eps, because its value changed while
-      the layout did not.
+    - The files of the old torchscale never determine group_norm_eps. Its value changed while the
+      layout did not.
 
     Dropout is not converted.
 
@@ -90,7 +90,8 @@ def convert(
     Raises:
         FileNotFoundError: there is no source, or it lacks a file.
         FileExistsError: target holds a model, or other files of these names.
-        ValueError: one of the reasons below. The message names the file and lists missing arguments.
+        ValueError: one of the reasons below. The message names the file and lists the arguments
+            that are missing.
 
             - The source is corrupt, truncated or of another kind.
             - The source is an unsupported variant of a known kind.

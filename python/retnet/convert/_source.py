@@ -106,8 +106,7 @@ class Source:
         if self._open:
             raise self.error(
                 "neither its tensors nor its configuration determine these fields; pass them as "
-                "options: "
-                + ", ".join(self._open)
+                "options: " + ", ".join(self._open)
             )
 
     def is_tied(self, head: str, embedding: str, setting: str) -> bool:
