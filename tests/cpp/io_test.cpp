@@ -51,7 +51,8 @@ TEST_CASE("safetensors: what is written comes back") {
   CHECK(std::is_sorted(file.entries().begin(), file.entries().end(),
                        [](const auto& a, const auto& b) { return a.offset < b.offset; }));
   CHECK(message<c10::ValueError>([&] { file.read_into(*file.find("empty"), torch::empty({4})); }) ==
-        (folder / "file").string() + ": empty has shape [4, 0], but the tensor to read it into has shape [4]");
+        (folder / "file").string() +
+            ": empty has shape [4, 0], but the tensor to read it into has shape [4]");
   CHECK_THROWS_WITH(
       write_safetensors(folder / "x", {{"a", torch::ones(1, torch::kBool)}}),
       ContainsSubstring("a must have dtype F64, F32, F16, BF16, I64 or I32, got bool"));

@@ -90,14 +90,10 @@ def convert(
     Raises:
         FileNotFoundError: there is no source, or it lacks a file.
         FileExistsError: target holds a model, or other files of these names.
-        ValueError: one of the reasons below. The message names the file and lists the arguments
-            that are missing.
-
-            - The source is corrupt, truncated or of another kind.
-            - The source is an unsupported variant of a known kind.
-            - A tensor is not float64, float32, float16 or bfloat16, as in a quantised model.
-            - The configuration contradicts the tensors or the arguments.
-            - Arguments are missing.
+        ValueError: the source is corrupt, truncated, of another kind or an unsupported variant of a
+            known kind. Or a tensor is not float64, float32, float16 or bfloat16, as in a quantised
+            model. Or the configuration contradicts the tensors or the arguments. Or arguments are
+            missing. The message names the file and lists the missing arguments.
         OSError: target could not be written.
     """
     source, target = Path(source), Path(target)
