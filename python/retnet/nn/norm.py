@@ -18,6 +18,6 @@ def make_norm(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.LayerNorm | nn.RMSNorm:
-    """torch's norm over the last dimension, of the kind and eps that the configuration names."""
+    """Returns torch's norm over the last dimension, with the kind and eps of the configuration."""
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
     return kind(channels, eps=config.norm_eps, device=device, dtype=dtype)

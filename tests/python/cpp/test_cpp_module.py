@@ -54,7 +54,7 @@ def test_a_copied_optimizer_trains_the_copied_model():
     other(ids, labels=ids).loss.backward()
     copied.step()
     assert any(not torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
-    with pytest.raises(RuntimeError, match="must be copied before what refers to its parameters"):
+    with pytest.raises(RuntimeError, match="must be copied before any object that refers"):
         copy.deepcopy((optimizer, model))
 
 

@@ -174,7 +174,7 @@ def test_checks_that_would_wait_come_seldom(first, given, way, monkeypatch):
 @pytest.mark.parametrize(
     "prompts, options, message",
     [
-        ([], {}, "prompts must hold one at least, got none"),
+        ([], {}, "prompts must hold at least one prompt, got none"),
         (random_ids(2, 0), {}, r"prompts must have shape \[T\], T >= 1, got \[0\]"),
         ([random_ids(2, 3)], {}, r"prompts must have shape \[T\], T >= 1, got \[2, 3\]"),
         (random_ids(2, 3).float(), {}, "prompts must be int64 or int32, got torch.float32"),

@@ -167,7 +167,7 @@ def test_state_that_shares_memory_with_an_input_raises(name):
     inputs[name] = inputs["state"].flatten()[: shape.numel()].view(shape)
     if name == "log_decay":
         inputs["state"].fill_(-1)
-    message = f"multi_scale_retention_step: state must share no memory with {name}, got tensors"
+    message = f"multi_scale_retention_step: state must not share memory with {name}, got tensors"
     with pytest.raises(RuntimeError, match=message):
         multi_scale_retention_step(**inputs, eps=EPS)
 

@@ -106,7 +106,7 @@ NORM = {
     ),
     "weight_dtype": (
         {"weight": zeros(12, dtype=bf16)},
-        "weight must be float32 (like x) or float32 (the dtype of accumulation), got bfloat16",
+        "weight must be float32 (like x) or float32 (the accumulation dtype), got bfloat16",
     ),
     "weight_device": (
         {"weight": zeros(12, device="meta")},
@@ -116,7 +116,7 @@ NORM = {
     "bias_HV": ({"bias": zeros(12, 3)}, "bias must have shape [H, Dv] = [3, 12], got [12, 3]"),
     "bias_dtype_beside_half": (
         {"x": zeros(2, 5, 3, 12, dtype=f16), "gate": None, "bias": zeros(12, dtype=f64)},
-        "bias must be float16 (like x) or float32 (the dtype of accumulation), got float64",
+        "bias must be float16 (like x) or float32 (the accumulation dtype), got float64",
     ),
     "bias_device": (
         {"bias": zeros(12, device="meta")},
@@ -178,7 +178,7 @@ STEP = {
     ),
     "state_dtype": (
         {"state": zeros(3, 4, 8, 12, dtype=bf16)},
-        "state must be float32 (the dtype of accumulation), got bfloat16",
+        "state must be float32 (the accumulation dtype), got bfloat16",
     ),
     "state_device": (
         {"state": zeros(3, 4, 8, 12, device="meta")},
@@ -202,7 +202,7 @@ STEP = {
         "slots must be on q's device cpu, got meta",
     ),
     "slots_range": ({"slots": ints(0, 3, 1)}, "slots must be below S = 3, got 3 in row 1"),
-    "slots_equal": ({"slots": ints(2, -1, 2)}, "slots must differ, got 2 in rows 0 and 2"),
+    "slots_equal": ({"slots": ints(2, -1, 2)}, "slots must be distinct, got 2 in rows 0 and 2"),
 }
 FUSED = {
     "gate_shape": (
@@ -238,7 +238,7 @@ FUSED = {
     "weight_V": ({"weight": zeros(4)}, "weight must have shape [Dv] = [12], got [4]"),
     "weight_dtype": (
         {"weight": zeros(4, 12, dtype=bf16)},
-        "weight must be float32 (like v) or float32 (the dtype of accumulation), got bfloat16",
+        "weight must be float32 (like v) or float32 (the accumulation dtype), got bfloat16",
     ),
     "weight_device": (
         {"weight": zeros(12, device="meta")},
@@ -251,7 +251,7 @@ FUSED = {
     ),
     "bias_dtype": (
         {"bias": zeros(12, dtype=f64)},
-        "bias must be float32 (like v) or float32 (the dtype of accumulation), got float64",
+        "bias must be float32 (like v) or float32 (the accumulation dtype), got float64",
     ),
     "eps_negative": NORM["eps_negative"],
     "norm": NORM["norm"],

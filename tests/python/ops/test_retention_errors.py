@@ -115,7 +115,7 @@ BAD_PACKED = {
     "beyond": (torch.tensor([0, 8], dtype=INT32), "must end at T = 7, got 8"),
     "falls": (
         torch.tensor([0, 5, 3, 7], dtype=INT32),
-        "must never fall, got 5 before 3 at index 2",
+        "must be non-decreasing, got 5 before 3 at index 2",
     ),
 }
 

@@ -279,7 +279,7 @@ def test_state_that_shares_memory_with_an_input_raises(dtype, name):
     inputs[name] = inputs["state"].flatten()[: shape.numel()].view(shape)
     if name == "log_decay":
         inputs["state"].fill_(-1)
-    message = f"retention_step: state must share no memory with {name}, got tensors that overlap"
+    message = f"retention_step: state must not share memory with {name}, got tensors that overlap"
     with pytest.raises(RuntimeError, match=message):
         retention_step(**inputs)
 
