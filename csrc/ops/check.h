@@ -19,7 +19,9 @@ inline at::ScalarType accumulate_dtype(const at::Tensor& x) {
 }
 
 /// The dtype's name in Python: "float32".
-inline std::string dtype_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
+inline std::string dtype_name(at::ScalarType dtype) {
+  return std::string(c10::getDtypeNames(dtype).first);
+}
 
 /// `t` is of one of the dtypes float32, float64, bfloat16 and float16.
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {
