@@ -80,9 +80,9 @@ paths: setup
 	done
 
 newest: setup
-	$(RUN) tools/matrix.py --torch $(NEWEST_TORCH) --python $(RUN) --folder build/newest --fresh
+	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $$RETNET_CMAKE_ARGS" $(RUN) tools/matrix.py --torch $(NEWEST_TORCH) --python $(RUN) --folder build/newest --fresh
 matrix: setup
-	$(RUN) tools/matrix.py --record $(if $(TORCHES),--torch $(TORCHES)) $(if $(PYTHONS),--python $(PYTHONS))
+	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $$RETNET_CMAKE_ARGS" $(RUN) tools/matrix.py --record $(if $(TORCHES),--torch $(TORCHES)) $(if $(PYTHONS),--python $(PYTHONS))
 
 lint: setup
 	clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')

@@ -17,7 +17,8 @@ def _refuse_another_torch() -> None:
     if torch.__version__.split(".")[:2] != built.split("."):
         raise ImportError(
             f"retnet was built with torch {built} and does not work with torch "
-            f"{torch.__version__}: install torch {built}, or build retnet again with this torch"
+            f"{torch.__version__}: install torch {built}, or build retnet again with this torch "
+            "(pip install --no-build-isolation)"
         )
 
 

@@ -32,9 +32,10 @@ def assert_refused(done: subprocess.CompletedProcess[str], built: str, installed
     *trace, last = done.stderr.splitlines()
     assert last == (
         f"ImportError: retnet was built with torch {built} and does not work with torch "
-        f"{installed}: install torch {built}, or build retnet again with this torch"
+        f"{installed}: install torch {built}, or build retnet again with this torch "
+        "(pip install --no-build-isolation)"
     )
-    assert "Error" not in "".join(trace)
+    assert "Error: " not in "".join(trace)
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_the_record_is_this_torch():
     assert TORCH_VERSION.read_text() == f"{MAJOR}.{MINOR}\n"
 
 
-@pytest.mark.parametrize("version", ["{0}.{2}.0", "{0}.{1}0.0+cpu", "{3}.{1}.0", "{0}.{2}.0a0"])
+@pytest.mark.parametrize("version", ["{0}.{2}.0a0", "{0}.{1}0.0+cpu", "{3}.{1}.0"])
 def test_another_torch_is_refused(version):
     installed = version.format(MAJOR, MINOR, MINOR + 1, MAJOR + 1)
     assert_refused(
@@ -70,13 +71,12 @@ def test_it_is_refused_before_the_extension_is_loaded(package):
 
 
 def test_an_extension_that_does_not_load_is_told_apart(package):
-    """With the right torch, and with no record: there is none before the first build."""
-    for _ in range(2):
-        done = import_retnet(path=package.parent)
-        assert done.returncode == 1
-        assert "ImportError: retnet's native part did not load" in done.stderr
-        assert "was built with torch" not in done.stderr
-        (package / "lib/torch_version").unlink(missing_ok=True)
+    """With no record: there is none before the first build."""
+    (package / "lib/torch_version").unlink()
+    done = import_retnet(path=package.parent)
+    assert done.returncode == 1
+    assert "ImportError: retnet's native part did not load" in done.stderr
+    assert "was built with torch" not in done.stderr
 
 
 def test_the_range_is_one():
