@@ -85,8 +85,10 @@ def python_minors() -> list[str]:
 def find_python(version: str) -> str | None:
     """The path of an interpreter, given as such or as a version."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
-    candidates = [shutil.which(version), shutil.which(f"python{version}")]
-    candidates += sorted(map(str, pyenv.glob(f"{version}.*/bin/python{version}")), reverse=True)
+    candidates = [shutil.which(version)]
+    if "/" not in version:
+        candidates += [shutil.which(f"python{version}")]
+        candidates += sorted(map(str, pyenv.glob(f"{version}.*/bin/python{version}")), reverse=True)
     for path in filter(None, candidates):
         if subprocess.run([path, "-c", ""], capture_output=True).returncode == 0:
             return os.path.abspath(path)
@@ -158,6 +160,23 @@ class Pair:
                 pass
         self.step("install by pip", python, "-m", "pip", "install", *wanted)
 
+    def check_cuda(self) -> None:
+        """Compiles what calls the CUDA kernels, which do not depend on torch, if there is nvcc."""
+        if not (nvcc := shutil.which("nvcc")):
+            return
+        unit = self.folder / "cuda.cpp"
+        unit.write_text("".join(f'#include "{x}"\n' for x in (ROOT / "csrc").glob("*/cuda/*.cpp")))
+        code = "import torch.utils.cpp_extension as e; print(*e.include_paths())"
+        found = subprocess.check_output([self.bin / "python", "-c", code], text=True).split()
+        system = [*found, str(Path(nvcc).resolve().parents[1] / "include")]
+        self.step(
+            "CUDA wrappers",
+            *("c++", "-std=c++20", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-fopenmp"),
+            *("-DAT_PER_OPERATOR_HEADERS", f"-I{ROOT}", f"-I{ROOT}/csrc"),
+            *(f"-isystem{folder}" for folder in system),
+            unit,
+        )
+
     def test(self) -> dict[str, Any]:
         """Builds and tests; what there is to say of it."""
         python, given = self.bin / "python", os.environ.get("RETNET_CMAKE_ARGS", "")
@@ -167,6 +186,7 @@ class Pair:
             *("--build-base", self.folder / "setuptools", "--build-lib", self.site),
             RETNET_CMAKE_ARGS=f"-DRETNET_CUDA=OFF -DRETNET_TESTS=ON {given}",
         )
+        self.check_cuda()
         cmake, ctest = self.bin / "cmake", self.bin / "ctest"
         self.step("C++ build", cmake, "--build", self.build, "--target", "tests/cpp/all")
         tree = self.build / "tests/cpp"

@@ -107,6 +107,7 @@ def test_what_is_told_of_a_failure(fails_at, prints, result, tmp_path, monkeypat
     monkeypatch.setattr(Rehearsal, "fails_at", fails_at)
     monkeypatch.setattr(Rehearsal, "prints", prints)
     monkeypatch.setattr(Rehearsal, "ran", [])
+    monkeypatch.setenv("PATH", str(tmp_path))  # no nvcc
     assert Rehearsal(tmp_path / "pair", "2.15", "python3").run() == result
     assert Rehearsal.ran[0] == "environment" and "pytest" not in Rehearsal.ran
     assert (prints in capsys.readouterr().out) == (result["outcome"] == "failed")
