@@ -30,8 +30,6 @@ constexpr std::array<std::pair<const char*, at::ScalarType>, 6> kDtypes = {{{"F6
 
 constexpr const char* kSupported = "F64, F32, F16, BF16, I64 or I32";
 
-std::string python_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
-
 /// The value, or a c10::ValueError that says what the entry must have.
 uint64_t size_of(const Json& value, const std::string& name, const char* what) {
   TORCH_CHECK_VALUE(
@@ -175,7 +173,7 @@ void write_safetensors(const std::filesystem::path& path,
       return tensor.scalar_type() == pair.second;
     });
     TORCH_CHECK_VALUE(known != kDtypes.end(), path.string(), ": ", name, " must have dtype ",
-                      kSupported, ", got ", python_name(tensor.scalar_type()));
+                      kSupported, ", got ", c10::getDtypeNames(tensor.scalar_type()).first);
     const uint64_t begin = end;
     end += tensor.nbytes();
     json[name] = {

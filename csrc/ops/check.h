@@ -19,7 +19,9 @@ inline at::ScalarType accumulate_dtype(const at::Tensor& x) {
 }
 
 /// Returns the name of the dtype in Python, such as "float32".
-inline std::string dtype_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
+inline std::string dtype_name(at::ScalarType dtype) {
+  return std::string(c10::getDtypeNames(dtype).first);
+}
 
 /// Checks that `t` is float32, float64, bfloat16 or float16.
 inline void check_floating(const char* op, const char* name, const at::Tensor& t) {

@@ -23,7 +23,7 @@ TEST_CASE("safetensors: what is written comes back") {
   const Folder folder;
   std::vector<std::pair<std::string, torch::Tensor>> tensors;
   for (const auto dtype : kDtypes) {
-    const auto name = c10::getDtypeNames(dtype).first;
+    const std::string name(c10::getDtypeNames(dtype).first);
     tensors.emplace_back(name, torch::randint(-99, 99, {3, 5}).to(dtype));
     tensors.emplace_back(name + " turned", torch::randint(-99, 99, {3, 5}).to(dtype).t());
   }

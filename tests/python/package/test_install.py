@@ -221,14 +221,94 @@ def test_the_sdist_is_built_and_run_without_a_cuda_toolkit(apps, sdist, tmp_path
     check_wheel(sdist, tmp_path, {**env, "RETNET_BUILD_DIR": tree})
 
 
-def test_without_json_the_component_io_is_named_as_missing(tmp_path):
+def install_without_io(tmp_path: Path, torch_folder: Path = TORCH) -> Path:
+    """Installs the CMake package with a library that is an empty file."""
     tree, prefix = tmp_path / "build", tmp_path / "prefix"
-    out = run(CMAKE, "-S", str(ROOT), "-B", str(tree), *NINJA, f"-DRETNET_TORCH_DIR={TORCH}",
+    out = run(CMAKE, "-S", str(ROOT), "-B", str(tree), *NINJA, f"-DRETNET_TORCH_DIR={torch_folder}",
               "-DRETNET_CUDA=OFF", "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON",
               "-DCMAKE_SKIP_INSTALL_RPATH=ON")  # fmt: skip
     assert "RetNet: RetNet::io is left out (no nlohmann_json;" in out
-    (tree / "csrc/libretnet.so").touch()  # what it holds does not matter here
+    (tree / "csrc/libretnet.so").touch()
     run(CMAKE, "--install", str(tree), "--prefix", str(prefix))
+    return prefix
+
+
+def fake_torch(folder: Path, version: str) -> Path:
+    """What CMake looks at in torch's folder."""
+    major, minor, patch = version.split(".")
+    for name in ("lib/libtorch.so", "include/ATen/ATen.h"):
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).touch()
+    (folder / "include/torch/csrc/api/include").mkdir(parents=True)
+    header = folder / "include/torch/headeronly/version.h"
+    header.parent.mkdir()
+    values = {"MAJOR": major, "MINOR": minor, "PATCH": patch, "ABI_TAG": 0}
+    header.write_text("".join(f"#define TORCH_VERSION_{x} {n}\n" for x, n in values.items()))
+    return folder
+
+
+# Two folders look for the package, as those of an application that has several parts.
+APPLICATION = """
+cmake_minimum_required(VERSION 3.26)
+project(Application LANGUAGES CXX)
+add_subdirectory(first)
+add_subdirectory(second)
+"""
+PART = """
+find_package(RetNet QUIET)
+message(STATUS "found=${RetNet_FOUND} ${RetNet_NOT_FOUND_MESSAGE}")
+"""
+
+
+def test_the_cmake_package_refuses_another_torch(tmp_path):
+    prefix = install_without_io(tmp_path, fake_torch(tmp_path / "torch", "2.12.3"))
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/CMakeLists.txt").write_text(APPLICATION)
+    for part in ("first", "second"):
+        (tmp_path / "app" / part).mkdir()
+        (tmp_path / "app" / part / "CMakeLists.txt").write_text(PART)
+
+    def configure(source: Path, version: str) -> subprocess.CompletedProcess[str]:
+        other = tmp_path / f"torch-{version}"
+        if not other.exists():
+            fake_torch(other, version)
+        command = [CMAKE, "-S", source, "-B", tmp_path / f"{source.name}-{version}", *NINJA,
+                   f"-DCMAKE_PREFIX_PATH={prefix};{other}"]  # fmt: skip
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+
+    for version, built in (("2.12.9", True), ("2.13.0", False), ("2.1.2", False)):
+        done = configure(tmp_path / "app", version)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"found={int(built)} ") == 2
+        message = (
+            f"RetNet was built with torch 2.12 and does not work with torch {version}, which was "
+            f"found in {tmp_path}/torch-{version}."
+        )
+        assert (message in done.stdout) == (not built)
+        done = configure(ROOT / "tests/install", version)
+        assert (done.returncode == 0) == built
+        assert (message in " ".join(done.stderr.split())) == (not built)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("2.10.0", "torch must be 2.11 or newer, got '2.10.0'"),
+        ("2.16.0", "torch 2.11 to 2.15 are tested, got 2.16.0"),
+        ("2.15.3", None),
+    ],
+)
+def test_cmake_tells_which_torch_is_supported(version, message, tmp_path):
+    folder = fake_torch(tmp_path / "torch", version)
+    command = [CMAKE, "-S", str(ROOT), "-B", str(tmp_path / "build"), *NINJA,
+               f"-DRETNET_TORCH_DIR={folder}", "-DRETNET_CUDA=OFF"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == (1 if version == "2.10.0" else 0)
+    assert ((message or "torch") in " ".join(done.stderr.split())) == (message is not None)
+
+
+def test_without_json_the_component_io_is_named_as_missing(tmp_path):
+    prefix = install_without_io(tmp_path)
     source = str(ROOT / "examples/cpp_generate")
     command = [CMAKE, "-S", source, "-B", str(tmp_path / "app"), *NINJA,
                f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}"]  # fmt: skip
@@ -247,6 +327,7 @@ def check_wheel(source: Path, folder: Path, env: dict[str, str]) -> None:
     binaries = [x for x in names if ".so" in x]
     extension = [x for x in binaries if re.fullmatch(r"retnet/_C\.[\w-]+\.so", x)]
     assert sorted(binaries) == [*extension, "retnet/lib/libretnet.so"] and len(extension) == 1
+    assert "retnet/lib/torch_version" in names  # which `import retnet` compares
     assert {"retnet/py.typed", "retnet/_C.pyi", "retnet/nn/linear.py"} <= set(names)
     run(*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel))
     code = """
