@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <optional>
 
 #include "../version.h"
@@ -29,11 +30,16 @@ namespace retnet::ops {
 RETNET_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias = std::nullopt);
 
-/// Whether x and weight take the kernel for a few rows, where no gradient is asked for.
-RETNET_API bool takes_step(const at::Tensor& x, const at::Tensor& weight);
+/// Whether `linear` computes this call by a faster product than torch's. Modules ask this, and call
+/// torch's linear if the answer is no: it accepts more kinds of tensors, and users know its errors.
+///
+/// `needs_gradient`: x, weight or bias may need one, which the kernel for a few rows does not give.
+RETNET_API bool has_faster_linear(const at::Tensor& x, const at::Tensor& weight,
+                                  bool needs_gradient);
 
-/// Whether x and weight take oneDNN's product.
-RETNET_API bool takes_onednn(const at::Tensor& x, const at::Tensor& weight);
+/// The most rows x that the kernel for a few rows takes. Code that is traced compares them itself:
+/// its sizes may be symbols, for which `has_faster_linear` answers no.
+RETNET_API int64_t linear_few_rows();
 
 /// Every implementation's first statement: shapes, dtypes and devices.
 void check_linear(const at::Tensor& x, const at::Tensor& weight,
