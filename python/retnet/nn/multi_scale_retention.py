@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from retnet import ops
 from retnet.config import RetNetConfig
-from retnet.nn.gated_group_norm import GatedGroupNorm
 from retnet.nn.linear import Linear
+from retnet.nn.norm import GatedGroupNorm
 from retnet.nn.retention_constants import RetentionConstants, WithDecay, raw_of
 from retnet.ops import Form
 
