@@ -19,8 +19,8 @@ import torch
 import retnet
 from cases_train import MODEL, TEXT, make_byte_model, make_trainer
 from retnet.cli import main
-from retnet.lock import locked
-from retnet.train import Trainer, train
+from retnet.training.lock import locked
+from retnet.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LOCK = ".retnet.lock"
@@ -36,8 +36,8 @@ def command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_bytes(TEXT)
     sizes = [part for name, value in MODEL.items() for part in (f"--model.{name}", value)]
-    return ("train", "--data", "text", "--out", "run", "--steps", 2, "--batch", 2, "--length", 32,
-            "--device", "cpu", *sizes)  # fmt: skip
+    return ("train", "--data", "text", "--out", "run", "--steps", 2, "--batch_size", 2,
+            "--seq_len", 32, "--device", "cpu", *sizes)  # fmt: skip
 
 
 def is_free(folder):
@@ -116,7 +116,7 @@ def test_a_second_run_is_refused_at_once(more, command, tmp_path, capsys):
 
 def test_a_run_holds_its_folder_from_reading_to_the_end(command, tmp_path, monkeypatch):
     out, free = tmp_path / "run", []
-    for place, name in ((retnet.cli, "split"), (Trainer, "step"), (Trainer, "_save")):
+    for place, name in ((retnet.training.command, "split"), (Trainer, "step"), (Trainer, "_save")):
         real = getattr(place, name)
 
         def watched(*args, real=real):
@@ -309,7 +309,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage, left, is_told", DAMAGES.values(), ids=DAMAGES)
 def test_a_resumed_log_holds_whole_lines(damage, left, is_told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(retnet.log, "_BLOCK", 16)  # lines are longer
+    monkeypatch.setattr(retnet.training.log, "_BLOCK", 16)  # lines are longer
     assert train(make_trainer(tmp_path, steps=3)) == 0
     log = tmp_path / "log.jsonl"
     log.write_bytes(damage(log.read_bytes()))

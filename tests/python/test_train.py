@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.train: the schedule, a step, the carried state, checkpoints, what a failure leaves."""
+"""The trainer: the schedule, a step, the carried state, checkpoints, what a failure leaves."""
 
 import functools
 import json
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 import cases_train
 import retnet
 from cases_train import DOCUMENTS, TEXT, full_disk, make_byte_model, make_trainer
-from retnet.settings import Settings
-from retnet.text import as_tokens
-from retnet.train import train
+from retnet.training.settings import TrainingSettings
+from retnet.training.text import as_tokens
+from retnet.training.trainer import train
 
 
 @pytest.fixture(autouse=True)
@@ -49,16 +49,16 @@ def read_log(folder):
 
 
 def test_learning_rate():
-    settings = Settings(out="x", steps=1, lr=2.0, warmup=0.1)
+    settings = TrainingSettings(out="x", steps=1, lr=2.0, warmup=0.1)
     assert [settings.rate(x) for x in (0.0, 1.0, 1.5)] == [0, 0, 0]
     assert settings.rate(0.05) == pytest.approx(1.0, abs=0.02)
     assert settings.rate(0.5) == pytest.approx(1.0)
     assert max(settings.rate(i / 1000) for i in range(1000)) <= 2.0
-    assert Settings(out="x", steps=1, lr=2.0, warmup=0).rate(0.0) == 2.0
+    assert TrainingSettings(out="x", steps=1, lr=2.0, warmup=0).rate(0.0) == 2.0
 
 
 def test_training_learns():
-    trainer = make_trainer(batch=4, lr=2e-2, steps=80, validation=[as_tokens(TEXT[:200])])
+    trainer = make_trainer(batch_size=4, lr=2e-2, steps=80, validation=[as_tokens(TEXT[:200])])
     before = trainer.check()
     losses = run(trainer, 80)
     assert before > 5 and trainer.check() < 2 and losses[-1] < 2
@@ -76,7 +76,7 @@ def test_checkpointed_layers_change_nothing():
 
 
 def test_step_is_adamw_on_the_clipped_mean_gradient():
-    trainer = make_trainer(accumulate=2, clip=0.1, steps=4, warmup=0)
+    trainer = make_trainer(grad_accum_steps=2, clip=0.1, steps=4, warmup=0)
     model = make_byte_model()
     source = make_trainer()  # the same draw
     batches = [source.batches.next() for _ in range(2)]
@@ -105,7 +105,7 @@ def test_bfloat16_is_autocast_and_weights_stay_float32(monkeypatch):
 
 
 def test_a_stream_sees_the_whole_document_but_no_gradient_from_before():
-    trainer = make_trainer(stream=True, batch=3, length=16)
+    trainer = make_trainer(stream=True, batch_size=3, seq_len=16)
     model = trainer.model.double()
     trainer.state = model.config.make_state(3, dtype=torch.float64)
     documents = list(map(bytes, (ids.tolist() for ids in DOCUMENTS)))
@@ -147,13 +147,13 @@ def test_bad_tokens_and_too_little_text():
         make_trainer(validation=documents)
     with pytest.raises(ValueError, match="must hold two tokens or more, got none"):
         make_trainer(documents=[as_tokens(b"a"), as_tokens(b"")])
-    with pytest.raises(ValueError, match="must hold length = 32 tokens or more, got 2"):
+    with pytest.raises(ValueError, match="must hold seq_len = 32 tokens or more, got 2"):
         make_trainer(documents=[as_tokens(b"ab")])
 
 
 # Checkpoints
 
-KINDS = {"windows": {}, "stream": {"stream": True}, "accumulated": {"accumulate": 2}}
+KINDS = {"windows": {}, "stream": {"stream": True}, "accumulated": {"grad_accum_steps": 2}}
 
 
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS.keys())
@@ -172,7 +172,7 @@ def test_checkpoint_resumes_exactly(settings, tmp_path):
     assert torch.equal(torch.get_rng_state(), torch.load(
         tmp_path / "training-3.pt", weights_only=True)["random"])  # fmt: skip
     assert run(second, 5) == losses[3:]
-    assert second.tokens == 8 * 2 * 32 * settings.get("accumulate", 1)
+    assert second.tokens == 8 * 2 * 32 * settings.get("grad_accum_steps", 1)
     second.save()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json", "model.safetensors", "training-8.pt",
@@ -299,11 +299,11 @@ BAD = {
     "generator": (
         lambda p: damage(p, lambda data: data.update(batches={"generator": "x"})),
         {},
-        "training-0.pt: stream, batch and model must be those of the run",
+        "training-0.pt: stream, batch_size and model must be those of the run",
     ),
     "seed": (None, {"seed": 5}, r"seed must be that of the run \(0\), got 5"),
     "data": (None, {"documents": DOCUMENTS[:3]}, "data must be what the run began with"),
-    "stream": (None, {"stream": True}, "stream, batch and model must be those of the run"),
+    "stream": (None, {"stream": True}, "stream, batch_size and model must be those of the run"),
 }
 
 
@@ -338,8 +338,8 @@ def test_resumed_optimizer_takes_the_settings(tmp_path):
 
 def test_a_stream_resumes_with_its_batch_only(tmp_path):
     make_trainer(tmp_path, stream=True).save()
-    with pytest.raises(ValueError, match=r"must be those of the run \(another batch\)"):
-        make_trainer(tmp_path, stream=True, batch=3).load()
+    with pytest.raises(ValueError, match=r"must be those of the run \(another batch_size\)"):
+        make_trainer(tmp_path, stream=True, batch_size=3).load()
     with pytest.raises(ValueError, match=r"must be those of the run"):
         make_trainer(tmp_path).load()
 
