@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <optional>
 
 #include "../version.h"
@@ -31,11 +32,16 @@ namespace retnet::ops {
 RETNET_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias = std::nullopt);
 
-/// Returns whether x and weight use the kernel for a few rows, if no gradient is needed.
-RETNET_API bool takes_step(const at::Tensor& x, const at::Tensor& weight);
+/// Whether `linear` computes this call by a faster product than torch's. Modules ask this, and call
+/// torch's linear if the answer is no: it accepts more kinds of tensors, and users know its errors.
+///
+/// `needs_gradient`: x, weight or bias may need one, which the kernel for a few rows does not give.
+RETNET_API bool has_faster_linear(const at::Tensor& x, const at::Tensor& weight,
+                                  bool needs_gradient);
 
-/// Returns whether x and weight use oneDNN.
-RETNET_API bool takes_onednn(const at::Tensor& x, const at::Tensor& weight);
+/// The most rows x that the kernel for a few rows takes. Code that is traced compares them itself:
+/// its sizes may be symbols, for which `has_faster_linear` answers no.
+RETNET_API int64_t linear_few_rows();
 
 /// Checks shapes, dtypes and devices. Every implementation calls it first.
 void check_linear(const at::Tensor& x, const at::Tensor& weight,

@@ -23,12 +23,13 @@ namespace {
 
 using retnet::kernels::cpu::BFloat16;
 using retnet::kernels::cpu::kLinearPart;
+using retnet::kernels::cpu::kLinearRows;
 
 constexpr int64_t kPart = 65536;  // elements of the weight that a thread takes at once
 
 bool is_known_on_cpu(const at::Tensor& x, at::ScalarType dtype) {
   return x.device().is_cpu() && x.scalar_type() == dtype && !x.is_nested() &&
-         !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
+         x.layout() == at::kStrided && !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
 }
 
 /// "0", "1" or, where nothing is asked for, "".
@@ -46,8 +47,14 @@ const BFloat16* elements(const at::Tensor& x) {
   return static_cast<const BFloat16*>(x.const_data_ptr());
 }
 
-at::Tensor linear_step(const at::Tensor& x, const at::Tensor& weight,
-                       const std::optional<at::Tensor>& bias) {
+bool takes_few_rows(const at::Tensor& x, const at::Tensor& weight) {
+  return is_known_on_cpu(x, at::kBFloat16) && is_known_on_cpu(weight, at::kBFloat16) &&
+         x.dim() >= 1 && weight.dim() == 2 && x.numel() <= kLinearRows * x.size(-1) &&
+         x.numel() > 0 && weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
+}
+
+at::Tensor linear_by_few_rows(const at::Tensor& x, const at::Tensor& weight,
+                              const std::optional<at::Tensor>& bias) {
   const auto& set = cpu::instruction_set();
   const int64_t in = weight.size(1), out = weight.size(0), tokens = x.numel() / in;
   const int64_t size = retnet::kernels::cpu::linear_token_size(in);
@@ -94,33 +101,6 @@ const std::optional<c10::TypedOperatorHandle<OnednnLinear>>& onednn_linear() {
   return op;
 }
 
-at::Tensor linear_onednn(const at::Tensor& x, const at::Tensor& weight,
-                         const std::optional<at::Tensor>& bias) {
-  const int64_t out = weight.size(0), in = weight.size(1);
-  const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= in;
-  const bool by_columns = weight.stride(0) == 1 && weight.stride(1) >= out;
-  const auto dense_weight = by_rows || by_columns ? weight : weight.contiguous();
-  const auto dense_bias = bias ? std::optional(bias->contiguous()) : std::nullopt;
-  return onednn_linear()->call(x, dense_weight, dense_bias, "none", Scalars(), "");
-}
-
-at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
-                      const std::optional<at::Tensor>& bias) {
-  check_linear(x, weight, bias);
-  if (takes_step(x, weight)) return linear_step(x, weight, bias);
-  if (takes_onednn(x, weight)) return linear_onednn(x, weight, bias);
-  return at::linear(x, weight, bias);
-}
-
-}  // namespace
-
-bool takes_step(const at::Tensor& x, const at::Tensor& weight) {
-  return is_known_on_cpu(x, at::kBFloat16) && is_known_on_cpu(weight, at::kBFloat16) &&
-         x.dim() >= 1 && weight.dim() == 2 &&
-         x.numel() <= retnet::kernels::cpu::kLinearRows * x.size(-1) && x.numel() > 0 &&
-         weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
-}
-
 bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
   if (!is_known_on_cpu(x, at::kFloat) || !is_known_on_cpu(weight, at::kFloat) || x.dim() < 2 ||
       weight.dim() != 2 || x.numel() < kOnednnRows * x.size(-1) ||
@@ -132,6 +112,32 @@ bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
   return wish == "1" ||
          (wish.empty() && at::hasMKL() && retnet::kernels::cpu::is_amd_with_avx512());
 }
+
+at::Tensor linear_by_onednn(const at::Tensor& x, const at::Tensor& weight,
+                            const std::optional<at::Tensor>& bias) {
+  const int64_t out = weight.size(0), in = weight.size(1);
+  const bool by_rows = weight.stride(1) == 1 && weight.stride(0) >= in;
+  const bool by_columns = weight.stride(0) == 1 && weight.stride(1) >= out;
+  const auto dense_weight = by_rows || by_columns ? weight : weight.contiguous();
+  const auto dense_bias = bias ? std::optional(bias->contiguous()) : std::nullopt;
+  return onednn_linear()->call(x, dense_weight, dense_bias, "none", Scalars(), "");
+}
+
+at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
+                      const std::optional<at::Tensor>& bias) {
+  check_linear(x, weight, bias);
+  if (takes_few_rows(x, weight)) return linear_by_few_rows(x, weight, bias);
+  if (takes_onednn(x, weight)) return linear_by_onednn(x, weight, bias);
+  return at::linear(x, weight, bias);
+}
+
+}  // namespace
+
+bool has_faster_linear(const at::Tensor& x, const at::Tensor& weight, bool needs_gradient) {
+  return takes_onednn(x, weight) || (!needs_gradient && takes_few_rows(x, weight));
+}
+
+int64_t linear_few_rows() { return kLinearRows; }
 
 TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }
 

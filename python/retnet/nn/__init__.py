@@ -7,10 +7,10 @@
 from retnet.nn.causal_lm import CausalLMOutput, RetNetForCausalLM
 from retnet.nn.decoder_layer import DecoderLayer
 from retnet.nn.feed_forward import FeedForward
-from retnet.nn.gated_group_norm import GatedGroupNorm
 from retnet.nn.linear import Linear
 from retnet.nn.loss import linear_cross_entropy
 from retnet.nn.multi_scale_retention import MultiScaleRetention
+from retnet.nn.norm import GatedGroupNorm
 from retnet.nn.retnet import RetNet
 from retnet.state import RetNetState
 

@@ -24,8 +24,9 @@ from retnet.nn.loss import (
 from retnet.nn.retnet import RetNet
 from retnet.ops import Form
 from retnet.state import RetNetState
+from retnet.weights import write_checkpoint
 
-__all__ = ["CausalLMOutput", "RetNetForCausalLM"]
+__all__ = ["CausalLMOutput", "RetNetForCausalLM", "weight_shapes"]
 
 
 class CausalLMOutput(NamedTuple):
@@ -102,9 +103,8 @@ class RetNetForCausalLM(RetNet):
 
         `retnet.checkpoint.write` documents the guarantees and the errors.
         """
-        from retnet import checkpoint  # in a layer above this module
-
-        checkpoint.save(folder, self)
+        shapes = weight_shapes(self.config)
+        write_checkpoint(Path(folder), self.config, shapes, self.state_dict())
 
     def forward(  # type: ignore[override]
         self,
@@ -179,6 +179,12 @@ class RetNetForCausalLM(RetNet):
         if empty is not None:
             logits = logits.masked_fill(empty[:, None], math.nan)
         return CausalLMOutput(logits, None, state)
+
+
+def weight_shapes(config: RetNetConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in the state dict of a model of `config`, which is not made."""
+    model = RetNetForCausalLM(config, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _last_tokens(hidden: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from retnet import ops
+from retnet._decay import raw_of
 from retnet.config import RetNetConfig
-from retnet.nn.gated_group_norm import GatedGroupNorm
 from retnet.nn.linear import Linear
-from retnet.nn.retention_constants import RetentionConstants, WithDecay, raw_of
+from retnet.nn.norm import GatedGroupNorm
+from retnet.nn.retention_constants import RetentionConstants, WithDecay
 from retnet.ops import Form
 
 __all__ = ["MultiScaleRetention"]

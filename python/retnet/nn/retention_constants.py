@@ -1,15 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a retention layer needs besides its weights: ln gamma of each head, rotary frequencies.
-
-A learnable ln gamma is reference * exp(raw). The parameter is `raw`. It may have any value, so an
-optimizer cannot move ln gamma out of its range, [-inf, 0]. `reference` is the ln gamma of the
-configuration, so that raw = 0 reproduces it exactly. raw >= 80 means gamma = 0, and raw <= -80
-means gamma = 1.
-"""
+"""What a retention layer needs besides its weights: ln gamma of each head, rotary frequencies."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,54 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from retnet._decay import check_log_decay, log_decay_of, raw_of, reference_of
 from retnet.config import RetNetConfig
 
-__all__ = ["RetentionConstants", "WithDecay", "check_log_decay", "log_decay_of", "raw_of"]
-
-_LIMIT = 80.0
-# The last value inside. bfloat16 and float16 represent it, so rounding does not make it an end.
-_INSIDE = 79.5
-# These replace a configured ln gamma of 0 and of -inf, which no factor would change.
-_REFERENCE_OF_ONE = -(2.0**-10)
-_REFERENCE_OF_ZERO = -1.0
-
-
-def log_decay_of(raw: Tensor, reference: Tensor) -> Tensor:
-    """Returns ln gamma = reference * exp(raw).
-
-    Products are computed in float64, so that neither they nor the gradient overflow. At the ends
-    the gradient is exactly 0. NaN stays NaN.
-
-    Args:
-        raw: [H], any floating dtype.
-        reference: [H] float64.
-
-    Returns:
-        [H] float32, in [-inf, 0].
-    """
-    raw = raw.double()
-    zero, one = raw >= _LIMIT, raw <= -_LIMIT
-    inside = torch.where(zero | one, 0.0, raw)  # an end must give no gradient, not even inf * 0
-    value = (reference * inside.exp()).float()
-    return torch.where(zero, -math.inf, torch.where(one, 0.0, value))
-
-
-def raw_of(log_decay: Tensor, reference: Tensor) -> Tensor:
-    """Returns the raw [H] float32 that gives ln gamma, which must lie in [-inf, 0].
-
-    A finite ln gamma other than 0 does not become an end. It is clamped to exp(79.5) times and
-    exp(-79.5) times the reference.
-    """
-    raw = torch.log(log_decay.double() / reference).clamp(-_INSIDE, _INSIDE)
-    raw = torch.where(log_decay == 0, -_LIMIT, raw)
-    return torch.where(log_decay == -math.inf, _LIMIT, raw).float()
-
-
-def check_log_decay(name: str, log_decay: Tensor) -> None:
-    """Raises ValueError if any ln gamma [H] is above 0 or NaN. The message begins with `name`."""
-    for head, value in enumerate(log_decay.tolist()):
-        if not value <= 0:
-            raise ValueError(f"{name} must lie in [-inf, 0], got {value:g} in head {head}")
+__all__ = ["RetentionConstants", "WithDecay"]
 
 
 class RetentionConstants:
@@ -83,33 +32,30 @@ class RetentionConstants:
 
     def log_decay(self, device: torch.device) -> Tensor:
         """Returns ln gamma, [H] float32."""
-        return self._get("log_decay", self._config.log_decay, device)
+        return self._get("log_decay", RetNetConfig.log_decay, device)
 
     def reference(self, device: torch.device) -> Tensor:
         """Returns the reference of a learnable ln gamma, [H] float64, finite and negative."""
-        return self._get("reference", self._reference, device)
+        return self._get("reference", reference_of, device)
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Returns the rotary frequencies, [K/2] float32."""
-        return self._get("frequencies", self._config.rotary_frequencies, device)
+        return self._get("frequencies", RetNetConfig.rotary_frequencies, device)
 
-    def _reference(self) -> Tensor:
-        value = self._config.log_decay().double()
-        value = torch.where(value == 0, _REFERENCE_OF_ONE, value)
-        return torch.where(value == -math.inf, _REFERENCE_OF_ZERO, value)
-
-    def _get(self, name: str, make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    def _get(
+        self, name: str, make: Callable[[RetNetConfig], Tensor], device: torch.device
+    ) -> Tensor:
         value = self._made.get((name, device))
         if torch.compiler.is_dynamo_compiling():  # what is traced here cannot be kept
-            return make().to(device) if value is None else value
+            return make(self._config).to(device) if value is None else value
         mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
         if mode is not None and not mode.allow_non_fake_inputs:
-            return make().to(device)  # fake, as the mode requires
+            return make(self._config).to(device)  # fake, as the mode requires
         if value is None:
             # Leave inference mode: a later call may have to save the value for backward.
             with torch.inference_mode(False):
                 with _disable_current_modes():
-                    value = make()
+                    value = make(self._config)
                 value = value.to(device)
             if type(value) is Tensor:  # torch.export may trace for a device that is not there
                 self._made[name, device] = value

@@ -26,5 +26,5 @@ def word_run(folder):
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "words.json"))
-    write_toml(folder, tokenizer=f"{folder}/words.json", length=8, steps=2)
+    write_toml(folder, tokenizer=f"{folder}/words.json", seq_len=8, steps=2)
     return folder

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import retnet
-from retnet.evaluation import evaluate
 from retnet.generation import generate
-from retnet.settings import Settings, tomllib
-from retnet.text import as_tokens
+from retnet.training.evaluation import evaluate
+from retnet.training.settings import TrainingSettings, tomllib
+from retnet.training.text import as_tokens
 from support.cases.cli import losses, run
 from support.cases.train import MODEL, make_byte_model, read_log
 from support.paths import ROOT
@@ -38,7 +38,7 @@ def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
         "config.json", "model.safetensors", "training-6.pt", "log.jsonl", "run.toml",
     }  # fmt: skip
     written = tomllib.loads((out / "run.toml").read_text())
-    assert written["lr"] == 2e-3 and written["length"] == 32 and written["clip"] == 1.0
+    assert written["lr"] == 2e-3 and written["seq_len"] == 32 and written["clip"] == 1.0
     assert written["model"] == {**MODEL, "num_layers": 2}
     model = retnet.load(out)
     assert model.config == make_byte_model(num_layers=2).config
@@ -56,7 +56,7 @@ def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
 def test_options_replace_keys_of_every_type(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert run("train", "--data", "text/00.txt", "text/02.txt", "--out", "new", "--steps", 1,
-               "--betas", 0.5, 0, "--stream", "--validation", "text/04.txt", "--batch", 1,
+               "--betas", 0.5, 0, "--stream", "--validation", "text/04.txt", "--batch_size", 1,
                "--model.embed_dim", 16, "--model.decay", "[-1, -0.5, -0.2, -0.1]",
                "--model.tie_embeddings", "true", "--model.rotary_style", "half") == 0  # fmt: skip
     written = tomllib.loads((folder / "new" / "run.toml").read_text())
@@ -104,11 +104,14 @@ def test_words(word_run, capsys):
     assert re.search(r"token ids must be in 0\.\.4 \(vocab_size\), got 5", capsys.readouterr().err)
 
 
-def test_the_readme_shows_a_run():
-    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    plain = Settings(**tomllib.loads(block))
-    full = Settings(**tomllib.loads(block.replace("\n# tok", "\ntok")))
-    assert plain.model_config(256).embed_dim == 1024 and plain.stream and full.tokenizer
+@pytest.mark.parametrize("page", ["README.md", "docs/python/command_line.md"])
+def test_the_page_shows_a_run(page):
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    plain = TrainingSettings(**tomllib.loads(block))
+    assert plain.model_config(256).embed_dim == 1024 and plain.grad_accum_steps == 2
+    if "README" not in page:
+        full = TrainingSettings(**tomllib.loads(block.replace("\n# ", "\n")))
+        assert plain.stream and full.tokenizer and full.init
 
 
 # generate, eval

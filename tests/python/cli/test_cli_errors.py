@@ -11,6 +11,7 @@ import pytest
 
 import retnet
 from retnet.cli import main
+from retnet.training.settings import RENAMED
 from support.cases.cli import cut_short, losses, run
 from support.cases.train import full_disk, make_byte_model
 
@@ -19,13 +20,20 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 BAD_RUNS = {
     "no file": (("none.toml",), 1, "none.toml: No such file or directory"),
     "not toml": (("bad.toml",), 1, "bad.toml: must be TOML: "),
-    "unknown key": (("key.toml",), 1, r"unknown key lenght \(did you mean 'length'\?\)"),
+    "unknown key": (("key.toml",), 1, r"unknown key seq_lenn \(did you mean 'seq_len'\?\)"),
+    "old keys": (
+        ("old.toml",),
+        1,
+        "old.toml: keys were renamed: batch is now batch_size, accumulate is now grad_accum_steps$",
+    ),
+    "old option": (("run.toml", "--length", "8"), 2, "--length was renamed, it is now --seq_len; "),
+    "old option=": (("--batch=8",), 2, "--batch was renamed, it is now --batch_size; "),
     "unknown option": (("run.toml", "--wamup", "1"), 2, r"--wamup \(did you mean '--warmup'\?\)"),
     "unknown field": (("model.toml",), 1, r"model\.embed_dims \(did you mean 'embed_dim'\?\)"),
     "bad field": (("run.toml", "--model.key_dim", "7"), 1, "key_dim must be even, got 7"),
     "bad preset": (("run.toml", "--model.preset", "huge"), 1, "name must be one of .* got 'huge'"),
     "type": (("run.toml", "--lr", "fast"), 1, "lr must be a finite number, got 'fast'"),
-    "range": (("run.toml", "--batch", "0"), 1, r"batch must be in 1\.\.inf, got 0"),
+    "range": (("run.toml", "--batch_size", "0"), 1, r"batch_size must be in 1\.\.inf, got 0"),
     "long": (("run.toml", "--lr", "1" * 400), 1, "lr must be a finite number, got 1{400}$"),
     "long beta": (("run.toml", "--betas", "0", "1" * 400), 1, "betas must be a list of finite n"),
     "nested": (("nested.toml",), 1, "nested.toml: must be TOML: maximum recursion"),
@@ -49,7 +57,7 @@ BAD_RUNS = {
     "no data": (("run.toml", "--data", "none"), 1, "none: no such file or folder"),
     "empty folder": (("run.toml", "--data", "empty"), 1, "must hold files to read, got an empty"),
     "empty file": (("run.toml", "--data", "empty.txt"), 1, "must hold two tokens or more"),
-    "short": (("run.toml", "--length", "9999"), 1, "must hold length = 9999 tokens or more"),
+    "short": (("run.toml", "--seq_len", "9999"), 1, "must hold seq_len = 9999 tokens or more"),
     "tokens": (("run.toml", "--model.vocab_size", "100"), 1, r"token ids must be in 0\.\.99"),
     "device": (("run.toml", "--device", "abacus"), 1, "device: must be one that is here, got 'aba"),
     "precision": (("run.toml", "--precision", "int8"), 1, "precision must be one of float32, bfl"),
@@ -71,8 +79,9 @@ def test_bad_run(arguments, status, message, folder, capsys, monkeypatch):
     cut_short(folder / "cut" / "model.safetensors")
     (folder / "bad.toml").write_text("lr = = 1")
     (folder / "nested.toml").write_text("x = " + "[" * 200_000)
+    (folder / "old.toml").write_text("steps = 1\naccumulate = 2\nbatch = 3")
     (folder / "small.toml").write_text('model = "small"')
-    (folder / "key.toml").write_text("lenght = 1")
+    (folder / "key.toml").write_text("seq_lenn = 1")
     text = (folder / "run.toml").read_text()
     (folder / "model.toml").write_text(text + "embed_dims = 3\n")
     (folder / "plain.toml").write_text(text[: text.index("[model]")])
@@ -92,13 +101,31 @@ def test_a_run_is_not_overwritten(folder, capsys):
     for more, message in (
         ((), "holds a model; go on with --resume, or choose another out"),
         (("--resume", "--model.norm", "rms"), "must hold the model of the settings"),
-        (("--resume", "--stream"), "stream, batch and model must be those of the run"),
+        (("--resume", "--stream"), "stream, batch_size and model must be those of the run"),
         (("--resume", "--data", folder / "text/deep"), "data must be what the run began with"),
         (("--resume", "--seed", 1), "seed must be that of the run (0), got 1"),
     ):
         assert run("train", folder / "run.toml", *more) == 1
         assert message in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in (folder / "run").iterdir() if p.is_file()}
+
+
+def test_a_run_of_an_older_version_goes_on_once_its_keys_are_renamed(folder, capsys):
+    assert run("train", folder / "run.toml") == 0
+    settings = folder / "run" / "run.toml"
+    new = old = settings.read_text()
+    for before, now in RENAMED.items():
+        assert re.search(f"^{now} = ", old, re.MULTILINE)
+        old = re.sub(f"^{now} = ", f"{before} = ", old, flags=re.MULTILINE)
+    settings.write_text(old)
+    capsys.readouterr()
+    assert run("train", settings, "--resume", "--steps", 7) == 1
+    told = ", ".join(f"{before} is now {now}" for before, now in RENAMED.items())
+    assert capsys.readouterr().err == f"retnet train: {settings}: keys were renamed: {told}\n"
+    assert len(losses(folder / "run")) == 6 and settings.read_text() == old
+    settings.write_text(new)
+    assert run("train", settings, "--resume", "--steps", 7) == 0
+    assert len(losses(folder / "run")) == 7
 
 
 @pytest.mark.parametrize("end", [(), ("--steps", 2), ("--steps", 0, "--minutes", 1e-9)])

@@ -23,7 +23,7 @@ def wait_for(condition):
 
 KINDS = {
     "windows": (),
-    "stream": ("--stream", "--accumulate", "2"),
+    "stream": ("--stream", "--grad_accum_steps", "2"),
     "bfloat16": ("--precision", "bfloat16"),
 }
 

@@ -51,8 +51,8 @@ def run(*arguments):
 def train(out, *options):
     sizes = [x for key, value in MODEL.items() for x in (f"--model.{key}", value)]
     model = () if "--init" in options else sizes
-    return run("train", "--data", "text", "--out", out, "--steps", 2, "--batch", 2, "--length", 8,
-               "--device", "cpu", *model, *options)  # fmt: skip
+    return run("train", "--data", "text", "--out", out, "--steps", 2, "--batch_size", 2,
+               "--seq_len", 8, "--device", "cpu", *model, *options)  # fmt: skip
 
 
 def refused(capsys, message):

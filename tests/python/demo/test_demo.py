@@ -17,13 +17,19 @@ from torch.nn import functional as F
 import retnet
 from retnet.config import RetNetConfig
 from retnet.demo import __main__ as command
-from retnet.demo.corpus import Corpus, load_corpus
 from retnet.demo.forms import Decoding, compare_forms, measure_decoding
 from retnet.demo.ngram import NGram
 from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
-from retnet.demo.training import Point, bits_per_byte, read_curve, settings_for
+from retnet.demo.training import (
+    Corpus,
+    Point,
+    bits_per_byte,
+    load_corpus,
+    read_curve,
+    settings_for,
+)
 from retnet.nn import RetNetForCausalLM
-from retnet.text import as_tokens
+from retnet.training.text import as_tokens
 from support.exchange import check_results, exchange, write_inputs
 
 TEXT = b"the cat sat on the mat, the dog sat on the log. " * 60
@@ -118,7 +124,7 @@ def test_ngram_order_error():
 def test_recipe(tmp_path):
     """The recipe that reaches the target in 5 minutes on two cores."""
     settings = settings_for(5, tmp_path)
-    assert (settings.batch, settings.length, settings.accumulate) == (4, 256, 1)
+    assert (settings.batch_size, settings.seq_len, settings.grad_accum_steps) == (4, 256, 1)
     assert (settings.lr, settings.warmup, settings.weight_decay) == (4e-3, 0.03, 0.1)
     assert (settings.betas, settings.clip, settings.minutes) == ((0.9, 0.95), 1.0, 5)
     assert not settings.stream and settings.precision == "float32"
@@ -135,7 +141,7 @@ def test_curve_comes_from_the_log(tmp_path):
 
 
 def test_bits_per_byte_reads_whole_files(monkeypatch):
-    monkeypatch.setattr("retnet.evaluation._TOKENS", 50)
+    monkeypatch.setattr("retnet.training.evaluation._TOKENS", 50)
     model = make_model().double()
     files = [TEXT[:131], b"ab"]
     nats = 0.0

@@ -3,6 +3,7 @@
 hooks, subclasses and replaced modules count."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import retnet.cpp
-from retnet import RetNetConfig
+from retnet import _C, RetNetConfig
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
 from retnet.nn.linear import Linear
@@ -202,6 +203,41 @@ def test_what_torchs_linear_takes_too(onednn):
             torch.testing.assert_close(mine, module(part), rtol=1e-4, atol=1e-4)
     weight = layer.weight[0]
     assert torch.equal(plain_linear(parts[1], weight), F.linear(parts[1], weight))
+
+
+ASKED = {
+    "few rows": (BF16, 4, 64, "without gradients"),
+    "more rows": (BF16, 5, 64, "never"),
+    "float32": (torch.float32, 4, 64, "never"),
+    "many rows": (torch.float32, 128, 256, "always"),
+    "fewer rows": (torch.float32, 127, 256, "never"),
+}
+
+
+@parametrize("with_grad", [False, True])
+@parametrize(("dtype", "rows", "size", "when"), ASKED.values(), ids=ASKED)
+def test_the_operator_decides(dtype, rows, size, when, with_grad, onednn):
+    """What the layer asks is answered as the operator itself does."""
+    layer, x = Linear(size, size, dtype=dtype), normal(rows, size, dtype=dtype)
+    answer = when == "always" or (when == "without gradients" and not with_grad)
+    with torch.set_grad_enabled(with_grad):
+        assert _C.has_faster_linear(x, layer.weight) == answer
+        assert seen(layer, x)[0] == seen(linear, x, layer.weight, layer.bias)[0] == answer
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@torch.no_grad()
+def test_transforms_tracers_and_layouts_get_torchs(onednn):
+    """Where the operator has no product, or cannot be asked."""
+    for layer, x in (
+        (Linear(256, 256, dtype=torch.float32), normal(3, 128, 256, dtype=torch.float32)),
+        (Linear(64, 64, dtype=BF16), normal(3, 2, 64)),
+    ):
+        plain = partial(F.linear, weight=layer.weight, bias=layer.bias)
+        assert torch.equal(torch.vmap(layer)(x), torch.vmap(plain)(x))
+        assert torch.equal(torch.fx.symbolic_trace(layer)(x), plain(x))
+        assert _C.has_faster_linear(x[0], layer.weight)
+        assert not _C.has_faster_linear(x[0], layer.weight.detach().to_sparse_csr())
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")

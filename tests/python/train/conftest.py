@@ -12,5 +12,5 @@ def command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_bytes(TEXT)
     sizes = [part for name, value in MODEL.items() for part in (f"--model.{name}", value)]
-    return ("train", "--data", "text", "--out", "run", "--steps", 2, "--batch", 2, "--length", 32,
-            "--device", "cpu", *sizes)  # fmt: skip
+    return ("train", "--data", "text", "--out", "run", "--steps", 2, "--batch_size", 2,
+            "--seq_len", 32, "--device", "cpu", *sizes)  # fmt: skip

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from retnet.data import Documents, Windows, fingerprint, middles, split
-from retnet.evaluation import describe_context, evaluate
-from retnet.text import ByteTokenizer, FileTokenizer, as_tokens, list_files
+from retnet.training.data import Documents, Windows, fingerprint, middles, split
+from retnet.training.evaluation import describe_context, evaluate
+from retnet.training.text import ByteTokenizer, FileTokenizer, as_tokens, list_files
 from support.cases.train import TEXT, make_byte_model
 
 
@@ -170,20 +170,20 @@ def test_fingerprint_sees_tokens_and_borders():
 
 
 def test_windows_reach_both_ends():
-    windows = Windows(counting(5, 5), batch=64, length=9)
+    windows = Windows(counting(5, 5), batch_size=64, seq_len=9)
     batch = windows.next()
     assert {int(row[0]) for row in batch.inputs} == {0, 1}
     assert torch.equal(batch.targets[:, :-1], batch.inputs[:, 1:])
     assert (batch.targets[:, -1] == -100).all() and batch.fresh is None
-    with pytest.raises(ValueError, match="must hold length = 9 tokens or more, got 8"):
-        Windows(counting(8), batch=1, length=9)
+    with pytest.raises(ValueError, match="must hold seq_len = 9 tokens or more, got 8"):
+        Windows(counting(8), batch_size=1, seq_len=9)
 
 
 def test_documents_are_read_to_the_end():
     """Two rows, documents of 8, 2 and 4 tokens: each token but the last of a document is an input
     once an epoch, in order, with its follower as target."""
     documents = counting(8, 2, 4)
-    source = Documents(documents, batch=2, length=3)
+    source = Documents(documents, batch_size=2, seq_len=3)
     reading, seen = [None, None], []
     for _ in range(60):
         batch = source.next()
@@ -231,8 +231,8 @@ def nats_of(model, ids):
 
 
 def test_carried_state_sees_the_whole_document(monkeypatch):
-    monkeypatch.setattr("retnet.evaluation._TOKENS", 50)
-    monkeypatch.setattr("retnet.evaluation._ROWS", 3)
+    monkeypatch.setattr("retnet.training.evaluation._TOKENS", 50)
+    monkeypatch.setattr("retnet.training.evaluation._ROWS", 3)
     model = make_byte_model().double()
     documents = [as_tokens(TEXT[n:][:length]) for n, length in enumerate([131, 2, 1, 0, 64, 65])]
     score = evaluate(model, documents)

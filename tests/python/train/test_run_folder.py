@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import retnet
-from retnet.lock import locked
-from retnet.train import Trainer, train
+from retnet.training.lock import locked
+from retnet.training.trainer import Trainer, train
 from support.cases.cli import run
 from support.cases.train import make_byte_model, make_trainer, steps
 
@@ -100,7 +100,7 @@ def test_a_second_run_is_refused_at_once(more, command, tmp_path, capsys):
 
 def test_a_run_holds_its_folder_from_reading_to_the_end(command, tmp_path, monkeypatch):
     out, free = tmp_path / "run", []
-    for place, name in ((retnet.cli, "split"), (Trainer, "step"), (Trainer, "_save")):
+    for place, name in ((retnet.training.command, "split"), (Trainer, "step"), (Trainer, "_save")):
         real = getattr(place, name)
 
         def watched(*args, real=real):

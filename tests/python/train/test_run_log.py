@@ -4,7 +4,7 @@
 import pytest
 
 import retnet
-from retnet.train import train
+from retnet.training.trainer import train
 from support.cases.train import make_trainer, steps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,7 +24,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage, left, is_told", DAMAGES.values(), ids=DAMAGES)
 def test_a_resumed_log_holds_whole_lines(damage, left, is_told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(retnet.log, "_BLOCK", 16)  # lines are longer
+    monkeypatch.setattr(retnet.training.log, "_BLOCK", 16)  # lines are longer
     assert train(make_trainer(tmp_path, steps=3)) == 0
     log = tmp_path / "log.jsonl"
     log.write_bytes(damage(log.read_bytes()))

@@ -10,7 +10,7 @@ import time
 import pytest
 
 import retnet
-from retnet.train import Trainer, train
+from retnet.training.trainer import Trainer, train
 from support.cases.cli import run
 from support.cases.train import make_trainer
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from retnet.cli import main
-from retnet.settings import is_settings
-from retnet.sources import Sources
+from retnet.training.settings import is_settings
+from retnet.training.sources import Sources
 from support.cases.train import MODEL, make_byte_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -207,7 +207,7 @@ def test_nothing_left_is_an_error(tree, data, validation, message, tmp_path):
 
 # The commands
 
-SMALL = ("--batch", 2, "--length", 8, "--device", "cpu",
+SMALL = ("--batch_size", 2, "--seq_len", 8, "--device", "cpu",
          *(x for name, value in MODEL.items() for x in (f"--model.{name}", value)))  # fmt: skip
 
 
@@ -306,6 +306,14 @@ NO_SETTINGS = {
     "nested": "x = " + "[" * 5000,
     "long": "seed = 3\n" + "#" * 100_000,
 }
+
+
+def test_settings_of_older_versions_are_settings(tmp_path):
+    path = tmp_path / "x.toml"
+    path.write_text("batch = 2\nlength = 8\naccumulate = 3\ntitle = 'x'\nname = 'y'\n")
+    assert is_settings(path)
+    with pytest.raises(ValueError, match=r"x\.toml \(settings of a run\)"):
+        Sources({}).files([path], "text")
 
 
 @pytest.mark.parametrize("text", NO_SETTINGS.values(), ids=NO_SETTINGS)

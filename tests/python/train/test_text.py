@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from retnet.text import ByteTokenizer, FileTokenizer
+from retnet.training.text import ByteTokenizer, FileTokenizer
 
 tokenizers = pytest.importorskip("tokenizers")
 from tokenizers import (  # noqa: E402

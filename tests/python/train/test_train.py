@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.train: the schedule, a step, the carried state, the loop."""
+"""retnet.training.trainer: the schedule, a step, the carried state, the loop."""
 
 import json
 import math
@@ -12,9 +12,9 @@ import torch
 from torch.nn import functional as F
 
 import retnet
-from retnet.settings import Settings
-from retnet.text import as_tokens
-from retnet.train import train
+from retnet.training.settings import TrainingSettings
+from retnet.training.text import as_tokens
+from retnet.training.trainer import train
 from support.cases.train import DOCUMENTS, TEXT, make_byte_model, make_trainer, read_log, run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -24,16 +24,16 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_learning_rate():
-    settings = Settings(out="x", steps=1, lr=2.0, warmup=0.1)
+    settings = TrainingSettings(out="x", steps=1, lr=2.0, warmup=0.1)
     assert [settings.rate(x) for x in (0.0, 1.0, 1.5)] == [0, 0, 0]
     assert settings.rate(0.05) == pytest.approx(1.0, abs=0.02)
     assert settings.rate(0.5) == pytest.approx(1.0)
     assert max(settings.rate(i / 1000) for i in range(1000)) <= 2.0
-    assert Settings(out="x", steps=1, lr=2.0, warmup=0).rate(0.0) == 2.0
+    assert TrainingSettings(out="x", steps=1, lr=2.0, warmup=0).rate(0.0) == 2.0
 
 
 def test_training_learns():
-    trainer = make_trainer(batch=4, lr=2e-2, steps=80, validation=[as_tokens(TEXT[:200])])
+    trainer = make_trainer(batch_size=4, lr=2e-2, steps=80, validation=[as_tokens(TEXT[:200])])
     before = trainer.check()
     losses = run(trainer, 80)
     assert before > 5 and trainer.check() < 2 and losses[-1] < 2
@@ -51,7 +51,7 @@ def test_checkpointed_layers_change_nothing():
 
 
 def test_step_is_adamw_on_the_clipped_mean_gradient():
-    trainer = make_trainer(accumulate=2, clip=0.1, steps=4, warmup=0)
+    trainer = make_trainer(grad_accum_steps=2, clip=0.1, steps=4, warmup=0)
     model = make_byte_model()
     source = make_trainer()  # the same draw
     batches = [source.batches.next() for _ in range(2)]
@@ -80,7 +80,7 @@ def test_bfloat16_is_autocast_and_weights_stay_float32(monkeypatch):
 
 
 def test_a_stream_sees_the_whole_document_but_no_gradient_from_before():
-    trainer = make_trainer(stream=True, batch=3, length=16)
+    trainer = make_trainer(stream=True, batch_size=3, seq_len=16)
     model = trainer.model.double()
     trainer.state = model.config.make_state(3, dtype=torch.float64)
     documents = list(map(bytes, (ids.tolist() for ids in DOCUMENTS)))
@@ -122,7 +122,7 @@ def test_bad_tokens_and_too_little_text():
         make_trainer(validation=documents)
     with pytest.raises(ValueError, match="must hold two tokens or more, got none"):
         make_trainer(documents=[as_tokens(b"a"), as_tokens(b"")])
-    with pytest.raises(ValueError, match="must hold length = 32 tokens or more, got 2"):
+    with pytest.raises(ValueError, match="must hold seq_len = 32 tokens or more, got 2"):
         make_trainer(documents=[as_tokens(b"ab")])
 
 

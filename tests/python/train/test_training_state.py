@@ -14,7 +14,7 @@ from support.cases.train import DOCUMENTS, full_disk, make_byte_model, make_trai
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-KINDS = {"windows": {}, "stream": {"stream": True}, "accumulated": {"accumulate": 2}}
+KINDS = {"windows": {}, "stream": {"stream": True}, "accumulated": {"grad_accum_steps": 2}}
 
 
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS.keys())
@@ -33,7 +33,7 @@ def test_checkpoint_resumes_exactly(settings, tmp_path):
     assert torch.equal(torch.get_rng_state(), torch.load(
         tmp_path / "training-3.pt", weights_only=True)["random"])  # fmt: skip
     assert run(second, 5) == losses[3:]
-    assert second.tokens == 8 * 2 * 32 * settings.get("accumulate", 1)
+    assert second.tokens == 8 * 2 * 32 * settings.get("grad_accum_steps", 1)
     second.save()
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "config.json", "model.safetensors", "training-8.pt",
@@ -160,11 +160,11 @@ BAD = {
     "generator": (
         lambda p: damage(p, lambda data: data.update(batches={"generator": "x"})),
         {},
-        "training-0.pt: stream, batch and model must be those of the run",
+        "training-0.pt: stream, batch_size and model must be those of the run",
     ),
     "seed": (None, {"seed": 5}, r"seed must be that of the run \(0\), got 5"),
     "data": (None, {"documents": DOCUMENTS[:3]}, "data must be what the run began with"),
-    "stream": (None, {"stream": True}, "stream, batch and model must be those of the run"),
+    "stream": (None, {"stream": True}, "stream, batch_size and model must be those of the run"),
 }
 
 
@@ -199,8 +199,8 @@ def test_resumed_optimizer_takes_the_settings(tmp_path):
 
 def test_a_stream_resumes_with_its_batch_only(tmp_path):
     make_trainer(tmp_path, stream=True).save()
-    with pytest.raises(ValueError, match=r"must be those of the run \(another batch\)"):
-        make_trainer(tmp_path, stream=True, batch=3).load()
+    with pytest.raises(ValueError, match=r"must be those of the run \(another batch_size\)"):
+        make_trainer(tmp_path, stream=True, batch_size=3).load()
     with pytest.raises(ValueError, match=r"must be those of the run"):
         make_trainer(tmp_path).load()
 

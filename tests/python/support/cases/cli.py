@@ -11,8 +11,8 @@ from support.cases.train import MODEL
 
 
 def write_toml(folder, **changes):
-    settings = {"data": [f"{folder}/text"], "out": f"{folder}/run", "steps": 6, "batch": 2,
-                "length": 32, "lr": 1e-2, "device": "cpu", **changes}  # fmt: skip
+    settings = {"data": [f"{folder}/text"], "out": f"{folder}/run", "steps": 6, "batch_size": 2,
+                "seq_len": 32, "lr": 1e-2, "device": "cpu", **changes}  # fmt: skip
     lines = [f"{key} = {json.dumps(value)}\n" for key, value in settings.items()]
     lines += ["[model]\n", *(f"{key} = {json.dumps(value)}\n" for key, value in MODEL.items())]
     (folder / "run.toml").write_text("".join(lines))

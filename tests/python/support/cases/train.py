@@ -9,9 +9,9 @@ import torch
 
 from retnet.config import RetNetConfig
 from retnet.nn import RetNetForCausalLM
-from retnet.settings import Settings
-from retnet.text import as_tokens
-from retnet.train import Trainer
+from retnet.training.settings import TrainingSettings
+from retnet.training.text import as_tokens
+from retnet.training.trainer import Trainer
 
 TEXT = b"the cat sat on the mat, the dog sat on the log. " * 20
 MODEL = {
@@ -32,8 +32,8 @@ def make_byte_model(**changes):
 
 
 def make_trainer(out="unused", documents=DOCUMENTS, validation=(), **settings):
-    defaults = {"batch": 2, "length": 32, "lr": 1e-2, "steps": 10, "warmup": 0.1}
-    settings = Settings(out=str(out), **{**defaults, **settings})
+    defaults = {"batch_size": 2, "seq_len": 32, "lr": 1e-2, "steps": 10, "warmup": 0.1}
+    settings = TrainingSettings(out=str(out), **{**defaults, **settings})
     return Trainer(make_byte_model(), settings, documents, validation)
 
 

@@ -47,33 +47,35 @@ class Batches(Protocol):
 
 
 class Windows:
-    """Windows of `length` tokens that start anywhere in the documents, one after the other.
+    """Windows of `seq_len` tokens that start anywhere in the documents, one after the other.
 
     Args:
         documents: [N_i] integer tensors.
-        batch: B, windows in a batch.
-        length: T, tokens in a window; all but the last have a target.
+        batch_size: B, windows in a batch.
+        seq_len: T, tokens in a window; all but the last have a target.
         seed: of the draw.
 
     Raises:
         ValueError: less text than one window.
     """
 
-    def __init__(self, documents: Sequence[Tensor], batch: int, length: int, seed: int = 0) -> None:
+    def __init__(
+        self, documents: Sequence[Tensor], batch_size: int, seq_len: int, seed: int = 0
+    ) -> None:
         self.text = torch.cat(list(documents))
-        self.batch, self.length = batch, length
+        self.batch_size, self.seq_len = batch_size, seq_len
         self.generator = torch.Generator().manual_seed(seed)
-        if len(self.text) < length:
+        if len(self.text) < seq_len:
             raise ValueError(
-                f"data: text to train on must hold length = {length} tokens or more, "
+                f"data: text to train on must hold seq_len = {seq_len} tokens or more, "
                 f"got {len(self.text)}"
             )
 
     def next(self) -> Batch:
         """Returns the next batch, without `fresh`."""
-        last = len(self.text) - self.length
-        starts = torch.randint(last + 1, (self.batch, 1), generator=self.generator)
-        inputs = self.text[starts + torch.arange(self.length)].long()
+        last = len(self.text) - self.seq_len
+        starts = torch.randint(last + 1, (self.batch_size, 1), generator=self.generator)
+        inputs = self.text[starts + torch.arange(self.seq_len)].long()
         return Batch(inputs, F.pad(inputs[:, 1:], (0, 1), value=IGNORE_INDEX))
 
     def state_dict(self) -> dict[str, Any]:
@@ -86,39 +88,41 @@ class Windows:
 
 
 class Documents:
-    """`batch` documents side by side, each read in segments of `length` tokens to its end.
+    """`batch_size` documents side by side, each read in segments of `seq_len` tokens to its end.
 
     A row whose document has ended goes on with the next one of a shuffled order, new in every
     epoch. The last segment of a document is filled up with tokens 0 that have no target.
 
     Args:
         documents: [N_i] integer tensors, N_i >= 2.
-        batch: B, documents read side by side.
-        length: T, tokens in a segment; every token but the last of a document has a target.
+        batch_size: B, documents read side by side.
+        seq_len: T, tokens in a segment; every token but the last of a document has a target.
         seed: of the order.
     """
 
-    def __init__(self, documents: Sequence[Tensor], batch: int, length: int, seed: int = 0) -> None:
+    def __init__(
+        self, documents: Sequence[Tensor], batch_size: int, seq_len: int, seed: int = 0
+    ) -> None:
         self.documents = documents
-        self.length = length
+        self.seq_len = seq_len
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.int64)
         self.taken = 0
-        self.rows = torch.full((batch, 2), -1)  # document, tokens of it read; -1: none yet
+        self.rows = torch.full((batch_size, 2), -1)  # document, tokens of it read; -1: none yet
 
     def next(self) -> Batch:
         """Returns the next segment of each row."""
-        batch = len(self.rows)
-        inputs = torch.zeros(batch, self.length, dtype=torch.int64)
+        batch_size = len(self.rows)
+        inputs = torch.zeros(batch_size, self.seq_len, dtype=torch.int64)
         targets = torch.full_like(inputs, IGNORE_INDEX)
-        fresh = torch.zeros(batch, dtype=torch.bool)
+        fresh = torch.zeros(batch_size, dtype=torch.bool)
         for row, (document, read) in enumerate(self.rows.tolist()):
             if document < 0 or read >= len(self.documents[document]) - 1:
                 document, read, fresh[row] = self._draw(), 0, True
-            segment = self.documents[document][read : read + self.length + 1].long()
+            segment = self.documents[document][read : read + self.seq_len + 1].long()
             inputs[row, : len(segment) - 1] = segment[:-1]
             targets[row, : len(segment) - 1] = segment[1:]
-            self.rows[row] = torch.tensor([document, read + self.length])
+            self.rows[row] = torch.tensor([document, read + self.seq_len])
         return Batch(inputs, targets, fresh)
 
     def _draw(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,9 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from retnet.sources import Sources
+from retnet.training.sources import Sources
+from retnet.weights import read_config, read_metadata
 
 __all__ = [
+    "TOKENIZER",
     "ByteTokenizer",
     "Decoder",
     "Document",
@@ -28,8 +31,11 @@ __all__ = [
     "Tokenizer",
     "as_tokens",
     "list_files",
+    "tokenizer_for",
 ]
 
+TOKENIZER = "tokenizer.json"
+"""The file of the tokenizer in the folder of a checkpoint."""
 _REPLACEMENT = "\ufffd"  # what stands for bytes that are no UTF-8
 _LONGEST_WAIT = 32  # most tokens that are held back because they end within a character
 
@@ -302,10 +308,49 @@ class _FileDecoder:
         return piece
 
 
-def list_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Returns the files to read as text of files and folders; see `retnet.sources.Sources.files`.
+def tokenizer_for(named: str, folder: Path | None, command: str) -> Tokenizer:
+    """What a command reads text with: the tokenizer named, or that of the model's folder, or bytes.
 
-    Warns of what is left out.
+    Args:
+        named: path of a tokenizer.json, or "".
+        folder: checkpoint of the model that reads the tokens; None where it has learned nothing.
+        command: for the warning where the model knows more or fewer tokens. It may: the vocabulary
+            of a model is often filled up, and ids that it does not know are refused where one is.
+
+    Raises:
+        ValueError: the model has learned other tokens, or none is named where it needs one.
+    """
+    if folder is None:
+        return FileTokenizer(Path(named)) if named else ByteTokenizer()
+    size = read_config(folder).vocab_size
+    unit = read_metadata(folder).get("unit")  # that it learned, where `train` wrote it
+    path = folder / TOKENIZER
+    inside = FileTokenizer(path) if path.exists() else None
+    tokenizer = FileTokenizer(Path(named)) if named else inside
+    if tokenizer is None:
+        if unit == ByteTokenizer.unit or (unit is None and size == ByteTokenizer.vocab_size):
+            return ByteTokenizer()
+        what = "its model learned tokens"
+        if unit is None:
+            what = f"vocab_size = {size} is not that of bytes"
+        raise ValueError(f"{folder}: holds no {TOKENIZER}, and {what}; name one by --tokenizer")
+    if unit == ByteTokenizer.unit:
+        raise ValueError(f"{tokenizer.path}: must not be used, the model of {folder} learned bytes")
+    if inside is not None:
+        tokenizer.check_same_tokens(inside)
+    if size != tokenizer.vocab_size:
+        print(
+            f"retnet {command}: warning: vocab_size = {size} of the model is not that of the "
+            f"tokenizer ({tokenizer.vocab_size})",
+            file=sys.stderr,
+        )
+    return tokenizer
+
+
+def list_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Returns the files to read as text of files and folders, and warns of what is left out.
+
+    See `retnet.training.sources.Sources.files`.
     """
     sources = Sources({})
     found = sources.files(paths, "text")

@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from retnet.checkpoint import CONFIG, WEIGHTS
-from retnet.lock import LOCK
-from retnet.settings import is_settings
+from retnet.training.lock import LOCK
+from retnet.training.settings import is_settings
+from retnet.weights import CONFIG, WEIGHTS
 
 __all__ = ["Sources"]
 
@@ -30,23 +31,25 @@ class Sources:
     - what `own` names, and what was listed before: by another path, a link or a hard link too;
     - folders of runs and of checkpoints, and the files there that a run writes;
     - safetensors files, and settings of runs (TOML files most keys of which are those of
-      `retnet.settings.Settings`);
+      `retnet.training.settings.TrainingSettings`);
     - pipes, sockets and devices below folders.
 
     Names that start with a dot are left out below folders, without a word.
 
     Args:
         own: files and folders of another role, and what that is. Everything in such a folder is
-            left out, also by a link or a path into it. What does not exist has no role.
+            left out, also by a link or a path into it. What does not exist has no role; None and
+            "" name nothing.
 
     Attributes:
         left_out: the paths that were left out, by the reason.
     """
 
-    def __init__(self, own: Mapping[Path, str]) -> None:
+    def __init__(self, own: Mapping[str | Path | None, str]) -> None:
         self.left_out: dict[str, list[Path]] = {}
         self._roles: dict[tuple[int, int], str] = {}
-        self._own = {path.resolve(): role for path, role in own.items() if path.exists()}
+        paths = {Path(path): role for path, role in own.items() if path}
+        self._own = {path.resolve(): role for path, role in paths.items() if path.exists()}
         for path, role in self._own.items():
             self._roles[_identity(os.stat(path))] = role
             for member in path.iterdir() if path.is_dir() else ():  # their hard links elsewhere
@@ -56,6 +59,11 @@ class Sources:
     def __str__(self) -> str:
         """What was left out, in one line; "" where nothing was."""
         return _told(self.left_out)
+
+    def tell_left_out(self, command: str) -> None:
+        """Names on stderr what was left out, if anything was."""
+        if str(self):
+            print(f"retnet {command}: left out: {self}", file=sys.stderr)
 
     def files(self, paths: Iterable[str | Path], role: str) -> list[Path]:
         """Returns the files named, and all below the folders named, sorted by path in each.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+import torch
 
 from retnet._files import hint, replace_file
 from retnet.config import RetNetConfig
@@ -19,8 +20,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Settings", "is_settings"]
+__all__ = ["RENAMED", "TrainingSettings", "device_named", "is_settings", "parse_value"]
 
+RENAMED = {"batch": "batch_size", "length": "seq_len", "accumulate": "grad_accum_steps"}
+"""Keys of older versions, which are refused, and what each is called now."""
 _LARGEST_FILE = 1 << 16
 _PRECISIONS = ("float32", "bfloat16")
 # Least and greatest value; lists are checked element by element.
@@ -28,9 +31,9 @@ _RANGES: dict[str, tuple[float, float]] = {
     "validation_share": (0, 0.5),
     "steps": (0, math.inf),
     "minutes": (0, math.inf),
-    "batch": (1, math.inf),
-    "length": (2, math.inf),
-    "accumulate": (1, math.inf),
+    "batch_size": (1, math.inf),
+    "seq_len": (2, math.inf),
+    "grad_accum_steps": (1, math.inf),
     "lr": (0, math.inf),
     "warmup": (0, 1),
     "weight_decay": (0, math.inf),
@@ -43,7 +46,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TrainingSettings:
     """How to train, and on what. The keys of a run's TOML file, with their defaults.
 
     Raises:
@@ -51,7 +54,7 @@ class Settings:
 
     Attributes:
         data: files, and folders that are read to the bottom, to train on. Links are followed, each
-            file is read once, and what has another role is left out (`retnet.sources`).
+            file is read once, and what has another role is left out (`retnet.training.sources`).
         out: folder of the run; nothing in it is read as text.
         model: sizes and switches: a `preset` (default "tiny"), and fields of RetNetConfig that
             replace its own. vocab_size is that of the tokenizer unless given.
@@ -62,9 +65,9 @@ class Settings:
         validation_share: of the text, held back from training; 0 checks on nothing.
         steps: updates to make; the schedule ends there. Either steps or minutes.
         minutes: time to train, counted over all parts of a resumed run.
-        batch: sequences in a forward pass.
-        length: tokens in a sequence.
-        accumulate: forward passes for one update.
+        batch_size: sequences in a forward pass.
+        seq_len: tokens in a sequence.
+        grad_accum_steps: forward passes for one update.
         stream: read documents from start to end and carry the state from segment to segment
             (gradients stop between them), instead of windows at random places.
         lr: greatest learning rate, of AdamW.
@@ -89,9 +92,9 @@ class Settings:
     validation_share: float = 0.1
     steps: int = 0
     minutes: float = 0.0
-    batch: int = 8
-    length: int = 256
-    accumulate: int = 1
+    batch_size: int = 8
+    seq_len: int = 256
+    grad_accum_steps: int = 1
     stream: bool = False
     lr: float = 1e-3
     warmup: float = 0.03
@@ -134,12 +137,13 @@ class Settings:
             raise ValueError("settings: model must be empty with init, which brings its own")
 
     @classmethod
-    def read(cls, path: Path | None, changes: dict[str, Any] | None = None) -> Settings:
+    def read(cls, path: Path | None, changes: dict[str, Any] | None = None) -> TrainingSettings:
         """Reads a TOML file and lets `changes` replace its keys ("model.x" one of the table).
 
         Raises:
             OSError: no such file.
-            ValueError: not TOML, an unknown key (the nearest is suggested) or a bad value.
+            ValueError: not TOML, an unknown key (the nearest is suggested), one of an older version
+                (`RENAMED`) or a bad value.
         """
         values: dict[str, Any] = {}
         if path is not None:
@@ -152,13 +156,16 @@ class Settings:
                 values[name] = value
         if table:
             values["model"] = table
+        if old := values.keys() & RENAMED.keys():
+            told = ", ".join(f"{name} is now {new}" for name, new in RENAMED.items() if name in old)
+            raise ValueError(f"{path}: keys were renamed: {told}")
         known = [key.name for key in fields(cls)]
         for name in values:
             if name not in known:
                 raise ValueError(f"{path}: unknown key {name}{hint(name, known)}")
         return cls(**values)
 
-    def resolved(self) -> Settings:
+    def resolved(self) -> TrainingSettings:
         """Returns the same run with absolute paths, to be started from anywhere."""
 
         def full(paths: tuple[str, ...]) -> tuple[str, ...]:
@@ -203,7 +210,7 @@ class Settings:
 
 
 def is_settings(path: Path) -> bool:
-    """Returns whether a file is TOML, of 64 KiB or less, and most of its keys are of `Settings`.
+    """Returns whether a file is TOML of 64 KiB or less, most of whose keys are those of a run.
 
     Raises:
         OSError: no such file.
@@ -214,7 +221,35 @@ def is_settings(path: Path) -> bool:
         keys = _read_toml(path).keys()
     except (OSError, ValueError):
         return False
-    return 2 * len(keys & {key.name for key in fields(Settings)}) > len(keys)
+    known = {key.name for key in fields(TrainingSettings)} | RENAMED.keys()
+    return 2 * len(keys & known) > len(keys)
+
+
+def parse_value(text: str) -> Any:
+    """Returns a value as TOML writes it, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+
+
+def device_named(name: str) -> torch.device:
+    """Returns the device of the key `device`: "" is a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: it is not here.
+    """
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no data")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: must be one that is here, got {name!r}: {reason}") from error
+    return device
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

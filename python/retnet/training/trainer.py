@@ -8,9 +8,9 @@ reads ("byte" or "token"). Renaming it makes a checkpoint valid; whatever ends t
 valid one can be resumed, and on a CPU with the same number of threads the losses are those of a run
 that was never stopped, bit for bit.
 
-One run at a time writes to a folder: `train` locks it (`retnet.lock`), and a second run is refused.
-`Trainer.save` and `Trainer.open_log` lock it while they write; a loop of your own locks it for the
-whole run by `with retnet.lock.locked(settings.out):`.
+One run at a time writes to a folder: `train` locks it (`retnet.training.lock`), and a second run is
+refused. `Trainer.save` and `Trainer.open_log` lock it while they write; a loop of your own locks it
+for the whole run by `with retnet.training.lock.locked(settings.out):`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from tqdm import tqdm
 
 from retnet import checkpoint
 from retnet._files import replace_file
-from retnet.data import Batch, Batches, Documents, Windows, fingerprint, middles
-from retnet.evaluation import evaluate
-from retnet.lock import locked
-from retnet.log import Log, quiet_board
 from retnet.nn import RetNetForCausalLM
 from retnet.nn.loss import IGNORE_INDEX
-from retnet.settings import Settings
 from retnet.state import RetNetState
+from retnet.training.data import Batch, Batches, Documents, Windows, fingerprint, middles
+from retnet.training.evaluation import evaluate
+from retnet.training.lock import locked
+from retnet.training.log import Log, quiet_board
+from retnet.training.settings import TrainingSettings
 
 __all__ = ["Trainer", "has_checkpoint", "train"]
 
@@ -67,7 +67,7 @@ class Trainer:
         settings: how to train.
         documents: [N_i] uint8 or int32, what to train on.
         validation: [N_i] uint8 or int32, what to check on; empty: nothing is checked.
-            Checks take the middle 2 * length tokens of documents, or with `stream` whole ones.
+            Checks take the middle 2 * seq_len tokens of documents, or with `stream` whole ones.
 
     Raises:
         ValueError: too little text, or a token that the model does not know.
@@ -76,7 +76,7 @@ class Trainer:
     def __init__(
         self,
         model: RetNetForCausalLM,
-        settings: Settings,
+        settings: TrainingSettings,
         documents: Sequence[Tensor],
         validation: Sequence[Tensor] = (),
     ) -> None:
@@ -90,15 +90,17 @@ class Trainer:
         self.settings = settings
         self.device = model.embed_tokens.weight.device
         kind = Documents if settings.stream else Windows
-        self.batches: Batches = kind(documents, settings.batch, settings.length, settings.seed)
+        self.batches: Batches = kind(
+            documents, settings.batch_size, settings.seq_len, settings.seed
+        )
         self.reads_bytes = documents[0].dtype == torch.uint8
         self.fingerprint = fingerprint(documents)
-        span = max(map(len, validation), default=0) if settings.stream else 2 * settings.length
+        span = max(map(len, validation), default=0) if settings.stream else 2 * settings.seq_len
         self.validation = middles(validation, span, _CHECKED_TOKENS)
         self.optimizer = _optimizer(model, settings)
         self.state: RetNetState | None = None
         if settings.stream:
-            self.state = model.config.make_state(settings.batch, device=self.device)
+            self.state = model.config.make_state(settings.batch_size, device=self.device)
         self.steps = 0
         self.tokens = 0
         self.seconds = 0.0
@@ -125,7 +127,7 @@ class Trainer:
         rate = settings.rate(self.progress + half)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        batches = [self.batches.next() for _ in range(settings.accumulate)]
+        batches = [self.batches.next() for _ in range(settings.grad_accum_steps)]
         count = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in batches)
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -278,12 +280,12 @@ class Trainer:
             if self.state is not None:
                 retention, positions = data["state"]
                 if retention.shape != self.state.retention.shape:
-                    raise ValueError("another batch")
+                    raise ValueError("another batch_size")
                 self.state = RetNetState(retention.to(self.device), positions.to(self.device))
             torch.set_rng_state(data["random"])
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}: stream, batch and model must be those of the run ({error})"
+                f"{path}: stream, batch_size and model must be those of the run ({error})"
             ) from error
         self.steps, self.tokens = data["steps"], data["tokens"]
         self.seconds, self.loss = data["seconds"], data["loss"]
@@ -396,7 +398,7 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _optimizer(model: RetNetForCausalLM, settings: Settings) -> torch.optim.Optimizer:
+def _optimizer(model: RetNetForCausalLM, settings: TrainingSettings) -> torch.optim.Optimizer:
     """AdamW, without weight decay on vectors."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]

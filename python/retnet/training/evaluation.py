@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from retnet.data import Batch
 from retnet.nn import RetNetForCausalLM
 from retnet.nn.loss import IGNORE_INDEX
 from retnet.state import RetNetState
+from retnet.training.data import Batch
 
 __all__ = ["Score", "describe_context", "evaluate"]
 
