@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ["python", "kernels/cuda", "tests/python", "benchmarks", "tools"]
+FOLDERS = ["python", "tests/python", "benchmarks", "tools"]
 MACHINE = {"python_version": "3.12", "python_full_version": "3.12.0", "extra": ""}
 # Modules of ours, found by path; and peers of the benchmarks, whose wheels have other names.
 OURS = {"retnet", *(path.stem for folder in FOLDERS for path in (ROOT / folder).glob("*.py"))}
