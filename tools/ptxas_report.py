@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers and spills of the kernels, as ptxas states them.
+"""Registers and spills of the CUDA kernels, as ptxas states them.
 
 ptxas_report.py record nvcc ... -o x.o ...   compile, keep what ptxas -v prints in x.o.ptxas
-ptxas_report.py print FOLDER                 a table of all; exit status 1 where a kernel spills
+ptxas_report.py print FOLDER                 a table of all; exit status 1 if a kernel spills
 """
 
 import re

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A step of decoding in float64, as it is defined. Shares no code with the kernel.
+// The decode step in float64, by its definition. It shares no code with the kernel.
 #pragma once
 
 #include <cmath>
@@ -10,10 +10,10 @@
 
 namespace retnet::kernels::cuda {
 
-// q, k [B, H, K]; v, gate [B, H, V]; weight, bias [H, V]; state [S, H, K, V]; slots [B]; gamma [H]. No
+// q, k [B, H, Dk]; v, gate [B, H, Dv]; weight, bias [H, Dv]; state [S, H, Dk, Dv]; slots [B]; gamma [H]. No
 // frequencies: no rotation. No gate: neither norm nor gate.
-struct StepProblem {
-  size_t B = 0, H = 0, K = 0, V = 0;
+struct DecodeStepProblem {
+  size_t B = 0, H = 0, Dk = 0, Dv = 0;
   bool interleaved = true, centre = true;
   double scale = 1, eps = 0;
   std::vector<double> q, k, v, gate, weight, bias, gamma, frequencies, state;
@@ -21,17 +21,17 @@ struct StepProblem {
   std::vector<int> slots;
 };
 
-struct StepResult {
-  std::vector<double> out, state;  // [B, H, V]; as in the problem
+struct DecodeStepResult {
+  std::vector<double> out, state;  // [B, H, Dv]; as in the problem
 };
 
-inline StepResult step_by_definition(const StepProblem& p) {
-  StepResult r{std::vector<double>(p.B * p.H * p.V, 0.0), p.state};
+inline DecodeStepResult decode_step_by_definition(const DecodeStepProblem& p) {
+  DecodeStepResult r{std::vector<double>(p.B * p.H * p.Dv, 0.0), p.state};
   const auto rotated = [&](const std::vector<double>& x, size_t b, size_t h) {
-    std::vector<double> y(x.begin() + (b * p.H + h) * p.K, x.begin() + (b * p.H + h + 1) * p.K);
+    std::vector<double> y(x.begin() + (b * p.H + h) * p.Dk, x.begin() + (b * p.H + h + 1) * p.Dk);
     for (size_t i = 0; i < p.frequencies.size(); ++i) {
       const size_t first = p.interleaved ? 2 * i : i;
-      const size_t second = p.interleaved ? 2 * i + 1 : i + p.K / 2;
+      const size_t second = p.interleaved ? 2 * i + 1 : i + p.Dk / 2;
       const long double angle = static_cast<long double>(p.positions[b]) * p.frequencies[i];
       const double c = std::cos(angle), s = std::sin(angle), a = y[first], z = y[second];
       y[first] = a * c - z * s;
@@ -43,22 +43,23 @@ inline StepResult step_by_definition(const StepProblem& p) {
     if (p.slots[b] < 0) continue;
     for (size_t h = 0; h < p.H; ++h) {
       const std::vector<double> q = rotated(p.q, b, h), k = rotated(p.k, b, h);
-      double* state = &r.state[(p.slots[b] * p.H + h) * p.K * p.V];
-      const size_t row = (b * p.H + h) * p.V;
-      for (size_t i = 0; i < p.K; ++i) {
-        for (size_t j = 0; j < p.V; ++j) {
-          double& s = state[i * p.V + j];
+      double* state = &r.state[(p.slots[b] * p.H + h) * p.Dk * p.Dv];
+      const size_t row = (b * p.H + h) * p.Dv;
+      for (size_t i = 0; i < p.Dk; ++i) {
+        for (size_t j = 0; j < p.Dv; ++j) {
+          double& s = state[i * p.Dv + j];
           s = (p.gamma[h] == 0 ? 0 : p.gamma[h] * s) + k[i] * p.v[row + j];
           r.out[row + j] += p.scale * q[i] * s;
         }
       }
       if (p.gate.empty()) continue;
       double mean = 0, moment = 0;
-      for (size_t j = 0; j < p.V; ++j) mean += p.centre ? r.out[row + j] / p.V : 0;
-      for (size_t j = 0; j < p.V; ++j) moment += std::pow(r.out[row + j] - mean, 2) / p.V;
-      for (size_t j = 0; j < p.V; ++j) {
+      for (size_t j = 0; j < p.Dv; ++j) mean += p.centre ? r.out[row + j] / p.Dv : 0;
+      for (size_t j = 0; j < p.Dv; ++j) moment += std::pow(r.out[row + j] - mean, 2) / p.Dv;
+      for (size_t j = 0; j < p.Dv; ++j) {
         const double y = (r.out[row + j] - mean) / std::sqrt(moment + p.eps), a = p.gate[row + j];
-        r.out[row + j] = (y * p.weight[h * p.V + j] + p.bias[h * p.V + j]) * a / (1 + std::exp(-a));
+        r.out[row + j] =
+            (y * p.weight[h * p.Dv + j] + p.bias[h * p.Dv + j]) * a / (1 + std::exp(-a));
       }
     }
   }

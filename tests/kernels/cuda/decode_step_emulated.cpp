@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The step of decoding, every instantiation, run lane by lane on the CPU (tests/simt): against
-// float64, with no finding of the checker, no bank conflict, and the same bits in every order of
-// blocks, warps and lanes and however many blocks share a head.
+// The decode step, every instantiation, in the SIMT emulator (tests/simt): against float64, with no finding of
+// the checker, no bank conflict, and the same bits in every order of blocks, warps and lanes and however many
+// blocks share a head.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -12,18 +12,18 @@
 #include "arrays.h"
 #include "catch.h"
 #include "compare.h"
-#include "kernels/cuda/retention/step/launch.h"
+#include "decode_step_oracle.h"
+#include "kernels/cuda/retention/decode_step/launch.h"
 #include "simt/simt.h"
-#include "step_oracle.h"
 
 namespace retnet::kernels::cuda {
 namespace {
 
-enum class Affine { kNone, kShared, kPerHead };  // absent, [V], [H, V]
+enum class Affine { kNone, kShared, kPerHead };  // absent, [Dv], [H, Dv]
 
 struct Case {
   DType dtype = DType::kBFloat16;
-  size_t B = 2, H = 3, K = 16, V = 64;
+  size_t B = 2, H = 3, Dk = 16, Dv = 64;
   size_t S = 0;  // 0: no slots
   Norm norm = Norm::kLayer;
   bool interleaved = true, positions_64 = true;
@@ -32,8 +32,8 @@ struct Case {
   bool plain = false;        // neither rotation nor norm nor gate
   bool strided = false;      // every array inside a larger one
   size_t state_offset = 0;   // bytes: 8 makes rows that 16-byte accesses cannot take
-  int64_t position = 37;     // of row 1, and so on in multiples
-  std::vector<int> slots{};  // of all rows, where there are slots
+  int64_t position = 37;     // of batch entry 1, and so on in multiples
+  std::vector<int> slots{};  // of all batch entries, if there are slots
   int cluster = 1;
 
   std::string name() const {
@@ -41,9 +41,9 @@ struct Case {
     const char* dtypes[] = {"fp32", "fp16", "bf16"};
     std::snprintf(
         text, sizeof(text),
-        "%s B=%zu H=%zu K=%zu V=%zu S=%zu %s %s weight=%d bias=%d affine_fp32=%d plain=%d "
+        "%s B=%zu H=%zu Dk=%zu Dv=%zu S=%zu %s %s weight=%d bias=%d affine_fp32=%d plain=%d "
         "strided=%d state_offset=%zu cluster=%d",
-        dtypes[static_cast<int>(dtype)], B, H, K, V, S, norm == Norm::kLayer ? "layer" : "rms",
+        dtypes[static_cast<int>(dtype)], B, H, Dk, Dv, S, norm == Norm::kLayer ? "layer" : "rms",
         interleaved ? "interleaved" : "half", static_cast<int>(weight), static_cast<int>(bias),
         affine_fp32, plain, strided, state_offset, cluster);
     return text;
@@ -57,16 +57,16 @@ const float kLogDecays[] = {-std::numeric_limits<float>::infinity(), 0.0f, -1.51
 struct Inputs {
   Array q, k, v, gate, weight, bias, frequencies, state;
   std::vector<float> log_decay;
-  StepProblem problem;
+  DecodeStepProblem problem;
 };
 
 Inputs make_inputs(const Case& c) {
   Inputs in;
-  StepProblem& p = in.problem;
+  DecodeStepProblem& p = in.problem;
   p = {c.B,
        c.H,
-       c.K,
-       c.V,
+       c.Dk,
+       c.Dv,
        c.interleaved,
        c.norm == Norm::kLayer,
        kScale,
@@ -90,38 +90,39 @@ Inputs make_inputs(const Case& c) {
   const auto tokens = [&](size_t size, double mean, unsigned seed, std::vector<double>& values) {
     auto random = random_values(c.B * c.H * size, mean, 1, seed);
     for (size_t i = 0; i < random.size(); ++i) {
-      if (p.slots[i / (c.H * size)] < 0) random[i] = std::nan("");  // of a skipped row: not to show
+      if (p.slots[i / (c.H * size)] < 0)
+        random[i] = std::nan("");  // of a skipped batch entry: not to show
     }
     Array array = encode(random, c.dtype);
     values = array.values;
     return array;
   };
-  in.q = tokens(c.K, 0, 1, p.q);
-  in.k = tokens(c.K, 0, 2, p.k);
-  in.v = tokens(c.V, 0.5, 3, p.v);
+  in.q = tokens(c.Dk, 0, 1, p.q);
+  in.k = tokens(c.Dk, 0, 2, p.k);
+  in.v = tokens(c.Dv, 0.5, 3, p.v);
   if (!c.plain) {
-    in.gate = tokens(c.V, 0, 4, p.gate);
+    in.gate = tokens(c.Dv, 0, 4, p.gate);
     std::vector<double> frequencies;
-    for (size_t i = 0; i < c.K / 2; ++i) {
+    for (size_t i = 0; i < c.Dk / 2; ++i) {
       frequencies.push_back(
-          std::pow(1e4, -2.0 * static_cast<double>(i) / static_cast<double>(c.K)));
+          std::pow(1e4, -2.0 * static_cast<double>(i) / static_cast<double>(c.Dk)));
     }
     in.frequencies = encode(frequencies, DType::kFloat32);
     p.frequencies = in.frequencies.values;
   }
-  auto state = random_values(states * c.H * c.K * c.V, 0.2, 2, 5);
+  auto state = random_values(states * c.H * c.Dk * c.Dv, 0.2, 2, 5);
   for (size_t h = 0; h < c.H; ++h) {
     in.log_decay.push_back(kLogDecays[h % 4]);
     p.gamma.push_back(std::exp(static_cast<double>(in.log_decay.back())));
-    // What gamma = 0 drops may be anything.
-    if (p.gamma.back() == 0) state[h * c.K * c.V] = std::nan("");
+    // What gamma = 0 ignores may be anything.
+    if (p.gamma.back() == 0) state[h * c.Dk * c.Dv] = std::nan("");
   }
   in.state = encode(state, DType::kFloat32);
   p.state = in.state.values;
   const auto affine = [&](Affine kind, double mean, Array& array, std::vector<double>& expanded) {
-    expanded.assign(c.H * c.V, mean);
+    expanded.assign(c.H * c.Dv, mean);
     if (kind == Affine::kNone) return;
-    const size_t size = kind == Affine::kShared ? c.V : c.H * c.V;
+    const size_t size = kind == Affine::kShared ? c.Dv : c.H * c.Dv;
     array = encode(random_values(size, mean, 0.5, 6), c.affine_fp32 ? DType::kFloat32 : c.dtype);
     for (size_t i = 0; i < expanded.size(); ++i) expanded[i] = array.values[i % size];
   };
@@ -141,46 +142,46 @@ class Device {
       : c_(c), in_(in), simulator_(options) {}
 
   Run run() {
-    RetentionStepParams p;
+    DecodeStepParams p;
     p.batch = signed_size(c_.B);
     p.heads = signed_size(c_.H);
     p.states = signed_size(c_.S > 0 ? c_.S : c_.B);
-    p.key_dim = signed_size(c_.K);
-    p.value_dim = signed_size(c_.V);
+    p.head_dim_qk = signed_size(c_.Dk);
+    p.head_dim_v = signed_size(c_.Dv);
     p.dtype = c_.dtype;
     p.scale = kScale;
-    p.q_ptr = rows(in_.q, c_.K, "q", p.q_stride_b, p.q_stride_h);
-    p.k_ptr = rows(in_.k, c_.K, "k", p.k_stride_b, p.k_stride_h);
-    p.v_ptr = rows(in_.v, c_.V, "v", p.v_stride_b, p.v_stride_h);
+    p.q_ptr = rows(in_.q, c_.Dk, "q", p.q_stride_b, p.q_stride_h);
+    p.k_ptr = rows(in_.k, c_.Dk, "k", p.k_stride_b, p.k_stride_h);
+    p.v_ptr = rows(in_.v, c_.Dv, "v", p.v_stride_b, p.v_stride_h);
     p.log_decay_ptr = simulator_.input<float>(in_.log_decay, "log_decay");
     if (c_.S > 0) p.slots_ptr = simulator_.input<int32_t>(in_.problem.slots, "slots");
     if (!c_.plain) {
       p.frequencies_ptr = static_cast<const float*>(bytes(in_.frequencies.bytes, "frequencies"));
       p.interleaved = c_.interleaved;
       set_positions(p);
-      p.gate_ptr = rows(in_.gate, c_.V, "gate", p.gate_stride_b, p.gate_stride_h);
+      p.gate_ptr = rows(in_.gate, c_.Dv, "gate", p.gate_stride_b, p.gate_stride_h);
       p.norm = c_.norm;
       p.eps = kEps;
       p.weight_dtype = p.bias_dtype = c_.affine_fp32 ? DType::kFloat32 : c_.dtype;
       if (c_.weight != Affine::kNone) p.weight_ptr = bytes(in_.weight.bytes, "weight");
       if (c_.bias != Affine::kNone) p.bias_ptr = bytes(in_.bias.bytes, "bias");
-      p.weight_stride_h = c_.weight == Affine::kPerHead ? p.value_dim : 0;
-      p.bias_stride_h = c_.bias == Affine::kPerHead ? p.value_dim : 0;
+      p.weight_stride_h = c_.weight == Affine::kPerHead ? p.head_dim_v : 0;
+      p.bias_stride_h = c_.bias == Affine::kPerHead ? p.head_dim_v : 0;
     }
     set_state(p);
-    const size_t size = c_.B * c_.H * c_.V * element_size(c_.dtype);
+    const size_t size = c_.B * c_.H * c_.Dv * element_size(c_.dtype);
     p.out_ptr = simulator_.output<std::byte>(size, "out");
-    REQUIRE(retention_step_wide(p) ==
-            (c_.V % 4 == 0 && c_.state_offset % 16 == 0 && p.state_stride_k % 4 == 0));
-    REQUIRE(launch_retention_step(p, c_.cluster, nullptr) == cudaSuccess);
+    REQUIRE(decode_step_wide(p) ==
+            (c_.Dv % 4 == 0 && c_.state_offset % 16 == 0 && p.state_stride_k % 4 == 0));
+    REQUIRE(launch_decode_step(p, c_.cluster, nullptr) == cudaSuccess);
 
     Run run{{}, {}, simulator_.finish()};
     const auto* out = static_cast<const std::byte*>(p.out_ptr);
     run.out.assign(out, out + size);
     const auto* state = reinterpret_cast<const std::byte*>(p.state_ptr);
-    for (size_t row = 0; row < in_.state.bytes.size() / (4 * c_.V); ++row) {
+    for (size_t row = 0; row < in_.state.bytes.size() / (4 * c_.Dv); ++row) {
       const std::byte* from = state + row * p.state_stride_k * 4;
-      run.state.insert(run.state.end(), from, from + 4 * c_.V);
+      run.state.insert(run.state.end(), from, from + 4 * c_.Dv);
     }
     return run;
   }
@@ -207,7 +208,7 @@ class Device {
     }
     return result;
   }
-  void set_positions(RetentionStepParams& p) {
+  void set_positions(DecodeStepParams& p) {
     const size_t every = c_.strided ? 2 : 1;
     std::vector<int64_t> wide(c_.B * every, -1);
     std::vector<int32_t> narrow(c_.B * every, -1);
@@ -223,12 +224,12 @@ class Device {
       p.positions_ptr = simulator_.input<int32_t>(narrow, "positions");
     }
   }
-  void set_state(RetentionStepParams& p) {
-    const size_t pitch = c_.V + (c_.strided ? 4 : 0);
+  void set_state(DecodeStepParams& p) {
+    const size_t pitch = c_.Dv + (c_.strided ? 4 : 0);
     p.state_stride_k = signed_size(pitch);
-    p.state_stride_h = p.state_stride_k * signed_size(c_.K);
+    p.state_stride_h = p.state_stride_k * signed_size(c_.Dk);
     p.state_stride_s = p.state_stride_h * signed_size(c_.H);
-    const auto values = spread(in_.state.bytes, 4 * c_.V, 4 * pitch);
+    const auto values = spread(in_.state.bytes, 4 * c_.Dv, 4 * pitch);
     p.state_ptr =
         reinterpret_cast<float*>(simulator_.in_out<std::byte>(values, "state", c_.state_offset));
   }
@@ -245,9 +246,10 @@ double norm_error(const std::vector<double>& x, const std::vector<double>& refer
 }
 
 /// What is wrong with the values, or empty.
-std::string check_values(const Case& c, const Inputs& in, const StepResult& exact, const Run& run) {
-  const auto out = to_doubles(run.out.data(), c.B * c.H * c.V, c.dtype);
-  std::string wrong = mismatch(out, exact.out, c.V, c.dtype, 1);
+std::string check_values(const Case& c, const Inputs& in, const DecodeStepResult& exact,
+                         const Run& run) {
+  const auto out = to_doubles(run.out.data(), c.B * c.H * c.Dv, c.dtype);
+  std::string wrong = mismatch(out, exact.out, c.Dv, c.dtype, 1);
   if (!wrong.empty()) return "out: " + wrong;
   if (c.dtype != DType::kFloat32) {
     const double ours = norm_error(out, exact.out);
@@ -255,11 +257,12 @@ std::string check_values(const Case& c, const Inputs& in, const StepResult& exac
     if (ours > 2 * its) return "out: " + std::to_string(ours / its) + " times one rounding's error";
   }
   for (size_t i = 0; i < out.size(); ++i) {
-    if (in.problem.slots[i / (c.H * c.V)] < 0 && out[i] != 0) return "out of a skipped row";
+    if (in.problem.slots[i / (c.H * c.Dv)] < 0 && out[i] != 0)
+      return "out of a skipped batch entry";
   }
-  // States that no row names keep their bits; the others are compared as one.
+  // States that no batch entry names keep their bits; the others are compared as one.
   std::vector<double> actual, reference;
-  const size_t size = c.H * c.K * c.V;
+  const size_t size = c.H * c.Dk * c.Dv;
   const auto all = to_doubles(run.state.data(), exact.state.size(), DType::kFloat32);
   for (size_t s = 0; s < all.size() / size; ++s) {
     const std::vector<int>& slots = in.problem.slots;
@@ -272,7 +275,7 @@ std::string check_values(const Case& c, const Inputs& in, const StepResult& exac
       return "state " + std::to_string(s) + " has changed";
     }
   }
-  wrong = mismatch(actual, reference, c.V, DType::kFloat32, 1);
+  wrong = mismatch(actual, reference, c.Dv, DType::kFloat32, 1);
   return wrong.empty() ? "" : "state: " + wrong;
 }
 
@@ -281,14 +284,14 @@ struct Totals {
   size_t reports = 0;
 };
 
-/// All of what is asserted of one case: in the three orders, and by every number of blocks a head
-/// that leaves none without columns.
+/// Asserts everything of one case: in the three orders, and with every number of blocks a head that leaves
+/// none without columns.
 void check(Case c, Totals& totals) {
   const Inputs in = make_inputs(c);
-  const StepResult exact = step_by_definition(in.problem);
+  const DecodeStepResult exact = decode_step_by_definition(in.problem);
   Run first;
   for (const int cluster : {1, 2, 4, 8}) {
-    if (signed(c.V) <= (cluster - 1) * step_columns(signed(c.V), cluster)) continue;
+    if (signed(c.Dv) <= (cluster - 1) * decode_step_columns(signed(c.Dv), cluster)) continue;
     c.cluster = cluster;
     for (const simt::Order order :
          {simt::Order::kAscending, simt::Order::kDescending, simt::Order::kRandom}) {
@@ -315,7 +318,7 @@ void check(Case c, Totals& totals) {
 
 }  // namespace
 
-TEST_CASE("step emulated") {
+TEST_CASE("decode_step emulated") {
   Totals totals;
   constexpr std::pair<Affine, Affine> kAffines[] = {
       {Affine::kNone, Affine::kNone},
@@ -323,25 +326,25 @@ TEST_CASE("step emulated") {
       {Affine::kPerHead, Affine::kNone},
       {Affine::kNone, Affine::kShared},
   };
-  // Shapes of each instantiation; options take turns. 428 and 432: torchscale's presets. V = 20, 63,
-  // 66: rows that end in a unit, are odd, are of 8 bytes. K = 130: a second batch of rows.
+  // Shapes of each instantiation; options take turns. 428 and 432: torchscale's presets. Dv = 20, 63,
+  // 66: rows that end in a unit, are odd, are of 8 bytes. Dk = 130: a second turn of loads.
   constexpr std::pair<size_t, size_t> kShapes[] = {
       {16, 64}, {2, 4}, {6, 20}, {10, 63}, {34, 66}, {130, 68}, {18, 428}, {34, 432}, {8, 1}};
   unsigned turn = 0;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-    for (const auto& [K, V] : kShapes) {
+    for (const auto& [Dk, Dv] : kShapes) {
       for (const auto& [weight, bias] : kAffines) {
         Case c;
         c.dtype = dtype;
-        c.K = K;
-        c.V = V;
-        c.H = V > 100 || K > 100 ? 2 : 4;
+        c.Dk = Dk;
+        c.Dv = Dv;
+        c.H = Dv > 100 || Dk > 100 ? 2 : 4;
         c.weight = weight;
         c.bias = bias;
         ++turn;
         c.norm = turn % 2 == 0 ? Norm::kLayer : Norm::kRms;
         // The norm of one column is 0 over 0, eps aside.
-        if (V == 1) c.norm = Norm::kRms;
+        if (Dv == 1) c.norm = Norm::kRms;
         c.interleaved = turn / 2 % 2 == 0;
         c.positions_64 = turn % 3 != 0;
         c.affine_fp32 = turn % 5 < 3;
@@ -353,20 +356,20 @@ TEST_CASE("step emulated") {
     }
   }
   // The largest shape, the paper's, and one head of everything.
-  for (const auto& [K, V] : {std::pair<size_t, size_t>{1024, 1024}, {256, 512}, {512, 320}}) {
+  for (const auto& [Dk, Dv] : {std::pair<size_t, size_t>{1024, 1024}, {256, 512}, {512, 320}}) {
     Case c;
     c.B = c.H = 1;
-    c.K = K;
-    c.V = V;
+    c.Dk = Dk;
+    c.Dv = Dv;
     check(c, totals);
     c.H = 2;  // with gamma = 0, and = 1
-    if (K == 256) check(c, totals);
+    if (Dk == 256) check(c, totals);
   }
-  std::printf("step: %zu cases, %zu reports\n", totals.cases, totals.reports);
+  std::printf("decode_step: %zu cases, %zu reports\n", totals.cases, totals.reports);
   CHECK(totals.reports == 0);
 }
 
-TEST_CASE("step emulated with slots, and without what stands around retention") {
+TEST_CASE("decode_step emulated with slots, and without rotation, norm and gate") {
   Totals totals;
   unsigned turn = 0;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
@@ -378,8 +381,8 @@ TEST_CASE("step emulated with slots, and without what stands around retention") 
         c.B = 3;
         c.H = 4;
         c.S = 5;
-        c.K = plain ? 7 : 6;  // no pairs without a rotation
-        c.V = 132;
+        c.Dk = plain ? 7 : 6;  // no pairs without a rotation
+        c.Dv = 132;
         c.slots = slots;
         c.plain = plain;
         c.strided = ++turn % 2 == 0;
@@ -391,11 +394,11 @@ TEST_CASE("step emulated with slots, and without what stands around retention") 
     c.plain = true;
     check(c, totals);
   }
-  std::printf("step, slots: %zu cases, %zu reports\n", totals.cases, totals.reports);
+  std::printf("decode_step, slots: %zu cases, %zu reports\n", totals.cases, totals.reports);
   CHECK(totals.reports == 0);
 }
 
-TEST_CASE("step: a slot that is none, an empty batch, and what the kernel does not take") {
+TEST_CASE("decode_step: a slot that is none, an empty batch, and what the kernel does not take") {
   // A slot past the end is a caller's error: it must touch nothing.
   Case c;
   c.S = 2;
@@ -408,12 +411,12 @@ TEST_CASE("step: a slot that is none, an empty batch, and what the kernel does n
   CHECK(std::all_of(run.out.begin() + row, run.out.end(), [](auto x) { return x == std::byte{}; }));
   CHECK(std::memcmp(run.state.data(), in.state.bytes.data(), run.state.size() / 2) == 0);
 
-  RetentionStepParams p;
+  DecodeStepParams p;
   p.heads = 4;
-  p.key_dim = p.value_dim = 64;
-  CHECK(launch_retention_step(p, 1, nullptr) == cudaSuccess);  // nothing to launch
-  p.value_dim = kStepMaxDim + 1;
-  CHECK(launch_retention_step(p, 1, nullptr) == cudaErrorNotSupported);
+  p.head_dim_qk = p.head_dim_v = 64;
+  CHECK(launch_decode_step(p, 1, nullptr) == cudaSuccess);  // nothing to launch
+  p.head_dim_v = kDecodeStepMaxDim + 1;
+  CHECK(launch_decode_step(p, 1, nullptr) == cudaErrorNotSupported);
 }
 
 }  // namespace retnet::kernels::cuda

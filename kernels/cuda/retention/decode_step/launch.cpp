@@ -1,18 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/cuda/retention/step/launch.h"
-
-#include "kernels/cuda/retention/step/instances.h"
+#include "kernels/cuda/retention/decode_step/launch.h"
 
 namespace retnet::kernels::cuda {
 
-cudaError_t launch_retention_step(const RetentionStepParams& params, int cluster,
-                                  cudaStream_t stream) {
-  if (!retention_step_supported(params)) return cudaErrorNotSupported;
+cudaError_t launch_decode_step(const DecodeStepParams& params, int cluster, cudaStream_t stream) {
+  if (!decode_step_supported(params)) return cudaErrorNotSupported;
   if (params.batch == 0 || params.heads == 0) return cudaSuccess;
   const auto with_dtype = [&]<DType kDtype>() {
-    return retention_step_wide(params)
-               ? retention_step_launch<kDtype, true>(params, cluster, stream)
-               : retention_step_launch<kDtype, false>(params, cluster, stream);
+    return decode_step_wide(params) ? decode_step_launch<kDtype, true>(params, cluster, stream)
+                                    : decode_step_launch<kDtype, false>(params, cluster, stream);
   };
   switch (params.dtype) {
     case DType::kFloat32:
