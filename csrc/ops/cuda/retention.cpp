@@ -54,8 +54,9 @@ Call plan_call(const at::Tensor& q, const at::Tensor& v, std::optional<double> s
   } else {
     p.dtype = q.scalar_type() == at::kHalf ? kernels::cuda::DType::kFloat16
                                            : kernels::cuda::DType::kBFloat16;
-    call.plan = kernels::cuda::chunkwise_plan(p, device_limits(q.device().index()),
-                                              chunk_size.value_or(0), composite::rows_apart());
+    call.plan =
+        kernels::cuda::chunkwise_plan(p, device_limits(q.device().index()), chunk_size.value_or(0),
+                                      composite::batch_invariance_required());
   }
   return call;
 }
@@ -64,7 +65,8 @@ Call plan_gradient(kernels::cuda::ChunkwisePass pass, const kernels::cuda::Chunk
                    const kernels::cuda::ChunkwiseGradients& gradients,
                    const kernels::cuda::DeviceLimits& device) {
   const auto params = kernels::cuda::chunkwise_gradient(pass, forward, gradients);
-  return {params, kernels::cuda::chunkwise_plan(params, device, 0, composite::rows_apart())};
+  return {params,
+          kernels::cuda::chunkwise_plan(params, device, 0, composite::batch_invariance_required())};
 }
 
 const char* backward_refusal(const Call& forward, const kernels::cuda::DeviceLimits& device,
