@@ -4,9 +4,9 @@
 kernel_report.py KERNELS COUNTS
 
 KERNELS is the folder that `make kernels` builds in: objects, and the output of ptxas beside them.
-COUNTS holds the JSON that tests/kernels/cuda/kernel_counts.cpp prints: what the SIMT emulator counts,
-what the cost_model.h of each kernel states (the header's figures), and the goals. Prints a table
-for each kernel family, and the time of the model beside each goal. The gates:
+COUNTS holds the JSON that tests/kernels/cuda/kernel_counts.cpp prints: what the SIMT emulator
+counts, what the cost_model.h of each kernel states (the header's figures), and the goals. Prints a
+table for each kernel family, and the time of the model beside each goal. The gates:
 
   bytes      differ from the header's by at most 2%
   mma        per chunk differ from the header's by at most 5%

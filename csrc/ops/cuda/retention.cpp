@@ -54,8 +54,9 @@ ChunkwiseLaunch plan_forward(const at::Tensor& q, const at::Tensor& v, std::opti
   } else {
     p.dtype = q.scalar_type() == at::kHalf ? kernels::cuda::DType::kFloat16
                                            : kernels::cuda::DType::kBFloat16;
-    launch.plan = kernels::cuda::chunkwise_plan(p, device_limits(q.device().index()),
-                                                chunk_size.value_or(0), composite::rows_apart());
+    launch.plan =
+        kernels::cuda::chunkwise_plan(p, device_limits(q.device().index()), chunk_size.value_or(0),
+                                      composite::batch_invariance_required());
   }
   return launch;
 }
@@ -65,7 +66,8 @@ ChunkwiseLaunch plan_gradient(kernels::cuda::ChunkwisePass pass,
                               const kernels::cuda::ChunkwiseGradients& gradients,
                               const kernels::cuda::DeviceLimits& device) {
   const auto params = kernels::cuda::chunkwise_gradient(pass, forward, gradients);
-  return {params, kernels::cuda::chunkwise_plan(params, device, 0, composite::rows_apart())};
+  return {params,
+          kernels::cuda::chunkwise_plan(params, device, 0, composite::batch_invariance_required())};
 }
 
 const char* backward_unsupported_reason(const ChunkwiseLaunch& forward,
