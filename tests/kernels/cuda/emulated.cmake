@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The CUDA kernels compiled for the SIMT emulator (tests/simt), and the tests that run them. After tests/cpp and tests/simt.
+# The CUDA kernels compiled for the SIMT emulator (tests/simt), and the tests that run them. After tests/cpp and
+# tests/simt.
 if(NOT TARGET retnet_simt)
   return()
 endif()
