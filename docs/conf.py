@@ -182,12 +182,12 @@ def demand_modules(app: Sphinx, env: BuildEnvironment) -> None:
         if NO_REFERENCE.match(name):
             continue
         module = importlib.import_module(name)
-        targets = {name}
+        missing = [] if name in shown else [name]
         for symbol in module.__all__:
-            value = getattr(module, symbol)
-            home = value.__module__ if inspect.isclass(value) else name
-            targets.add(f"{home}.{symbol}")
-        for target in sorted(targets - shown.keys()):
+            home = getattr(getattr(module, symbol), "__module__", name)  # where it is defined
+            if not {f"{name}.{symbol}", f"{home}.{symbol}"} & shown.keys():
+                missing.append(f"{name}.{symbol}")
+        for target in missing:
             log.warning("%s is public, but no page shows it, or it has no docstring", target)
 
 

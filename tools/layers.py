@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checks the rules that hold the layers apart; prints each breach and exits 1 where there is one.
 
-Layers point one way: kernels, csrc/cpu <- csrc/ops <- csrc/nn <- csrc/bindings <- python.
+Layers point one way: kernels <- csrc/ops <- csrc/nn <- csrc/bindings <- python.
 """
 
 import re
@@ -15,23 +15,23 @@ INCLUDE = r'\s*#\s*include\s*[<"]'
 RULES = [
     (
         r"kernels/",
-        INCLUDE + r"(torch|ATen|c10|pybind11)",
+        INCLUDE + r"(torch|ATen|c10|pybind11|csrc/|ops/|nn/)",
         "kernels know pointers, strides and a stream only",
     ),
     (
-        r"csrc/cpu/",
-        INCLUDE + r"(torch|ATen|c10|pybind11|ops/|nn/)",
-        "the CPU's kernels know pointers and strides only: each is compiled for an instruction set",
+        r"(?!kernels/cuda/|csrc/ops/cuda/|tests/(kernels/cuda/|simt/|python/docs/test_kernel_))",
+        INCLUDE + r"kernels/cuda/",
+        "only csrc/ops/cuda and the tests of the kernels call CUDA kernels",
     ),
     (
-        r"(?!kernels/|csrc/ops/cuda/|tests/(kernels/|simt/|python/test_kernel_))",
-        INCLUDE + r"kernels/",
-        "only csrc/ops/cuda and the kernels' tests call kernels",
+        r"(?!kernels/cpu/|csrc/ops/cpu/|tests/kernels/cpu/)",
+        INCLUDE + r"kernels/cpu/",
+        "only csrc/ops/cpu and the tests of the kernels call CPU kernels",
     ),
     (
-        r"kernels/(?!prim/)|csrc/",
+        r"kernels/(?!cuda/prim/)|csrc/",
         r".*\b(asm|__asm__)\b\s*(volatile|\()|\s*#\s*(if|ifdef|ifndef|elif)\b",
-        "PTX and conditional code stand in kernels/prim only",
+        "PTX and conditional code stand in kernels/cuda/prim only",
     ),
     (
         r"csrc/ops/",

@@ -29,27 +29,12 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 # What is tested: below tests/python, what needs torch and nothing but the packages below.
 TESTS = [
-    "test_retention*.py",
-    "test_log_decay.py",
-    "test_rotary.py",
-    "test_gated_group_norm.py",
-    "test_multi_scale_retention_step.py",
-    "test_linear*.py",
-    "test_cross_entropy.py",
-    "test_cpu_kernels.py",
-    "test_determinism.py",
-    "test_ops_*.py",
-    "test_schemas.py",
-    "test_nn*.py",
-    "test_decay.py",
-    "test_decoding_step.py",
-    "test_compiled_state.py",
-    "test_generation.py",
-    "test_loss*.py",
-    "test_checkpoint.py",
-    "test_cpp.py",
-    "test_cpp_io.py",
-    "test_torch_version.py",
+    "ops/test_*.py",
+    "nn/test_*.py",
+    "generation/test_*.py",
+    "checkpoint/test_checkpoint.py",
+    "cpp/test_*.py",
+    "package/test_torch_version.py",
 ]
 TEST_PACKAGES = ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100"]
 # What a result depends on.

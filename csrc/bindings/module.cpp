@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The C++ modules as Python sees them: `retnet/cpp.py` makes torch modules of them. Nothing else of
-// the library needs binding: the operators are torch's (torch.ops.retnet).
+// The C++ modules as Python sees them: `retnet/cpp.py` makes torch modules of them. The operators
+// need no binding, since torch has them (torch.ops.retnet), except the question that
+// `retnet/nn/linear.py` asks before it calls one.
 #include <retnet/nn/causal_lm.h>
 #include <retnet/nn/decoder_layer.h>
 #include <retnet/nn/feed_forward.h>
@@ -10,6 +11,7 @@
 #include <retnet/nn/multi_scale_retention.h>
 #include <retnet/nn/option_fields.h>
 #include <retnet/nn/retnet.h>
+#include <retnet/ops/linear.h>
 #include <retnet/version.h>
 #include <torch/csrc/Exceptions.h>
 #include <torch/extension.h>
@@ -96,6 +98,10 @@ PYBIND11_MODULE(_C, m) {
   using namespace retnet;
   m.doc() = "Native part of retnet. Importing it registers the operators torch.ops.retnet.*";
   m.attr("__version__") = version();
+  m.attr("linear_few_rows") = ops::linear_few_rows();
+  m.def("has_faster_linear", torch::wrap_pybind_function([](const Tensor& x, const Tensor& weight) {
+          return ops::has_faster_linear(x, weight, at::GradMode::is_enabled());
+        }));
 
   bind_row_wise<nn::LayerNormImpl>(m, "LayerNorm");
   bind_row_wise<nn::FeedForwardImpl>(m, "FeedForward");

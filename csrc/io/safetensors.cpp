@@ -86,8 +86,9 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
     uint64_t length = 0;
     for (size_t i = bytes.size(); i-- > 0;) length = length << 8 | bytes[i];
     TORCH_CHECK_VALUE(length <= std::min(kLongestHeader, file_->size() - kLengthBytes),
-                      "its header must lie in the file of ", file_->size(), " bytes and have ",
-                      kLongestHeader, " at most, got a length of ", length);
+                      "its header must fit in the file of ", file_->size(),
+                      " bytes and have at most ", kLongestHeader, " bytes, got a length of ",
+                      length);
     std::string header(length, '\0');
     file_->read(kLengthBytes, length, header.data());
     parse(header, kLengthBytes + length);
@@ -146,7 +147,8 @@ at::Tensor SafetensorsFile::read(const SafetensorsEntry& entry) const {
 
 void SafetensorsFile::read_into(const SafetensorsEntry& entry, const at::Tensor& target) const {
   TORCH_CHECK_VALUE(target.sizes() == entry.shape, path().string(), ": ", entry.name, " has shape ",
-                    c10::IntArrayRef(entry.shape), ", the tensor to read it into ", target.sizes());
+                    c10::IntArrayRef(entry.shape), ", but the tensor to read it into has shape ",
+                    target.sizes());
   if (target.device().is_cpu() && target.is_contiguous() && target.scalar_type() == entry.dtype) {
     file_->read(entry.offset, entry.size, target.mutable_data_ptr());
     return;

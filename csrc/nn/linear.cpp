@@ -47,9 +47,9 @@ torch::Tensor LinearImpl::forward(const torch::Tensor& x) { return linear(x, wei
 torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
                      const torch::Tensor& bias) {
   const auto given = bias.defined() ? std::optional(bias) : std::nullopt;
-  const bool faster = ops::takes_onednn(x, weight) ||
-                      (!torch::GradMode::is_enabled() && ops::takes_step(x, weight));
-  return faster ? ops::linear(x, weight, given) : torch::linear(x, weight, given);
+  return ops::has_faster_linear(x, weight, torch::GradMode::is_enabled())
+             ? ops::linear(x, weight, given)
+             : torch::linear(x, weight, given);
 }
 
 }  // namespace retnet::nn

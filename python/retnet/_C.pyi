@@ -5,6 +5,9 @@ import torch
 from torch import Tensor
 
 __version__: str
+linear_few_rows: int
+
+def has_faster_linear(x: Tensor, weight: Tensor) -> bool: ...
 
 class _Module:
     def __init__(

@@ -1,34 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: a folder with config.json and model.safetensors. Weights only, no pickle.
-
-config.json is `RetNetConfig.to_json`; model.safetensors holds the state dict of
-`RetNetForCausalLM` under its own keys, tied weights once. The weights are written beside the old
-ones, flushed to the disk and renamed: a full disk or a kill at any moment leaves the old
-checkpoint whole. A folder holds one configuration, so that no moment mixes two.
-"""
+"""Checkpoints: a model to and from the two files of `retnet.weights`. Weights only, no pickle."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from retnet._files import (
-    WEIGHT_DTYPES,
-    dtype_name,
-    hint,
-    open_tensors,
-    replace_file,
-    write_tensors,
-    wrong_dtype,
-)
+from retnet._files import WEIGHT_DTYPES
 from retnet.config import RetNetConfig
 from retnet.nn import RetNetForCausalLM
-from retnet.nn.retention_constants import RetentionConstants, check_log_decay, raw_of
+from retnet.nn.causal_lm import weight_shapes
+from retnet.weights import (
+    CONFIG,
+    WEIGHTS,
+    Kind,
+    check_folder,
+    kinds_of,
+    open_weights,
+    read_config,
+    read_metadata,
+    stored_names,
+    write_checkpoint,
+)
 
 __all__ = [
     "CONFIG",
@@ -43,30 +39,6 @@ __all__ = [
     "save",
     "write",
 ]
-
-CONFIG = "config.json"
-"""The file of the configuration in the folder of a checkpoint."""
-WEIGHTS = "model.safetensors"
-"""The file of the weights."""
-_SHOWN = 3
-_MATRICES = ("_proj.weight", "embed_tokens.weight", "lm_head.weight")
-_GATHER = (
-    "weights are sharded; on every rank gather them with torch.distributed.checkpoint.state_dict."
-    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, "
-    "cpu_offload=True)), and on one pass them to retnet.checkpoint.write"
-)
-
-
-class Kind(NamedTuple):
-    """What is known of a tensor without its data.
-
-    Attributes:
-        dtype: its name, in safetensors files if it has one in `WEIGHT_DTYPES`.
-        shape: of the tensor.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
 
 
 def save(folder: str | Path, model: RetNetForCausalLM) -> None:
@@ -99,25 +71,7 @@ def write(
             of these names.
         OSError: the files could not be written; the old checkpoint is whole.
     """
-    folder = Path(folder)
-    tensors = dict(state_dict)
-    if any(map(_is_shard, tensors, tensors.values())):
-        raise ValueError(f"{folder}: {_GATHER}")
-    if config.tie_embeddings and "lm_head.weight" in tensors:
-        head, embedding = tensors.pop("lm_head.weight"), tensors.get("embed_tokens.weight")
-        if embedding is None or not torch.equal(head, embedding):
-            raise ValueError(
-                f"{folder}: lm_head.weight must equal embed_tokens.weight with tie_embeddings"
-            )
-    for name, key in check_weights(folder / WEIGHTS, config, kinds_of(tensors)).items():
-        if key != name:
-            tensors[name] = _raw(folder / WEIGHTS, config, key, tensors.pop(key))
-    fresh = check_folder(folder, config)
-    folder.mkdir(parents=True, exist_ok=True)
-    if fresh:
-        text = config.to_json()
-        replace_file(folder / CONFIG, lambda part: part.write_text(text, "utf-8"))
-    write_tensors(folder / WEIGHTS, tensors, metadata or {})
+    write_checkpoint(Path(folder), config, weight_shapes(config), state_dict, metadata)
 
 
 def load(
@@ -157,69 +111,13 @@ def load(
         )
     folder = Path(folder)
     config = read_config(folder)
-    with open_tensors(folder / WEIGHTS) as file:
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        kinds = {n: Kind(part.get_dtype(), tuple(part.get_shape())) for n, part in slices.items()}
-        stored = check_weights(folder / WEIGHTS, config, kinds)
-        if dtype is None:
-            dtype = WEIGHT_DTYPES[kinds["embed_tokens.weight"].dtype]
-        model = RetNetForCausalLM(config, device="meta", dtype=dtype)
+    with open_weights(folder, config, weight_shapes(config)) as (stored_dtype, read):
+        model = RetNetForCausalLM(config, device="meta", dtype=dtype or stored_dtype)
         model.to_empty(device=device or "cpu")
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
-                value = file.get_tensor(stored[name])
-                if stored[name] != name:
-                    value = _raw(folder / WEIGHTS, config, stored[name], value)
-                tensor.copy_(value)
+                tensor.copy_(read(name))
     return model
-
-
-def read_config(folder: str | Path) -> RetNetConfig:
-    """Reads config.json; raises as `load`."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder}: must hold {CONFIG} and {WEIGHTS}, found no {CONFIG}")
-    try:
-        return RetNetConfig.from_json(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_metadata(folder: str | Path) -> dict[str, str]:
-    """Reads the metadata of `write`; raises as `load`."""
-    with open_tensors(Path(folder) / WEIGHTS) as file:
-        return dict(file.metadata() or {})
-
-
-def check_folder(folder: Path, config: RetNetConfig) -> bool:
-    """Returns whether config.json is still to be written.
-
-    Raises:
-        FileExistsError: the folder cannot take a checkpoint of `config`; see `write`.
-    """
-    if not (folder / CONFIG).exists():
-        if (folder / WEIGHTS).exists():
-            raise FileExistsError(f"{folder}: holds a {WEIGHTS} without {CONFIG}; not replaced")
-        return True
-    try:
-        old = read_config(folder)
-    except ValueError as error:
-        raise FileExistsError(f"{error}; not replaced") from error
-    if old == config:
-        return False
-    if not (folder / WEIGHTS).exists():  # a first save that was cut short
-        return True
-    before, now = asdict(old), asdict(config)
-    name = next(name for name in now if before[name] != now[name])
-    raise FileExistsError(
-        f"{folder}: holds a checkpoint of another configuration ({name} = {before[name]!r}, "
-        f"not {now[name]!r}); save elsewhere or remove it first"
-    )
-
-
-def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """Returns what `check_weights` looks at."""
-    return {name: Kind(dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
 
 
 def check_weights(path: Path, config: RetNetConfig, kinds: Mapping[str, Kind]) -> dict[str, str]:
@@ -237,53 +135,4 @@ def check_weights(path: Path, config: RetNetConfig, kinds: Mapping[str, Kind]) -
     Raises:
         ValueError: they are not.
     """
-    model = RetNetForCausalLM(config, device="meta").state_dict()
-    stored = {name: name for name in model}
-    for name in model:
-        old = name.removesuffix("_raw")
-        if old != name and name not in kinds and old in kinds:
-            stored[name] = old
-    want = {stored[name]: tuple(tensor.shape) for name, tensor in model.items()}
-    wrong = []
-    if missing := want.keys() - kinds.keys():
-        wrong.append(f"missing: {_list(missing)}")
-    if unexpected := kinds.keys() - want.keys():
-        named = [name + hint(name, missing or want) for name in sorted(unexpected)]
-        wrong.append(f"unexpected: {_list(named)}")
-    shared = want.keys() & kinds.keys()
-    shaped = [
-        f"{name} must have shape {list(want[name])}, got {list(kinds[name].shape)}"
-        for name in shared
-        if want[name] != kinds[name].shape
-    ]
-    typed = [
-        wrong_dtype(name, kinds[name].dtype)
-        for name in shared
-        if kinds[name].dtype not in WEIGHT_DTYPES
-    ]
-    wrong += [_list(texts) for texts in (shaped, typed) if texts]
-    if wrong:
-        raise ValueError(f"{path}: must hold the weights of its configuration; {'; '.join(wrong)}")
-    return stored
-
-
-def _raw(path: Path, config: RetNetConfig, key: str, log_decay: Tensor) -> Tensor:
-    """The parameter `log_decay_raw` of an old `log_decay`, which the file holds as `key`."""
-    check_log_decay(f"{path}: {key}", log_decay)
-    return raw_of(log_decay, RetentionConstants(config).reference(log_decay.device))
-
-
-def _is_shard(name: str, tensor: Tensor) -> bool:
-    """True for a DTensor, a ShardedTensor or a part of a flat parameter, which FSDP makes."""
-    return (
-        hasattr(tensor, "full_tensor")
-        or hasattr(tensor, "local_shards")
-        or name.rpartition(".")[2].startswith("_flat_param")
-        or (tensor.dim() == 1 and name.endswith(_MATRICES))
-    )
-
-
-def _list(names: Iterable[str]) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return stored_names(path, weight_shapes(config), kinds)

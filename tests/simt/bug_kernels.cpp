@@ -6,13 +6,13 @@
 
 #include <iterator>
 
-#include "kernels/prim/prim.cuh"
+#include "kernels/cuda/prim/prim.cuh"
 
 namespace retnet::simt {
 namespace {
 
-namespace prim = kernels::prim;
-using kernels::DType;
+namespace prim = kernels::cuda::prim;
+using kernels::cuda::DType;
 
 struct Params {
   const float* in;

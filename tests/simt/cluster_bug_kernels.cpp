@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // As bug_kernels.cpp, for clusters: the two blocks exchange values through shared memory.
-#include "kernels/prim/prim.cuh"
+#include "kernels/cuda/prim/prim.cuh"
 #include "simt/bug_kernels.h"
 
 namespace retnet::simt {
 namespace {
 
-namespace prim = kernels::prim;
+namespace prim = kernels::cuda::prim;
 
 struct Params {
   const float* in;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "simt/count_kernels.h"
 
-#include "kernels/prim/prim.cuh"
+#include "kernels/cuda/prim/prim.cuh"
 
 namespace retnet::simt {
 namespace {
 
-namespace prim = kernels::prim;
-using kernels::DType;
+namespace prim = kernels::cuda::prim;
+using kernels::cuda::DType;
 
 __global__ void shared_stride_kernel(int stride, float* out) {
   RETNET_SHARED(float, sX, [32 * 32]);

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "kernels/dtype.h"
+#include "kernels/cuda/dtype.h"
 
 namespace retnet::simt {
 
@@ -21,8 +21,8 @@ cudaError_t launch_global_stride(int stride, bool async, const float* in, float*
 
 // One block of `warps` warps: d[16, 8] = a[16, 16] b[16, 8] by each warp in turn, with a barrier
 // between. `b_transposed`: b lies as [8, 16].
-cudaError_t launch_multiply(kernels::DType dtype, bool b_transposed, int warps, const uint16_t* a,
-                            const uint16_t* b, float* d);
+cudaError_t launch_multiply(kernels::cuda::DType dtype, bool b_transposed, int warps,
+                            const uint16_t* a, const uint16_t* b, float* d);
 
 // out[t] = thread and block coordinates of a launch of a 2 x 3 x 2 grid of 64 threads, packed.
 cudaError_t launch_coordinates(uint32_t* out);

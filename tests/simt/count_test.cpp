@@ -10,7 +10,7 @@
 #include "simt/simt.h"
 
 using namespace retnet::simt;
-using retnet::kernels::DType;
+using retnet::kernels::cuda::DType;
 
 TEST_CASE("wavefronts of a strided access are the most words in one bank") {
   const struct {

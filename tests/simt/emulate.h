@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Takes the place of kernels/prim/cuda.cuh and what that includes (cluster.cuh, tensor_core.cuh)
+// Takes the place of kernels/cuda/prim/cuda.cuh and what that includes (cluster.cuh, tensor_core.cuh)
 // where kernels run on the CPU (RETNET_EMULATE): the same names with the same meaning, and what kernels use of the CUDA
 // language. Nothing here touches the emulated memory itself: that is the runtime's part, or the
 // compiler's instrumentation of the kernel's own loads and stores.
@@ -17,7 +17,7 @@
 #include <cstdint>
 #include <tuple>
 
-#include "kernels/dtype.h"
+#include "kernels/cuda/dtype.h"
 #include "simt/device.h"
 #include "simt/numeric.h"
 
@@ -40,7 +40,7 @@
 #define RETNET_DYNAMIC_SHARED(name) \
   unsigned char* const name = static_cast<unsigned char*>(::retnet::simt::dynamic_shared())
 
-namespace retnet::kernels::prim {
+namespace retnet::kernels::cuda::prim {
 
 RETNET_DEVICE void sync_block() { simt::block_barrier(); }
 
@@ -85,7 +85,7 @@ RETNET_DEVICE uint32_t pack_pair(float lower, float upper) {
 RETNET_DEVICE float word_to_float(uint32_t word) { return std::bit_cast<float>(word); }
 RETNET_DEVICE uint32_t float_to_word(float value) { return std::bit_cast<uint32_t>(value); }
 
-// kernels/prim/tensor_core.cuh
+// kernels/cuda/prim/tensor_core.cuh
 
 inline constexpr bool kHasAsyncMma = true;
 
@@ -154,7 +154,7 @@ RETNET_DEVICE float opaque(float x) { return x; }
 RETNET_DEVICE uint32_t opaque(uint32_t x) { return x; }
 RETNET_DEVICE float expm1(float x) { return std::expm1(x); }
 
-// kernels/prim/cluster.cuh
+// kernels/cuda/prim/cluster.cuh
 
 inline constexpr bool kHasClusters = true;
 
@@ -204,4 +204,4 @@ cudaError_t launch(void (*kernel)(Args...), unsigned blocks, unsigned threads, c
   return launch(kernel, dim3(blocks), threads, 0, stream, args...);
 }
 
-}  // namespace retnet::kernels::prim
+}  // namespace retnet::kernels::cuda::prim

@@ -61,8 +61,7 @@ at::Tensor linear_autograd(const at::Tensor& x, const at::Tensor& weight,
                            const std::optional<at::Tensor>& bias) {
   check_linear(x, weight, bias);
   const bool asks = needs_gradient(x, weight, bias);
-  if (is_transformed(x, weight, bias) ||
-      !(takes_onednn(x, weight) || (!asks && takes_step(x, weight)))) {
+  if (is_transformed(x, weight, bias) || !has_faster_linear(x, weight, asks)) {
     return at::linear(x, weight, bias);
   }
   if (asks) return LinearFunction::apply(x, weight, bias);

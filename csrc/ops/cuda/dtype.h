@@ -5,19 +5,19 @@
 
 #include <optional>
 
-#include "kernels/dtype.h"
+#include "kernels/cuda/dtype.h"
 
 namespace retnet::ops::cuda {
 
-/// The dtype as kernels name it, or nothing where they have none.
-inline std::optional<kernels::DType> kernel_dtype(const at::Tensor& t) {
+/// The dtype as kernels name it, or nothing if they have none.
+inline std::optional<kernels::cuda::DType> kernel_dtype(const at::Tensor& t) {
   switch (t.scalar_type()) {
     case at::kFloat:
-      return kernels::DType::kFloat32;
+      return kernels::cuda::DType::kFloat32;
     case at::kHalf:
-      return kernels::DType::kFloat16;
+      return kernels::cuda::DType::kFloat16;
     case at::kBFloat16:
-      return kernels::DType::kBFloat16;
+      return kernels::cuda::DType::kBFloat16;
     default:
       return std::nullopt;
   }

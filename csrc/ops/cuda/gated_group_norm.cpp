@@ -7,7 +7,7 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "kernels/norm/gated_group_norm.h"
+#include "kernels/cuda/norm/launch.h"
 #include "ops/composite/gated_group_norm.h"
 #include "ops/cuda/dtype.h"
 
@@ -16,7 +16,7 @@ namespace {
 
 using cuda::kernel_dtype;
 
-/// t [..., H, Dv] as [N, H, Dv] with contiguous channels: a view wherever the strides allow it.
+/// t [..., H, Dv] as [N, H, Dv] with contiguous channels: a view if the strides allow it.
 at::Tensor as_rows(const at::Tensor& t) {
   const auto rows = t.reshape({-1, t.size(-2), t.size(-1)});
   return rows.stride(-1) == 1 ? rows : rows.contiguous();
@@ -33,7 +33,8 @@ std::optional<at::Tensor> contiguous_channels(const std::optional<at::Tensor>& t
 
 int64_t stride_h(const at::Tensor& affine) { return affine.dim() == 2 ? affine.stride(0) : 0; }
 
-/// What forward and backward share, or nothing where x has no kernel. `x` and `gate` are rows.
+/// The parameters that forward and backward share, or nothing if no kernel takes the dtype of x. `x`
+/// and `gate` are [N, H, Dv].
 template <class Params>
 std::optional<Params> make_params(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                                   const std::optional<at::Tensor>& weight,
@@ -44,9 +45,9 @@ std::optional<Params> make_params(const at::Tensor& x, const std::optional<at::T
   Params p;
   p.tokens = x.size(0);
   p.heads = x.size(1);
-  p.value_dim = x.size(2);
+  p.head_dim_v = x.size(2);
   p.dtype = *dtype;
-  p.norm = norm == "layer" ? kernels::Norm::kLayer : kernels::Norm::kRms;
+  p.norm = norm == "layer" ? kernels::cuda::Norm::kLayer : kernels::cuda::Norm::kRms;
   p.eps = static_cast<float>(eps);
   p.x_ptr = x.const_data_ptr();
   p.x_stride_n = x.stride(0);
@@ -81,12 +82,12 @@ at::Tensor gated_group_norm_cuda(const at::Tensor& x, const std::optional<at::Te
   const auto rows = as_rows(x);
   const auto gate_rows = as_rows(gate);
   const auto w = contiguous_channels(weight), b = contiguous_channels(bias);
-  auto p = make_params<kernels::GatedGroupNormParams>(rows, gate_rows, w, b, eps, norm);
+  auto p = make_params<kernels::cuda::GatedGroupNormParams>(rows, gate_rows, w, b, eps, norm);
   if (p) p->out_ptr = out.mutable_data_ptr();
-  if (!p || !kernels::gated_group_norm_supported(*p)) {
+  if (!p || !kernels::cuda::gated_group_norm_supported(*p)) {
     return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
   }
-  C10_CUDA_CHECK(kernels::launch_gated_group_norm(*p, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(kernels::cuda::launch_gated_group_norm(*p, c10::cuda::getCurrentCUDAStream()));
   return out;
 }
 
@@ -106,12 +107,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
   const auto rows = as_rows(x), grad_rows = as_rows(grad_out);
   const auto gate_rows = as_rows(gate);
   const auto w = contiguous_channels(weight), b = contiguous_channels(bias);
-  auto p = make_params<kernels::GatedGroupNormBackwardParams>(rows, gate_rows, w, b, eps, norm);
+  auto p =
+      make_params<kernels::cuda::GatedGroupNormBackwardParams>(rows, gate_rows, w, b, eps, norm);
   if (!p) return fall_back();
   p->grad_out_ptr = grad_rows.const_data_ptr();
   p->grad_out_stride_n = grad_rows.stride(0);
   p->grad_out_stride_h = grad_rows.stride(1);
-  if (!kernels::gated_group_norm_supported(*p)) return fall_back();
+  if (!kernels::cuda::gated_group_norm_supported(*p)) return fall_back();
 
   at::Tensor grad_x, grad_gate, grad_weight, grad_bias;  // the last two in float32 until the end
   if (output_mask[0]) {
@@ -133,10 +135,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     p->grad_bias_per_head = bias->dim() == 2;
   }
   const auto workspace =
-      at::empty({static_cast<int64_t>(kernels::gated_group_norm_workspace_bytes(*p))},
+      at::empty({static_cast<int64_t>(kernels::cuda::gated_group_norm_workspace_bytes(*p))},
                 x.options().dtype(at::kByte));
   p->workspace_ptr = workspace.mutable_data_ptr();
-  C10_CUDA_CHECK(kernels::launch_gated_group_norm_backward(*p, c10::cuda::getCurrentCUDAStream()));
+  C10_CUDA_CHECK(
+      kernels::cuda::launch_gated_group_norm_backward(*p, c10::cuda::getCurrentCUDAStream()));
 
   if (grad_weight.defined()) grad_weight = grad_weight.to(weight->scalar_type());
   if (grad_bias.defined()) grad_bias = grad_bias.to(bias->scalar_type());

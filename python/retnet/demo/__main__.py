@@ -10,19 +10,24 @@ from pathlib import Path
 import torch
 
 from retnet._memory import keep_memory_mapped
-from retnet.checkpoint import CONFIG, WEIGHTS
 from retnet.config import RetNetConfig
-from retnet.demo.corpus import Corpus, load_corpus
 from retnet.demo.forms import compare_forms, measure_decoding
 from retnet.demo.ngram import NGram
 from retnet.demo.plots import plot_decay, plot_decoding, plot_loss
-from retnet.demo.training import bits_per_byte, read_curve, settings_for
+from retnet.demo.training import (
+    Corpus,
+    bits_per_byte,
+    load_corpus,
+    read_curve,
+    settings_for,
+)
 from retnet.generation import generate
-from retnet.lock import locked
-from retnet.log import LOG
 from retnet.nn import RetNetForCausalLM
-from retnet.text import as_tokens
-from retnet.train import Trainer, train
+from retnet.training import Trainer, train
+from retnet.training.lock import locked
+from retnet.training.log import LOG
+from retnet.training.text import as_tokens
+from retnet.weights import CONFIG, WEIGHTS
 
 _PROMPT = 'def read_file(path):\n    """'
 _FULL_MINUTES = 5.0

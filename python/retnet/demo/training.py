@@ -1,19 +1,54 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the demo trains, and what it reads from the log of a run."""
+"""What the demo reads, how it trains, and what it takes from the log of a run."""
 
 from __future__ import annotations
 
 import json
 import math
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
-from retnet.evaluation import evaluate
 from retnet.nn import RetNetForCausalLM
-from retnet.settings import Settings
-from retnet.text import as_tokens
+from retnet.training import TrainingSettings
+from retnet.training.evaluation import evaluate
+from retnet.training.text import as_tokens
 
-__all__ = ["Point", "bits_per_byte", "read_curve", "settings_for"]
+__all__ = ["Corpus", "Point", "bits_per_byte", "load_corpus", "read_curve", "settings_for"]
+
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
+
+
+class Corpus(NamedTuple):
+    """Files to learn from and files kept back, each as its bytes."""
+
+    train: list[bytes]
+    held_out: list[bytes]
+
+
+def load_corpus(root: Path | None = None) -> Corpus:
+    """Reads every *.py under `root`, installed packages and tests left out.
+
+    The files are sorted by path; every tenth one is held out. Files of less than two bytes hold
+    nothing to predict and are dropped first.
+
+    Args:
+        root: the folder; None for the standard library of the running Python.
+
+    Raises:
+        FileNotFoundError: fewer than ten files.
+    """
+    if root is None:
+        root = Path(sysconfig.get_path("stdlib"))
+    paths = sorted(
+        path for path in root.rglob("*.py") if not _LEFT_OUT & set(path.relative_to(root).parts)
+    )
+    texts = [text for text in (path.read_bytes() for path in paths) if len(text) > 1]
+    if len(texts) < 10:
+        raise FileNotFoundError(f"corpus: {root} must hold 10 *.py files or more, got {len(texts)}")
+    held_out = texts[9::10]
+    del texts[9::10]
+    return Corpus(texts, held_out)
 
 
 class Point(NamedTuple):
@@ -25,13 +60,13 @@ class Point(NamedTuple):
     held_out_bits: float
 
 
-def settings_for(minutes: float, out: Path) -> Settings:
+def settings_for(minutes: float, out: Path) -> TrainingSettings:
     """Returns the recipe of the demo."""
-    return Settings(
+    return TrainingSettings(
         out=str(out),
         minutes=minutes,
-        batch=4,
-        length=256,
+        batch_size=4,
+        seq_len=256,
         lr=4e-3,
         warmup=0.03,
         weight_decay=0.1,

@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from retnet import ops
+from retnet import _C, ops
 
 __all__ = ["Linear", "linear"]
 
-_FEW_ROWS = 4  # csrc/cpu/linear.h has it too
-_MANY_ROWS, _MANY_CHANNELS = 128, 256  # and csrc/ops/cpu/linear.cpp these
+_FEW_ROWS = _C.linear_few_rows
 
 
 class Linear(nn.Linear):
@@ -33,38 +32,34 @@ class Linear(nn.Linear):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` as `Linear` computes it; torch's own for subclasses of tensors, as in export."""
-    if x.device.type == "cpu" and (_may_take_onednn(x, weight) or _may_take_step(x, weight)):
-        return ops.linear(x, weight, bias)
+    """`F.linear` as `Linear` computes it.
+
+    The operator chooses the kernel. Two decisions are left to Python, which alone sees what they
+    depend on: subclasses of tensors (DTensor, fake tensors of torch.export, quantized weights) are
+    torch's, since they know F.linear, and so is most of what torch.compile traces.
+    """
+    if _is_plain(x) and _is_plain(weight):
+        compiling = torch.compiler.is_compiling()
+        if _is_faster_compiled(x, weight) if compiling else _C.has_faster_linear(x, weight):
+            return ops.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-# The rows come last: no bound on a dimension that is exported.
+def _is_plain(x: Tensor) -> bool:
+    return type(x) in (Tensor, nn.Parameter)
 
 
-def _may_take_onednn(x: Tensor, weight: Tensor) -> bool:
+def _is_faster_compiled(x: Tensor, weight: Tensor) -> bool:
+    """What `_C.has_faster_linear` answers, in Python that torch.compile can trace and guard.
+
+    Its sizes may be symbols. In float32 the answer is no: Inductor has products to choose from.
+    """
     return (
-        x.dtype == weight.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-        and _are_plain(x, weight)
-        and min(weight.shape) >= _MANY_CHANNELS
-        and x.numel() >= _MANY_ROWS * x.shape[-1]
-    )
-
-
-def _may_take_step(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.dtype == weight.dtype == torch.bfloat16
+        x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.bfloat16
         and not torch.is_grad_enabled()
-        and _are_plain(x, weight)
-        and x.numel() <= _FEW_ROWS * x.shape[-1]
-    )
-
-
-def _are_plain(x: Tensor, weight: Tensor) -> bool:
-    return (
-        type(x) in (Tensor, nn.Parameter)
-        and type(weight) in (Tensor, nn.Parameter)
         and not x.is_nested
         and weight.dim() == 2
+        # Last: no bound on a dimension that is exported.
+        and x.numel() <= _FEW_ROWS * x.shape[-1]
     )

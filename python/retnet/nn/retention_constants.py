@@ -1,14 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a retention layer needs besides its weights: ln gamma of each head, rotary frequencies.
-
-A learnable ln gamma is reference * exp(raw). `raw`, the parameter, may have any value: an optimizer
-cannot leave [-inf, 0], the range of ln gamma. `reference` is the ln gamma of the configuration, so
-that raw = 0 gives exactly that. raw >= 80 stands for gamma = 0 and raw <= -80 for gamma = 1.
-"""
+"""What a retention layer needs besides its weights: ln gamma of each head, rotary frequencies."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,61 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from retnet._decay import check_log_decay, log_decay_of, raw_of, reference_of
 from retnet.config import RetNetConfig
 
-__all__ = ["RetentionConstants", "WithDecay", "check_log_decay", "log_decay_of", "raw_of"]
-
-_LIMIT = 80.0
-# The last value inside, which bfloat16 and float16 hold: rounding does not make it an end.
-_INSIDE = 79.5
-# In place of a configured ln gamma of 0 and -inf, which no factor would change.
-_REFERENCE_OF_ONE = -(2.0**-10)
-_REFERENCE_OF_ZERO = -1.0
-
-
-def log_decay_of(raw: Tensor, reference: Tensor) -> Tensor:
-    """Returns ln gamma = reference * exp(raw).
-
-    Products are float64, so that neither they nor the gradient overflow on the way. At the ends
-    the gradient is exactly 0. NaN stays NaN.
-
-    Args:
-        raw: [H], any floating dtype.
-        reference: [H] float64.
-
-    Returns:
-        [H] float32, in [-inf, 0].
-    """
-    raw = raw.double()
-    zero, one = raw >= _LIMIT, raw <= -_LIMIT
-    inside = torch.where(zero | one, 0.0, raw)  # of an end no gradient may come, not even inf * 0
-    value = (reference * inside.exp()).float()
-    return torch.where(zero, -math.inf, torch.where(one, 0.0, value))
-
-
-def raw_of(log_decay: Tensor, reference: Tensor) -> Tensor:
-    """Returns the raw [H] float32 that gives ln gamma, which must lie in [-inf, 0].
-
-    A finite ln gamma other than 0 does not become an end: beyond exp(79.5) times the reference, or
-    below exp(-79.5) times, that bound is taken.
-    """
-    raw = torch.log(log_decay.double() / reference).clamp(-_INSIDE, _INSIDE)
-    raw = torch.where(log_decay == 0, -_LIMIT, raw)
-    return torch.where(log_decay == -math.inf, _LIMIT, raw).float()
-
-
-def check_log_decay(name: str, log_decay: Tensor) -> None:
-    """Raises ValueError where a ln gamma [H] is above 0 or NaN; the message begins with `name`."""
-    for head, value in enumerate(log_decay.tolist()):
-        if not value <= 0:
-            raise ValueError(f"{name} must lie in [-inf, 0], got {value:g} in head {head}")
+__all__ = ["RetentionConstants", "WithDecay"]
 
 
 class RetentionConstants:
-    """float32 values that follow from a configuration, made once for each device that asks.
+    """float32 values that follow from a configuration, computed once for each device that asks.
 
-    They are no buffers. FSDP and `to(dtype)` would round those to 16 bits, and whatever fills a
-    model that was made on the meta device would leave them undefined.
+    They are not buffers. FSDP and `to(dtype)` would round buffers to 16 bits. Code that fills a
+    model made on the meta device would leave them undefined.
     """
 
     def __init__(self, config: RetNetConfig) -> None:
@@ -78,37 +28,34 @@ class RetentionConstants:
         self._made: dict[tuple[str, torch.device], Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RetentionConstants, (self._config,)  # a copy may go to another device
+        return RetentionConstants, (self._config,)  # a copy may move to another device
 
     def log_decay(self, device: torch.device) -> Tensor:
         """Returns ln gamma, [H] float32."""
-        return self._get("log_decay", self._config.log_decay, device)
+        return self._get("log_decay", RetNetConfig.log_decay, device)
 
     def reference(self, device: torch.device) -> Tensor:
-        """Returns the reference of a learnable ln gamma, [H] float64, finite and below 0."""
-        return self._get("reference", self._reference, device)
+        """Returns the reference of a learnable ln gamma, [H] float64, finite and negative."""
+        return self._get("reference", reference_of, device)
 
     def frequencies(self, device: torch.device) -> Tensor:
         """Returns the rotary frequencies, [K/2] float32."""
-        return self._get("frequencies", self._config.rotary_frequencies, device)
+        return self._get("frequencies", RetNetConfig.rotary_frequencies, device)
 
-    def _reference(self) -> Tensor:
-        value = self._config.log_decay().double()
-        value = torch.where(value == 0, _REFERENCE_OF_ONE, value)
-        return torch.where(value == -math.inf, _REFERENCE_OF_ZERO, value)
-
-    def _get(self, name: str, make: Callable[[], Tensor], device: torch.device) -> Tensor:
+    def _get(
+        self, name: str, make: Callable[[RetNetConfig], Tensor], device: torch.device
+    ) -> Tensor:
         value = self._made.get((name, device))
         if torch.compiler.is_dynamo_compiling():  # what is traced here cannot be kept
-            return make().to(device) if value is None else value
+            return make(self._config).to(device) if value is None else value
         mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
         if mode is not None and not mode.allow_non_fake_inputs:
-            return make().to(device)  # fake, as the mode wants
+            return make(self._config).to(device)  # fake, as the mode requires
         if value is None:
-            # Not in inference mode: a later call may have to save it for backward.
+            # Leave inference mode: a later call may have to save the value for backward.
             with torch.inference_mode(False):
                 with _disable_current_modes():
-                    value = make()
+                    value = make(self._config)
                 value = value.to(device)
             if type(value) is Tensor:  # torch.export may trace for a device that is not there
                 self._made[name, device] = value
@@ -116,10 +63,10 @@ class RetentionConstants:
 
 
 class WithDecay(nn.Module):
-    """A module of `config` with decays, whose parameter `log_decay_raw` [H] exists if learnable.
+    """A module of `config` with decays. It has the parameter `log_decay_raw` [H] if learnable.
 
-    The parameter and its gradient stay float32 whatever `to(dtype)` does. A state dict with the
-    `log_decay` of older versions in place of it is read.
+    The parameter and its gradient stay float32 in `to(dtype)`. The module also reads a state dict
+    of an older version, which has `log_decay` instead.
     """
 
     config: RetNetConfig
@@ -128,23 +75,23 @@ class WithDecay(nn.Module):
 
     @property
     def log_decay(self) -> Tensor:
-        """ln gamma of each head, [H] float32, where the parameters are."""
+        """ln gamma of each head, [H] float32, on the device of the parameters."""
         return self._log_decay(_device_of(self))
 
     @property
     def frequencies(self) -> Tensor:
-        """The rotary frequencies, [K/2] float32 in radians per token, where the parameters are."""
+        """Rotary frequencies in radians per token, [K/2] float32, on the parameters' device."""
         return self._constants.frequencies(_device_of(self))
 
     def _log_decay(self, device: torch.device) -> Tensor:
-        """ln gamma on `device`; a learnable one where its parameter is."""
+        """Returns ln gamma on `device`. A learnable one is on the device of its parameter."""
         if not self.config.learnable_decay:
             return self._constants.log_decay(device)
         raw = self.log_decay_raw
         return log_decay_of(raw, self._constants.reference(raw.device))
 
     def _make_constants(self) -> None:
-        """Makes them here and now, so that the first call may be one that a CUDA graph records."""
+        """Computes the constants now, so that a CUDA graph may record the first call."""
         device = _device_of(self)
         self._constants.frequencies(device)
         if self.config.learnable_decay:
@@ -171,7 +118,7 @@ class WithDecay(nn.Module):
         old, new = f"{prefix}log_decay", f"{prefix}log_decay_raw"
         if self.config.learnable_decay and old in state_dict and new not in state_dict:
             value = state_dict.pop(old)
-            if value.shape == self.log_decay_raw.shape:  # else torch names the shapes
+            if value.shape == self.log_decay_raw.shape:  # else torch reports the shapes
                 check_log_decay(old, value)
                 value = raw_of(value, self._constants.reference(value.device))
             state_dict[new] = value

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// Clusters: up to 8 consecutive blocks that run at the same time and reach each other's shared
+// memory, from sm_90 on. Included by prim/cuda.cuh; part of the surface that the SIMT emulator supplies.
+#pragma once
+
+#include "kernels/cuda/prim/cuda.cuh"
+
+namespace retnet::kernels::cuda::prim {
+
+// Whether the architecture has what follows; calls compile to nothing if it has not.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+inline constexpr bool kHasClusters = true;
+#else
+inline constexpr bool kHasClusters = false;
+#endif
+
+// Number of this block in its cluster.
+RETNET_DEVICE int cluster_rank() {
+  uint32_t rank = 0;
+  if constexpr (kHasClusters) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+
+// As sync_block, for all threads of all blocks of the cluster. One comes before the first store into
+// another block, which may not have started, and one after the last, which must not have ended.
+RETNET_DEVICE void sync_cluster() {
+  if constexpr (kHasClusters) {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+  }
+}
+
+// Stores into the shared memory of block `rank` of the cluster, at the place where this block has `shared`.
+RETNET_DEVICE void store_cluster(float* shared, int rank, float value) {
+  if constexpr (kHasClusters) {
+    const auto own = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile(
+        "{\n.reg .b32 remote;\n"
+        "mapa.shared::cluster.u32 remote, %0, %1;\n"
+        "st.shared::cluster.f32 [remote], %2;\n}" ::"r"(own),
+        "r"(rank), "f"(value)
+        : "memory");
+  }
+}
+
+// The architecture that the code of a kernel was compiled for, as the current device runs it: 90 for
+// sm_90; 0 if that is unknown.
+template <class... Args>
+int code_architecture(void (*kernel)(Args...)) {
+  cudaFuncAttributes attributes{};
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion;
+  cudaGetLastError();  // not left for the next call
+  return 0;
+}
+
+// Launches `blocks` blocks in clusters of `cluster`, which divides them; 1 is an ordinary launch. At
+// most 48 KB of dynamic shared memory.
+template <class... Args>
+cudaError_t launch_clusters(void (*kernel)(Args...), unsigned blocks, unsigned cluster,
+                            unsigned threads, size_t shared_bytes, cudaStream_t stream,
+                            Args... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = cluster;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cluster > 1 ? 1 : 0;
+  return cudaLaunchKernelEx(&config, kernel, args...);
+}
+
+}  // namespace retnet::kernels::cuda::prim

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/cuda/retention/log_decay_grad/plan.h"
+
+namespace retnet::kernels::cuda {
+
+LogDecayGradPlan log_decay_grad_plan(const ChunkwiseParams& forward, const DeviceLimits& device) {
+  // This kernel takes only what the forward kernel takes.
+  LogDecayGradPlan plan{chunkwise_plan(forward, device, 0, false).unsupported_reason};
+  if (plan.unsupported_reason != nullptr) return plan;
+  for (int i = 0; i < kLogDecayGradTileCount && plan.tile < 0; ++i) {
+    const LogDecayGradTile& tile = kLogDecayGradTiles[i];
+    if (tile.head_dim_qk < forward.head_dim_qk || tile.shared_bytes() > device.shared_bytes)
+      continue;
+    plan.tile = i;
+    plan.slices = (forward.head_dim_v + tile.slice - 1) / tile.slice;
+  }
+  if (plan.tile < 0) {
+    plan.unsupported_reason =
+        "the device has too little shared memory for every tile of log_decay's gradient";
+  } else if (forward.sequences * forward.heads * plan.slices > INT32_MAX) {
+    plan.unsupported_reason = "more than 2^31 - 1 blocks for log_decay's gradient";
+  }
+  return plan;
+}
+
+bool log_decay_grad_wide(const ChunkwiseParams& forward, const RetentionOperand& grad_out) {
+  ChunkwiseParams with_grad = forward;
+  with_grad.q = grad_out;
+  return chunkwise_wide(forward) && chunkwise_wide(with_grad);
+}
+
+}  // namespace retnet::kernels::cuda

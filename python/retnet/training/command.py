@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command `retnet train`: its options, and a run from them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import torch
+
+from retnet import checkpoint
+from retnet._files import hint, replace_file
+from retnet.config import RetNetConfig
+from retnet.nn import RetNetForCausalLM
+from retnet.training.data import split
+from retnet.training.lock import locked
+from retnet.training.settings import (
+    RENAMED,
+    TrainingSettings,
+    device_named,
+    is_settings,
+    parse_value,
+)
+from retnet.training.sources import Sources
+from retnet.training.text import TOKENIZER, ByteTokenizer, FileTokenizer, tokenizer_for
+from retnet.training.trainer import Trainer, has_checkpoint, train
+
+__all__ = ["add_options", "discard_output", "run"]
+
+
+class _Renamed(argparse.Action):
+    """An option of older versions."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        parser.error(f"{self.option_strings[0]} was renamed, it is now {self.const}")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds `run.toml`, --resume, and an option for every key of the file."""
+    parser.add_argument("settings", nargs="?", type=Path, help="TOML file of the run")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the checkpoint in the folder OUT, which must exist",
+    )
+    for key in fields(TrainingSettings):
+        kind = str(key.type)
+        if kind == "bool":
+            how: dict[str, Any] = {"nargs": "?", "const": "true", "metavar": "true|false"}
+        else:
+            how = {"nargs": "+" if kind.startswith("tuple") else None, "metavar": "VALUE"}
+        if key.name != "model":
+            parser.add_argument(f"--{key.name}", default=argparse.SUPPRESS, **how)
+    for name in ("preset", *(key.name for key in fields(RetNetConfig))):
+        parser.add_argument(f"--model.{name}", default=argparse.SUPPRESS, metavar="VALUE")
+    for old, new in RENAMED.items():
+        parser.add_argument(
+            f"--{old}",
+            action=_Renamed,
+            const=f"--{new}",
+            nargs="*",
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains as the options say.
+
+    Returns:
+        0, or 128 + the number of the signal that ended it.
+    """
+    _check_one_process()
+    changes = _changes(options)
+    for name in ("data", "validation") if options.settings is None else ():
+        for path in map(Path, changes.get(name, ())):
+            if path.is_file() and is_settings(path):
+                raise ValueError(
+                    f"{name}: {path} holds the settings of a run, and was read as text; name it "
+                    f"first: retnet train {path} --{name} ..."
+                )
+    settings = TrainingSettings.read(options.settings, changes).resolved()
+    out = Path(settings.out)
+    if options.resume and not out.exists():
+        missing = out
+        while not missing.parent.exists():
+            missing = missing.parent
+        near = hint(missing.name, (path.name for path in missing.parent.iterdir()))
+        raise FileNotFoundError(
+            f"{out}: there is no run to resume, {missing.name} does not exist{near}"
+        )
+    with locked(out):  # before any text is read, which may take long
+        return _train_alone(options, settings, out)
+
+
+def _check_one_process() -> None:
+    """Raises ValueError in each process of torchrun: all would train on the same text."""
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        size = str(torch.distributed.get_world_size())
+    if size.strip() != "1":
+        raise ValueError(
+            f"WORLD_SIZE must be 1, got {size}: training by several processes is not supported; "
+            "start the command once, without torchrun"
+        )
+
+
+def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: Path) -> int:
+    resume = options.resume and has_checkpoint(out)
+    if has_checkpoint(out) and not resume:
+        raise FileExistsError(f"{out}: holds a model; go on with --resume, or choose another out")
+    if not settings.data:
+        raise ValueError("settings: data must name files or folders, got none")
+    if options.resume and not resume:
+        print(f"{out}: holds no checkpoint to resume; the run starts anew", flush=True)
+    device = device_named(settings.device)
+    begun = out if resume else Path(settings.init) if settings.init else None
+    tokenizer = tokenizer_for(settings.tokenizer, begun, "train")
+    sources = Sources(
+        {
+            out: "belongs to this run",
+            options.settings: "the settings",
+            settings.tokenizer: "the tokenizer",
+        }
+    )
+    validation_files = sources.files(settings.validation, "validation text")
+    files = sources.files(settings.data, "training text")
+    sources.tell_left_out("train")
+    documents = [tokenizer.read(path).ids for path in files]
+    if settings.validation:
+        validation = [tokenizer.read(path).ids for path in validation_files]
+    else:
+        documents, validation = split(documents, settings.validation_share)
+
+    torch.manual_seed(settings.seed)
+    if settings.init:
+        model = checkpoint.load(settings.init, device, torch.float32)
+    else:
+        model = RetNetForCausalLM(settings.model_config(tokenizer.vocab_size)).to(device)
+    trainer = Trainer(model, settings, documents, validation)
+    if resume:
+        trainer.load()
+        if trainer.progress >= 1:
+            end = f"steps = {settings.steps}" if settings.steps else f"minutes = {settings.minutes}"
+            print(
+                f"{out}: nothing to do, the run has reached its end ({end}): it holds "
+                f"{trainer.steps} steps, {trainer.seconds / 60:.1f} minutes"
+            )
+            return 0
+    else:
+        checkpoint.check_folder(out, model.config)
+        if isinstance(tokenizer, ByteTokenizer) and (out / TOKENIZER).exists():
+            raise FileExistsError(
+                f"{out}: holds a {TOKENIZER}, but the run reads bytes; name it by --tokenizer, or "
+                "remove it"
+            )
+    out.mkdir(parents=True, exist_ok=True)
+    settings.write(out / "run.toml")
+    if isinstance(tokenizer, FileTokenizer):
+        data = tokenizer.data
+        replace_file(out / TOKENIZER, lambda part: part.write_bytes(data))
+
+    weights = sum(p.numel() for p in model.parameters())
+    sizes = [sum(map(len, texts)) for texts in (documents, validation)]
+    print(
+        f"{weights:,} parameters on {device}; {sizes[0]:,} {tokenizer.unit}s to learn from, "
+        f"{sizes[1]:,} held out" + (f"; resumed after step {trainer.steps}" if resume else ""),
+        flush=True,
+    )
+    number = train(trainer)
+    if number:
+        try:
+            print(f"Interrupted; {out} holds everything. Go on with --resume.", flush=True)
+        except OSError:  # SIGHUP: the terminal is gone
+            discard_output(sys.stdout)
+            discard_output(sys.stderr)
+        return 128 + number
+    print(f"{out}: {trainer.steps} steps, smoothed loss {trainer.loss:.4f} nats/{tokenizer.unit}")
+    return 0
+
+
+def discard_output(stream: TextIO) -> None:
+    """Sends what is left in a buffer nowhere: Python writes it at the end, and would fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _changes(options: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the TOML file that the command line gives, with values as TOML has them."""
+    kinds = {key.name: str(key.type) for key in fields(TrainingSettings)}
+    changes: dict[str, Any] = {}
+    for name, value in vars(options).items():
+        if name.startswith("model."):
+            changes[name] = parse_value(value)
+        elif name in kinds:
+            plain = "str" in kinds[name]
+            many = isinstance(value, list)
+            values = [x if plain else parse_value(x) for x in (value if many else [value])]
+            changes[name] = values if many else values[0]
+    return changes

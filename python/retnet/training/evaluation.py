@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a model predicts documents, with a stated context for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from retnet.nn import RetNetForCausalLM
+from retnet.nn.loss import IGNORE_INDEX
+from retnet.state import RetNetState
+from retnet.training.data import Batch
+
+__all__ = ["Score", "describe_context", "evaluate"]
+
+_ROWS = 8
+_TOKENS = 8192
+
+
+class Score(NamedTuple):
+    """The sum of -ln p over `tokens` predicted tokens, in nats."""
+
+    nats: float
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+
+@torch.no_grad()
+def evaluate(
+    model: RetNetForCausalLM,
+    documents: Sequence[Tensor],
+    window: int | None = None,
+    progress: str | None = None,
+) -> Score:
+    """Scores every token but the first of each document.
+
+    Args:
+        model: in which dtype and under which autocast the caller likes.
+        documents: [N_i] integer tensors; those of fewer than two tokens have nothing to predict.
+        window: None: the state is carried, so that every token has the whole document before it as
+            context. Otherwise the model reads windows of that many tokens, each half a window after
+            the one before, and scores what no earlier window has; >= 2.
+        progress: title of a progress bar, which a terminal shows.
+
+    Raises:
+        ValueError: nothing to predict, or window < 2.
+    """
+    if window is not None and window < 2:
+        raise ValueError(f"evaluate: window must be >= 2, got {window}")
+    device = model.embed_tokens.weight.device
+    batches = _windows(documents, window) if window else _carried(documents)
+    total = sum(max(len(ids) - 1, 0) for ids in documents)
+    if total == 0:
+        raise ValueError("evaluate: documents must hold a token to predict, got none")
+    nats, tokens = 0.0, 0
+    state: RetNetState | None = None
+    hidden = None if progress else True  # None: where stderr is no terminal
+    with tqdm(total=total, desc=progress, unit=" tokens", leave=False, disable=hidden) as bar:
+        for inputs, targets, fresh in batches:
+            if fresh is None or fresh.all():
+                state = None
+            elif state is not None and len(inputs) < len(state.positions):
+                ended = len(state.positions) - len(inputs)
+                rows = torch.arange(ended, len(state.positions), device=device)
+                state = state.select(rows)
+            _, loss, state = model(
+                inputs.to(device), state=state, targets=targets.to(device), reduction="sum"
+            )
+            nats += loss.item()
+            count = int((targets != IGNORE_INDEX).sum())
+            tokens += count
+            bar.update(count)
+    return Score(nats, tokens)
+
+
+def describe_context(window: int | None) -> str:
+    """Says what stands before a token that `evaluate` scores."""
+    if window is None:
+        return "all of the document before each token (the state is carried)"
+    return (
+        f"windows of {window} tokens; before each token stand {window // 2 + 1} to {window} "
+        "tokens, or all there are at the start of a document"
+    )
+
+
+def _carried(documents: Sequence[Tensor]) -> Iterator[Batch]:
+    """Documents of similar length side by side, in segments; all rows are fresh at the first.
+
+    The shorter ones stand first, and those that have ended are left out.
+    """
+    ordered = sorted((ids for ids in documents if len(ids) > 1), key=len)
+    for first in range(0, len(ordered), _ROWS):
+        rows, start = ordered[first : first + _ROWS], 0
+        while rows:
+            step = _TOKENS // len(rows)
+            parts = [ids[start : start + step + 1].long() for ids in rows]
+            fresh = torch.full((len(rows),), start == 0)
+            yield _pad(parts, [0] * len(rows))._replace(fresh=fresh)
+            start += step
+            rows = [ids for ids in rows if len(ids) - 1 > start]
+
+
+def _windows(documents: Sequence[Tensor], window: int) -> Iterator[Batch]:
+    parts: list[Tensor] = []
+    skipped: list[int] = []
+    for ids in documents:
+        # A window of T inputs predicts T tokens; the first half of all but the first are known.
+        for start in range(0, max(len(ids) - 1, 0), window - window // 2):
+            skip = 0 if start == 0 else window // 2
+            if len(ids) - 1 - start <= skip:
+                break
+            parts.append(ids[start : start + window + 1].long())
+            skipped.append(skip)
+            if len(parts) == max(_TOKENS // window, 1):
+                yield _pad(parts, skipped)
+                parts, skipped = [], []
+    if parts:
+        yield _pad(parts, skipped)
+
+
+def _pad(parts: list[Tensor], skipped: list[int]) -> Batch:
+    """Rows of tokens as a batch; the first `skipped` targets of each are left out."""
+    length = max(map(len, parts)) - 1
+    inputs = torch.zeros(len(parts), length, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORE_INDEX)
+    for row, (ids, skip) in enumerate(zip(parts, skipped, strict=True)):
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        targets[row, skip : len(ids) - 1] = ids[1 + skip :]
+    return Batch(inputs, targets)

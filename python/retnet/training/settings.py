@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a training run: one TOML file, every key of which has one meaning and a range."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from retnet._files import hint, replace_file
+from retnet.config import RetNetConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["RENAMED", "TrainingSettings", "device_named", "is_settings", "parse_value"]
+
+RENAMED = {"batch": "batch_size", "length": "seq_len", "accumulate": "grad_accum_steps"}
+"""Keys of older versions, which are refused, and what each is called now."""
+_LARGEST_FILE = 1 << 16
+_PRECISIONS = ("float32", "bfloat16")
+# Least and greatest value; lists are checked element by element.
+_RANGES: dict[str, tuple[float, float]] = {
+    "validation_share": (0, 0.5),
+    "steps": (0, math.inf),
+    "minutes": (0, math.inf),
+    "batch_size": (1, math.inf),
+    "seq_len": (2, math.inf),
+    "grad_accum_steps": (1, math.inf),
+    "lr": (0, math.inf),
+    "warmup": (0, 1),
+    "weight_decay": (0, math.inf),
+    "betas": (0, 1),
+    "clip": (0, math.inf),
+    "seed": (0, 2**63 - 1),
+    "save_every": (0, math.inf),
+    "check_every": (0, math.inf),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How to train, and on what. The keys of a run's TOML file, with their defaults.
+
+    Raises:
+        ValueError: a value outside its range; the message names key, requirement and value.
+
+    Attributes:
+        data: files, and folders that are read to the bottom, to train on. Links are followed, each
+            file is read once, and what has another role is left out (`retnet.training.sources`).
+        out: folder of the run; nothing in it is read as text.
+        model: sizes and switches: a `preset` (default "tiny"), and fields of RetNetConfig that
+            replace its own. vocab_size is that of the tokenizer unless given.
+        init: folder of a checkpoint to start from instead; then `model` stays empty.
+        tokenizer: a tokenizer.json; "" takes the one in the folder of `init`, or bytes.
+        validation: files and folders to check on, which are left out of `data`; none: a share of
+            `data`.
+        validation_share: of the text, held back from training; 0 checks on nothing.
+        steps: updates to make; the schedule ends there. Either steps or minutes.
+        minutes: time to train, counted over all parts of a resumed run.
+        batch_size: sequences in a forward pass.
+        seq_len: tokens in a sequence.
+        grad_accum_steps: forward passes for one update.
+        stream: read documents from start to end and carry the state from segment to segment
+            (gradients stop between them), instead of windows at random places.
+        lr: greatest learning rate, of AdamW.
+        warmup: part of the run in which it rises to that; from there a cosine falls to 0.
+        weight_decay: of matrices; vectors have none.
+        betas: of AdamW.
+        clip: greatest norm of the gradient; 0 does not clip.
+        precision: "float32", or "bfloat16" for autocast.
+        checkpoint_layers: keep less for the backward pass, which runs each layer again.
+        device: such as "cpu" or "cuda:1"; "" takes a GPU where there is one.
+        seed: of the weights and of the order of the data.
+        save_every: seconds between checkpoints; 0: after every step. One more at the end.
+        check_every: seconds between looks at the validation text. One more at the end.
+    """
+
+    data: tuple[str, ...] = ()
+    out: str = ""
+    model: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
+    tokenizer: str = ""
+    validation: tuple[str, ...] = ()
+    validation_share: float = 0.1
+    steps: int = 0
+    minutes: float = 0.0
+    batch_size: int = 8
+    seq_len: int = 256
+    grad_accum_steps: int = 1
+    stream: bool = False
+    lr: float = 1e-3
+    warmup: float = 0.03
+    weight_decay: float = 0.1
+    betas: tuple[float, ...] = (0.9, 0.95)
+    clip: float = 1.0
+    precision: str = "float32"
+    checkpoint_layers: bool = False
+    device: str = ""
+    seed: int = 0
+    save_every: float = 600.0
+    check_every: float = 60.0
+
+    def __post_init__(self) -> None:
+        for key in fields(self):
+            value = _convert(key.name, str(key.type), getattr(self, key.name))
+            object.__setattr__(self, key.name, value)
+            low, high = _RANGES.get(key.name, (0, math.inf))
+            for number in value if isinstance(value, tuple) else [value]:
+                if isinstance(number, (int, float)) and not low <= number <= high:
+                    raise ValueError(f"settings: {key.name} must be in {low}..{high}, got {number}")
+        for name in ("data", "validation"):
+            if "" in getattr(self, name):
+                raise ValueError(f"settings: {name} must name files or folders, got an empty path")
+        if not self.out:
+            raise ValueError("settings: out must name the folder of the run, got nothing")
+        if (self.steps > 0) == (self.minutes > 0):
+            raise ValueError(
+                "settings: either steps or minutes must be > 0, "
+                f"got steps = {self.steps}, minutes = {self.minutes}"
+            )
+        if len(self.betas) != 2 or max(self.betas) >= 1:
+            raise ValueError(f"settings: betas must be two numbers < 1, got {list(self.betas)}")
+        if self.precision not in _PRECISIONS:
+            raise ValueError(
+                f"settings: precision must be one of {', '.join(_PRECISIONS)}, "
+                f"got {self.precision!r}"
+            )
+        if self.init and self.model:
+            raise ValueError("settings: model must be empty with init, which brings its own")
+
+    @classmethod
+    def read(cls, path: Path | None, changes: dict[str, Any] | None = None) -> TrainingSettings:
+        """Reads a TOML file and lets `changes` replace its keys ("model.x" one of the table).
+
+        Raises:
+            OSError: no such file.
+            ValueError: not TOML, an unknown key (the nearest is suggested), one of an older version
+                (`RENAMED`) or a bad value.
+        """
+        values: dict[str, Any] = {}
+        if path is not None:
+            values = _read_toml(path)
+        table = _convert("model", "dict", values.get("model", {}))
+        for name, value in (changes or {}).items():
+            if name.startswith("model."):
+                table = {**table, name.removeprefix("model."): value}
+            else:
+                values[name] = value
+        if table:
+            values["model"] = table
+        if old := values.keys() & RENAMED.keys():
+            told = ", ".join(f"{name} is now {new}" for name, new in RENAMED.items() if name in old)
+            raise ValueError(f"{path}: keys were renamed: {told}")
+        known = [key.name for key in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{path}: unknown key {name}{hint(name, known)}")
+        return cls(**values)
+
+    def resolved(self) -> TrainingSettings:
+        """Returns the same run with absolute paths, to be started from anywhere."""
+
+        def full(paths: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(str(Path(path).resolve()) for path in paths)
+
+        return replace(
+            self,
+            data=full(self.data),
+            validation=full(self.validation),
+            out=full((self.out,))[0],
+            init=full((self.init,))[0] if self.init else "",
+            tokenizer=full((self.tokenizer,))[0] if self.tokenizer else "",
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes every key as TOML, never half."""
+        values = {name: value for name, value in asdict(self).items() if value or name != "model"}
+        text = tomli_w.dumps(values)
+        replace_file(path, lambda part: part.write_text(text, "utf-8"))
+
+    def model_config(self, vocab_size: int) -> RetNetConfig:
+        """Returns the configuration that `model` describes.
+
+        Raises:
+            ValueError: an unknown field (the nearest is suggested) or a bad value.
+        """
+        values = dict(self.model)
+        preset = values.pop("preset", "tiny")
+        known = [key.name for key in fields(RetNetConfig)]
+        for name in values:
+            if name not in known:
+                raise ValueError(
+                    f"settings: unknown key model.{name}{hint(name, [*known, 'preset'])}"
+                )
+        return RetNetConfig.preset(preset, **{"vocab_size": vocab_size, **values})
+
+    def rate(self, progress: float) -> float:
+        """Learning rate at `progress` in 0..1 of the run: linear rise, times half a cosine."""
+        fall = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        rise = min(progress / self.warmup, 1.0) if self.warmup else 1.0
+        return self.lr * rise * fall
+
+
+def is_settings(path: Path) -> bool:
+    """Returns whether a file is TOML of 64 KiB or less, most of whose keys are those of a run.
+
+    Raises:
+        OSError: no such file.
+    """
+    if path.stat().st_size > _LARGEST_FILE:
+        return False
+    try:
+        keys = _read_toml(path).keys()
+    except (OSError, ValueError):
+        return False
+    known = {key.name for key in fields(TrainingSettings)} | RENAMED.keys()
+    return 2 * len(keys & known) > len(keys)
+
+
+def parse_value(text: str) -> Any:
+    """Returns a value as TOML writes it, or the text itself where it is none."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return text
+
+
+def device_named(name: str) -> torch.device:
+    """Returns the device of the key `device`: "" is a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: it is not here.
+    """
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise RuntimeError("it holds no data")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device: must be one that is here, got {name!r}: {reason}") from error
+    return device
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8-sig"))  # editors may write a byte-order mark
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: must be TOML: {error}") from error
+
+
+def _convert(name: str, kind: str, value: Any) -> Any:
+    """Checks the type of a value as TOML gives it; lists become tuples."""
+    many = isinstance(value, (list, tuple))
+    if kind == "int":
+        ok, what = isinstance(value, int) and not isinstance(value, bool), "an integer"
+    elif kind == "float":
+        ok, what = _is_number(value), "a finite number"
+        value = float(value) if ok else value
+    elif kind == "bool":
+        ok, what = isinstance(value, bool), "true or false"
+    elif kind == "str":
+        ok, what = isinstance(value, str), "text"
+    elif kind.startswith("dict"):
+        ok, what = isinstance(value, dict), "a table"
+    elif kind == "tuple[float, ...]":
+        ok, what = many and all(map(_is_number, value)), "a list of finite numbers"
+        value = [float(x) for x in value] if ok else value
+    else:
+        ok, what = many and all(isinstance(x, str) for x in value), "a list of texts"
+    if not ok:
+        raise ValueError(f"settings: {name} must be {what}, got {value!r}")
+    return tuple(value) if many else value
+
+
+def _is_number(value: object) -> bool:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Not math.isfinite, which raises on an integer beyond float64.
+    return ok and abs(value) <= sys.float_info.max  # type: ignore[arg-type]
