@@ -38,7 +38,16 @@ TESTS = [
 ]
 TEST_PACKAGES = ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100"]
 # What a result depends on.
-SOURCES = ["CMakeLists.txt", "setup.py", "pyproject.toml", "cmake", "csrc", "python", "tests"]
+SOURCES = [
+    "CMakeLists.txt",
+    "setup.py",
+    "pyproject.toml",
+    "cmake",
+    "csrc",
+    "kernels",
+    "python",
+    "tests",
+]
 BEGIN, END = "<!-- begin: make matrix -->", "<!-- end: make matrix -->"
 MEANINGS = {
     "passed": "passed",
