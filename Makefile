@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# make setup        make .venv and build the package in it (CUDA=1: with nvcc from PyPI where there is none)
+# make setup        make .venv and build the package in it (CUDA=1: with nvcc from PyPI where there is none; TORCH=2.15.0:
+#                   with that torch, which later commands keep; VENV=... BUILD=...: another environment and build tree)
 # make demo         set up, train a byte-level model on real text, generate, plot (MINUTES=5)
 # make test         set up, then Catch2, the kernels in the emulator, pytest, and paths
 # make emulate      the kernels' own source on the CPU, lane by lane, under a checker
-# make paths        the tables of the CPU's kernels on every instruction set of this machine but the best, which pytest takes
+# make test-op OP=retention ISA=avx2   the tests of one operator, OP, on one instruction set of the CPU (RETNET_CPU); without
+#                   ISA on the best one and on the GPU, if there is one
+# make paths        reruns the tests of the CPU kernels on each other instruction set of this machine
+# make newest       build and run the tests of operators, modules and C++ with the newest torch, apart from .venv
+# make matrix       the same for each torch and Python (TORCHES, PYTHONS), and the table in docs/compatibility.md (hours)
 # make lint         formatting, types, layer rules
 # make docs         the documentation, in build/docs; needs doxygen
 # make mutate       delete each barrier and wait of the kernels in turn: does a test fail? (long; not in CI)
 # make kernels      compile and link the CUDA kernels for every supported architecture
 # make kernel-report  what they cost (registers, instructions, bytes, wavefronts), and gates on it
-# make bench        benchmarks, on the device present
+# make bench        benchmarks, on the device present; then make results
+# make results      write the figures in the pages, and the plots, from benchmarks/results/*/summary.json
 # make gpu-wheels   gather the peers' wheels for a GPU machine without network
 # make gpu-check    build, test and measure on a machine with a GPU
 
@@ -19,21 +25,34 @@ PYTHON ?= python3
 MINUTES ?= 5
 # ON makes compiler warnings errors. CI sets it.
 WERROR ?= OFF
-VENV := .venv
+VENV ?= .venv
+BUILD ?= build
+export RETNET_BUILD_DIR := $(abspath $(BUILD))
 RUN := $(VENV)/bin/python
+# The torch to build with: the one that is asked for, else the one that the environment has, else the oldest.
+TORCH := $(or $(TORCH),$(patsubst $(VENV)/.torch-%,%,$(wildcard $(VENV)/.torch-*)),2.11.0)
+NEWEST_TORCH := 2.15.0
+# An editable install puts the extension into the source tree, which holds one: that of .venv. Others get a copy.
+EDITABLE := $(if $(filter $(abspath .venv),$(abspath $(VENV))),-e)
 # Every architecture the kernels are written for; the PTX is for those to come.
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
-SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f)
+SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f) \
+  $(if $(EDITABLE),,$(shell find python -name "*.py" -o -name "*.pyi"))
 
-.PHONY: setup demo test tests-built ctest emulate mutate pytest paths lint docs kernels kernel-report bench gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate mutate pytest test-op paths newest matrix lint docs kernels kernel-report bench results gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
-$(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml
-	PYTHON=$(PYTHON) CUDA=$(CUDA) tools/setup.sh $(VENV)
+$(VENV)/.torch-$(TORCH):
+	mkdir -p $(VENV)
+	rm -f $(VENV)/.torch-*
+	touch $@
+
+$(VENV)/.tools$(CUDA): tools/setup.sh pyproject.toml $(VENV)/.torch-$(TORCH)
+	PYTHON=$(PYTHON) CUDA=$(CUDA) TORCH=$(TORCH) tools/setup.sh $(VENV)
 	touch $@
 
 $(VENV)/.built$(CUDA): $(VENV)/.tools$(CUDA) $(SOURCES)
-	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $(if $(CUDA),-DRETNET_CUDA=ON) $$RETNET_CMAKE_ARGS" $(RUN) -m pip install --quiet --no-deps --no-build-isolation -e .
+	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $(if $(CUDA),-DRETNET_CUDA=ON) $$RETNET_CMAKE_ARGS" $(RUN) -m pip install --quiet --no-deps --no-build-isolation $(EDITABLE) .
 	touch $@
 
 demo: setup
@@ -41,27 +60,38 @@ demo: setup
 
 test: ctest emulate pytest paths
 tests-built: setup
-	$(VENV)/bin/cmake -B build -DRETNET_TESTS=ON -DRETNET_WERROR=$(WERROR)
-	$(VENV)/bin/cmake --build build
+	$(VENV)/bin/cmake -B $(BUILD) -DRETNET_TESTS=ON -DRETNET_WERROR=$(WERROR)
+	$(VENV)/bin/cmake --build $(BUILD)
 ctest: tests-built
-	$(VENV)/bin/ctest --test-dir build --label-exclude emulator --output-on-failure
+	$(VENV)/bin/ctest --test-dir $(BUILD) --label-exclude emulator --output-on-failure
 emulate: tests-built
-	@$(VENV)/bin/ctest --test-dir build --label-regex emulator --parallel 2 --verbose > build/emulate.log || \
-	  { cat build/emulate.log; exit 1; }
+	@$(VENV)/bin/ctest --test-dir $(BUILD) --label-regex emulator --parallel 2 --verbose > $(BUILD)/emulate.log || \
+	  { cat $(BUILD)/emulate.log; exit 1; }
 	@awk '/ cases, [0-9]+ reports$$/ { sub(/^[0-9]+: /, ""); print; cases += $$(NF-3); reports += $$(NF-1) } \
-	  END { print cases " cases, " reports " reports" }' build/emulate.log
+	  END { print cases " cases, " reports " reports" }' $(BUILD)/emulate.log
 mutate: setup
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(RUN) tools/mutate.py $(MUTATE_ARGS)
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) tools/mutate.py $(MUTATE_ARGS)
 pytest: setup
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-TABLES := retention log_decay retention_step multi_scale_retention_step rotary gated_group_norm
+# Of tests/python/ops: test_$(OP).py, and test_$(OP)_errors.py and the like if they exist.
+OP_TESTS := $(wildcard $(foreach part,errors log_decay plan torch,tests/python/ops/test_$(OP)_$(part).py))
+test-op: setup
+	$(if $(ISA),RETNET_CPU=$(ISA)) $(RUN) -m pytest -n 2 $(if $(ISA),-m "not cuda") tests/python/ops/test_$(OP).py $(OP_TESTS) $(PYTEST_ARGS)
+
+# The tests of linear and cross_entropy, and test_cpu_kernels.py, run on every instruction set by themselves.
+PATHS := retention retention_log_decay retention_step multi_scale_retention_step rotary gated_group_norm
 paths: setup
-	@sets=$$(cd tests/python && ../../$(RUN) -c "import test_cpu_kernels as t; print(*t.instruction_sets()[1:])") && \
+	@sets=$$(cd tests/python && $(abspath $(RUN)) -c "from support.instruction_sets import *; print(*instruction_sets()[1:])") && \
 	for set in $$sets; do \
 	  echo "RETNET_CPU=$$set"; \
-	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(TABLES:%=tests/python/test_%.py) || exit; \
+	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(PATHS:%=tests/python/ops/test_%.py) || exit; \
 	done
+
+newest: setup
+	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $$RETNET_CMAKE_ARGS" $(RUN) tools/matrix.py --torch $(NEWEST_TORCH) --python $(RUN) --folder build/newest --fresh
+matrix: setup
+	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $$RETNET_CMAKE_ARGS" $(RUN) tools/matrix.py --record $(if $(TORCHES),--torch $(TORCHES)) $(if $(PYTHONS),--python $(PYTHONS))
 
 lint: setup
 	clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
@@ -69,6 +99,7 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(RUN) tools/layers.py
+	$(RUN) benchmarks/report.py --check
 
 docs: setup
 	@command -v doxygen >/dev/null || { echo "make docs: needs doxygen (apt-get install doxygen)" >&2; exit 1; }
@@ -76,11 +107,11 @@ docs: setup
 	$(RUN) -m sphinx -q -n -W --keep-going docs build/docs
 
 kernels: $(VENV)/.tools$(CUDA)
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cmake -S kernels/cuda -B build/architectures -G Ninja -DRETNET_WERROR=$(WERROR) -DPython_EXECUTABLE=$(CURDIR)/$(RUN) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
+	PATH="$(abspath $(VENV))/bin:$$PATH" cmake -S kernels/cuda -B build/architectures -G Ninja -DRETNET_WERROR=$(WERROR) -DPython_EXECUTABLE=$(abspath $(RUN)) "-DTORCH_CUDA_ARCH_LIST=$(ARCHITECTURES)"
 	$(VENV)/bin/cmake --build build/architectures
 
 kernel-report: kernels tests-built
-	build/tests/kernels/kernel_counts > build/kernel_counts.json
+	$(BUILD)/tests/kernels/cuda/kernel_counts > build/kernel_counts.json
 	$(RUN) tools/kernel_report.py build/architectures build/kernel_counts.json
 
 bench: setup
@@ -88,6 +119,9 @@ bench: setup
 	$(RUN) benchmarks/model.py
 	$(RUN) benchmarks/linear.py
 	$(RUN) benchmarks/twins.py
+	$(RUN) benchmarks/report.py
+results: setup
+	$(RUN) benchmarks/report.py
 
 gpu-wheels: $(VENV)/.tools$(CUDA)
 	tools/gpu_wheels.sh $(VENV)

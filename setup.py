@@ -67,4 +67,6 @@ setup(
     version=VERSION[1],
     ext_modules=[Extension("retnet._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
+    # Two build trees share nothing: the environment of another torch can be built beside this one.
+    options={"build": {"build_base": str(Path(BUILD, "setuptools"))}},
 )

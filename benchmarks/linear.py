@@ -4,7 +4,7 @@
 Of decoding: the shapes of a 1.3B model in bfloat16 for 1, 2 and 4 tokens, over as many weights as
 no cache holds, beside the bandwidth of reading memory. Of training: the shapes of a 100M model in
 float32 for 8192 tokens (the head: 1024), forward, and with the gradients of x and weight. Both by
-retnet.ops.linear and F.linear in turns. Writes linear.json.
+retnet.ops.linear and F.linear in turns. Writes raw/linear.json and its section of summary.json.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import machine
-import report
+import summary
 from retnet._memory import keep_memory_mapped
 from retnet.ops import linear
 from timing import Call, Clock, Spread, alternate
@@ -100,6 +100,32 @@ def training(shape: tuple[int, int, int], backward: bool, rounds: int) -> dict[s
     }
 
 
+def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
+    """Of the summary: retnet's operator, torch's, and the reading of as many bytes."""
+    found = []
+    for r in results:
+        decodes = r["work"] == "decoding"
+        rates = r["bytes_per_s" if decodes else "flop_per_s"]
+        for name, spread in r["seconds"].items():
+            ours = name == "linear"
+            share = r["share_of_read"] if ours and decodes else None
+            found.append(
+                {
+                    "work": r["work"],
+                    "out": r["shape"][0],
+                    "in": r["shape"][1],
+                    "tokens": r["tokens"],
+                    "dtype": "bfloat16" if decodes else "float32",
+                    "contender": name,
+                    **summary.times(spread),
+                    "gb_per_s" if decodes else "gflops": summary.round_to(rates[name] / 1e9),
+                    "share": summary.round_to(share),
+                    "speedup": {"F.linear": summary.round_to(r["speedup"])} if ours else None,
+                }
+            )
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
@@ -108,8 +134,7 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device("cpu")
     keep_memory_mapped()
-    folder = "quick" if options.quick else machine.folder_name(device)
-    out: Path = options.out or Path(__file__).parent / "results" / folder
+    out: Path = options.out or machine.results_folder(device, options.quick)
     facts = machine.describe(device)
     print("   ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
     results: list[dict[str, Any]] = []
@@ -140,7 +165,7 @@ def main() -> int:
             f"{format(result['share_of_read'], '8.1%') if decodes else '':8}"
             f"{result['speedup']:12.2f}"
         )
-        report.write_json(out / "linear.json", content)
+        summary.write(out, "linear", content, rows(results))
     return 0
 
 

@@ -40,6 +40,12 @@ def folder_name(device: torch.device) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
+def results_folder(device: torch.device, quick: bool) -> Path:
+    """Where a device's results lie; those of toy sizes are not kept."""
+    root = Path(__file__).parents[1]
+    return root / "build/quick" if quick else root / "benchmarks/results" / folder_name(device)
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """What a reader needs to know to judge or repeat the figures."""
     flags = (_cpuinfo("flags") or "").split()

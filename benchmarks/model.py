@@ -7,7 +7,7 @@ attention as written in the paper ("eager") and by scaled_dot_product_attention 
 FlashAttention on a GPU); and the decoding of a token by context length, with a cache that grows
 and with one of fixed size. Beside them stands the share of the machine's limit that each reaches,
 probed just before. What would not fit into memory is listed as such, not run. Writes
-model.json and model.png.
+raw/model.json and its section of summary.json.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import machine
-import report
+import summary
 from cases import Case, Shape, attention_credit, least_flop
 from peers import load
 from retnet import RetNetConfig
@@ -289,11 +289,11 @@ def show(results: list[dict[str, Any]]) -> str:
             lines.append(f"{start}  {r['status']}: {r['reason']}")
             continue
         s = r["seconds"]
-        quartiles = f"{report.number(s['q1'] * 1e3)}..{report.number(s['q3'] * 1e3)}"
-        mib = ["-" if r[key] is None else f"{r[key] / 2**20:,.0f}" for key in MEMORY]
+        quartiles = f"{summary.number(s['q1'] * 1e3)}..{summary.number(s['q3'] * 1e3)}"
+        mib = ["-" if r[key] is None else f"{r[key] / 2**20:,.0f}" for key in MEMORY[:2]]
         lines.append(
-            f"{start}{report.number(s['median'] * 1e3):>11}{quartiles:>20}"
-            f"{report.number(r['tokens_per_s']):>10}{r.get('times_retnet', float('nan')):9.2f}"
+            f"{start}{summary.number(s['median'] * 1e3):>11}{quartiles:>20}"
+            f"{summary.number(r['tokens_per_s']):>10}{r.get('times_retnet', float('nan')):9.2f}"
             f"{r['share']:9.1%}"
             f"{mib[0]:>11}{mib[1]:>10}"
             + (
@@ -305,47 +305,38 @@ def show(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-MEMORY = ("state_bytes", "peak_memory_bytes")
-PANELS = [
-    ("training step", "tokens_per_s", "training, tokens/s", 1.0),
-    ("training step", "peak_memory_bytes", "training, peak memory of a step, GiB", 2.0**30),
-    ("decoding step", "seconds", "decoding, ms a token", 1e-3),
-    ("decoding step", "tokens_per_s", "decoding, tokens/s", 1.0),
-    ("decoding step", "state_bytes", "decoding, state or cache, GiB", 2.0**30),
-]
+CASE = ("work", "size", "batch", "length", "dtype")
+MEMORY = ("state_bytes", "peak_memory_bytes", "least_memory_bytes")
 
 
-def plot(path: Path, content: dict[str, Any]) -> None:
-    """By length: speed and memory of training and of decoding."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator
-
-    done = [r for r in content["results"] if r["status"] == "ok"]
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(24, 4.6), layout="constrained")
-    for ax, (work, key, title, unit) in zip(axes, PANELS, strict=True):
-        some = [r for r in done if r["work"] == work and r[key] is not None]
-        for line in dict.fromkeys(
-            (r["contender"], r["size"], r["batch"], r["dtype"]) for r in some
-        ):
-            name, size, batch, dtype = line
-            rows = [r for r in some if (r["contender"], r["size"], r["batch"], r["dtype"]) == line]
-            y = [(r[key]["median"] if key == "seconds" else r[key]) / unit for r in rows]
-            label = f"{name}, {size}, B={batch}, {dtype}"
-            ax.plot([r["length"] for r in rows], y, "o-", label=label)
-        ax.set(xscale="log", yscale="log", title=title, xlabel="tokens")
-        ax.set_xticks(*2 * [sorted({r["length"] for r in some})], minor=False)
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-        ax.minorticks_off()
-        ax.grid(alpha=0.3)
-        if some:
-            ax.legend(fontsize=7)
-    figure.suptitle(f"{content['machine']['device']}, load {content['machine']['load_average'][0]}")
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
+    """Of the summary: what ran, and on RetNet's row how many times as fast it is as the others."""
+    found = []
+    for r in results:
+        if r["status"] != "ok":
+            continue
+        same = [x for x in results if x["status"] == "ok" and all(x[k] == r[k] for k in CASE)]
+        memory = {
+            f"{name}_mib": summary.round_to(None if r.get(key) is None else r[key] / summary.MIB)
+            for name, key in zip(("state", "peak", "least"), MEMORY, strict=True)
+        }
+        found.append(
+            {
+                **{key: r[key] for key in CASE},
+                "contender": r["contender"],
+                "parameters": r["parameters"],
+                **summary.times(r["seconds"]),
+                "tokens_per_s": summary.round_to(r["tokens_per_s"]),
+                "share": summary.round_to(r["share"]),
+                **memory,
+                "speedup": {
+                    x["contender"]: summary.round_to(x["times_retnet"])
+                    for x in same
+                    if r["contender"] == "retnet" != x["contender"]
+                },
+            }
+        )
+    return found
 
 
 def main() -> int:
@@ -369,8 +360,7 @@ def main() -> int:
     if isinstance(load("transformers"), str):
         print(f"transformers: {load('transformers')}")
         return 2
-    folder = "quick" if options.quick else machine.folder_name(device)
-    out: Path = options.out or Path(__file__).parent / "results" / folder
+    out: Path = options.out or machine.results_folder(device, options.quick)
     if options.quick:
         options.train = options.decode = "tiny"
         options.rounds = 2
@@ -400,10 +390,9 @@ def main() -> int:
                 measured = measure(works, length, clock, options.rounds, options.quick)
                 results += measured
                 tqdm.write(show(measured) + "\n")
-                report.write_json(out / "model.json", content)
+                summary.write(out, "model", content, rows(results))
                 bar.update()
             del works
-    plot(out / "model.png", content)
     return 1 if any(r["status"] == "failed" for r in results) else 0
 
 

@@ -4,7 +4,8 @@
 For each kind of work (forward, forward+backward, one decoding step), shape and dtype: every form of
 retnet's retention, torch's causal attention at the same width, flash-linear-attention, Helion's
 example and torchscale, in turns. Before the timing each output is compared with retnet's in
-float64. A contender that cannot run is listed with the reason. Writes ops.json and ops.png.
+float64. A contender that cannot run is listed with the reason. Writes raw/ops.json and its section
+of summary.json.
 
 Exit status: 0; 1 where retnet disagrees with its own float64 result, or failed; 2 where a GPU was
 measured without flash-linear-attention, which makes the report incomplete.
@@ -13,7 +14,9 @@ measured without flash-linear-attention, which makes the report incomplete.
 import argparse
 import sys
 import time
+from itertools import groupby
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from torch.nn.attention import SDPBackend
 from tqdm import tqdm
 
 import machine
-import report
+import summary
 from cases import (
     Case,
     Credit,
@@ -65,6 +68,17 @@ STEP: list[Contender] = [
 ]
 SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of timed calls per contender and case; how many at least
 LEAST = {"cpu": 5, "cuda": 3}
+# Each is the ratio's denominator where it ran: how many times faster than it a contender is.
+BASELINES = {
+    "sdpa": "sdpa",
+    "fla": "fla chunk_retention",
+    "helion": "helion retention",
+    "torchscale": "torchscale chunkwise",
+}
+STEP_BASELINES = BASELINES | {
+    "fla": "fla fused_recurrent_retention",
+    "torchscale": "torchscale recurrent",
+}
 AGREES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # whole-tensor relative error
 
 
@@ -194,7 +208,7 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
             "roofline": least / spread.median if reached is None else reached,
             "share": reached,
         }
-    report.add_ratios(results)
+    add_ratios(results)
     return results
 
 
@@ -232,6 +246,136 @@ def share(case: Case, name: str, seconds: float, ceilings: dict[str, float]) -> 
     return least_flop(case) / seconds / ceilings["fma_flop_per_s"]
 
 
+def add_ratios(results: list[dict[str, Any]]) -> None:
+    """Sets ``speedup`` of one case's results: baseline's median over the contender's."""
+    median = {r["contender"]: r["median_s"] for r in results if r["status"] == "ok"}
+    for result in results:
+        if result["status"] == "ok":
+            baselines = STEP_BASELINES if result["work"].startswith("step") else BASELINES
+            result["speedup"] = {
+                name: median[name] / result["median_s"]
+                for name in baselines.values()
+                if name in median
+            }
+
+
+def scaling(results: list[dict[str, Any]]) -> dict[str, float]:
+    """How retnet's forward grows, where both of two shapes were measured: the time of 16 times as
+    many tokens over 16 times the time, and the token-heads/s of one head over those of two (both by
+    all threads). By dtype."""
+    found = {}
+    ns = {
+        (r["dtype"], r["shape"]["T"], r["shape"]["H"]): r["ns_per_token_head"]
+        for r in results
+        if r["contender"] == "retnet chunkwise"
+        and (r["work"], r["status"]) == ("forward", "ok")
+        and (r["shape"]["B"], r["shape"]["K"], r["shape"]["V"]) == (1, 256, 512)
+    }
+    for dtype in dict.fromkeys(key[0] for key in ns):
+        for name, over, under in (
+            ("T=131072 over 16 x T=8192", (dtype, 1 << 17, 4), (dtype, 8192, 4)),
+            ("token-heads/s of H=1 over H=2", (dtype, 8192, 2), (dtype, 8192, 1)),
+        ):
+            if over in ns and under in ns:
+                found[f"{name}, {dtype}"] = ns[over] / ns[under]
+    return found
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """One case's results, those that did not run included."""
+    first = results[0]
+    sizes = " ".join(f"{name}={size}" for name, size in first["shape"].items())
+    baselines = STEP_BASELINES if first["work"].startswith("step") else BASELINES
+    rate = "GB/s" if first["work"].startswith("step") else "TFLOP/s"
+    columns = [f"x {short}" for short in baselines]
+    ran = [r for r in results if r["status"] == "ok"]
+    ceilings = "   ".join(f"{n} {x:.3g}" for n, x in ran[0]["ceilings"].items()) if ran else ""
+    lines = [
+        f"{first['work']}   {sizes}   {first['dtype']}   ceilings probed now: {ceilings}",
+        f"  {'contender':32}{'median ms':>10}{'quartiles':>19}{'ns/tok-head':>12}{rate:>9}"
+        f"{'roofline':>9}{'of peak':>9}"
+        + "".join(f"{c:>13}" for c in columns)
+        + f"{'peak MiB':>10}  error",
+    ]
+    for r in results:
+        if r["status"] != "ok":
+            lines.append(f"  {r['contender']:32}{r['status']}: {r['reason']}")
+            continue
+        quartiles = f"{summary.number(r['q1_s'] * 1e3)}..{summary.number(r['q3_s'] * 1e3)}"
+        achieved = r["gb_per_s"] if rate == "GB/s" else r["tflops"]
+        memory = r["peak_memory_bytes"]
+        ratios = (r["speedup"].get(name) for name in baselines.values())
+        lines.append(
+            f"  {r['contender']:32}{summary.number(r['median_s'] * 1e3):>10}{quartiles:>19}"
+            f"{summary.number(r['ns_per_token_head']):>12}{achieved:>9.3g}{r['roofline']:>9.1%}"
+            f"{'' if r['share'] is None else format(r['share'], '.1%'):>9}"
+            + "".join(f"{'' if x is None else format(x, '.3g'):>13}" for x in ratios)
+            + f"{'-' if memory is None else format(memory / 2**20, '.0f'):>10}  {error_text(r)}"
+        )
+    return "\n".join(lines)
+
+
+def error_text(result: dict[str, Any]) -> str:
+    note = f"  {result['note']}" if result["note"] else ""
+    if result["error"] is None:
+        return "(another function)" + note
+    verdict = "" if result["agrees"] else "  DISAGREES"
+    rows = " (rows scaled)" if result["agreement"] == "rows" else ""
+    return f"{result['error']:.1e}{rows}{verdict}{note}"
+
+
+def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
+    """Of the summary: what ran. ``alone``: without peers; ``agrees``: False, or it is not there."""
+    found = []
+    for _, each in groupby(results, lambda r: (r["work"], r["shape"], r["dtype"])):
+        case = list(each)
+        for r in case:
+            if r["status"] != "ok":
+                continue
+            spread = {name: r[f"{name}_s"] for name in ("median", "q1", "q3")}
+            rate = "gb_per_s" if r["work"].startswith("step") else "tflops"
+            memory = r["peak_memory_bytes"]
+            ours = r["contender"].startswith("retnet")
+            ratios = {name: summary.round_to(x) for name, x in r["speedup"].items()}
+            found.append(
+                {
+                    "work": r["work"],
+                    **r["shape"],
+                    "dtype": r["dtype"],
+                    "contender": r["contender"],
+                    **summary.times({"rounds": r["rounds"], **spread}),
+                    rate: summary.round_to(r[rate]),
+                    "roofline": summary.round_to(r["roofline"]),
+                    "share": summary.round_to(r["share"]),
+                    "peak_mib": summary.round_to(memory and memory / summary.MIB),
+                    "error": summary.round_to(r["error"], 2),
+                    "agrees": None if r["agrees"] else False,
+                    "note": r["note"],
+                    "alone": True if len(case) == 1 else None,
+                    "speedup": ratios if ours else None,
+                }
+            )
+    return found
+
+
+def ceilings(results: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """By dtype the medians of what was probed before each case."""
+    found: dict[str, dict[str, float | None]] = {}
+    for dtype in dict.fromkeys(r["dtype"] for r in results):
+        probed = [r["ceilings"] for r in results if r["dtype"] == dtype and r["status"] == "ok"]
+        names = probed[0] if probed else ()
+        found[dtype] = {n: summary.round_to(median(x[n] for x in probed), 4) for n in names}
+    return found
+
+
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """The raw results and the section of the summary."""
+    results = content["results"]
+    grows = {name: summary.round_to(x) for name, x in scaling(results).items()}
+    more = {"scaling": grows, "ceilings": ceilings(results)}
+    summary.write(folder, "ops", content, rows(results), **more)
+
+
 def status(device: torch.device, results: list[dict[str, Any]]) -> int:
     """The exit status, as the module's docstring says; prints why it is not 0."""
     ours = [r for r in results if r["contender"].startswith("retnet")]
@@ -257,8 +401,7 @@ def main() -> int:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
         keep_memory_mapped()
-    folder = "quick" if options.quick else machine.folder_name(device)
-    out: Path = options.out or Path(__file__).parent / "results" / folder
+    out: Path = options.out or machine.results_folder(device, options.quick)
 
     clock = Clock(device)
     facts = machine.describe(device)
@@ -269,32 +412,28 @@ def main() -> int:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "machine": facts,
         "ceilings": "probed before each case (machine.ceilings); a step's beside_in_place",
-        "baselines": sorted({*report.BASELINES.values(), *report.STEP_BASELINES.values()}),
+        "baselines": sorted({*BASELINES.values(), *STEP_BASELINES.values()}),
         "results": results,
     }
     dtypes = machine.dtypes(device, options.quick)
     print("dtypes measured here: " + ", ".join(dtype_name(x) for x in dtypes) + "\n")
     bar = tqdm(cases(device, dtypes, options.quick), unit="case", disable=None)
-    try:
-        for case in bar:
-            if options.minutes is not None and time.monotonic() - start > 60 * options.minutes:
-                names = [c.name for c in contenders_of(case)]
-                late = {**describe(case), "status": "not run", "reason": "out of time (--minutes)"}
-                results += [{"contender": name, **late} for name in names]
-                tqdm.write(f"{case}: not run: out of time (--minutes)\n")
-            else:
-                measured = measure(case, clock, options.quick, bar)
-                results += measured
-                tqdm.write(report.table(measured) + "\n")
-            content["scaling"] = report.scaling(results)
-            content["seconds"] = time.monotonic() - start
-            report.write_json(out / "ops.json", content)
-    finally:  # also what an interrupted run has
-        bar.close()
-        report.plot(out / "ops.png", content)
-    for name, value in report.scaling(results).items():
+    for case in bar:
+        if options.minutes is not None and time.monotonic() - start > 60 * options.minutes:
+            names = [c.name for c in contenders_of(case)]
+            late = {**describe(case), "status": "not run", "reason": "out of time (--minutes)"}
+            results += [{"contender": name, **late} for name in names]
+            tqdm.write(f"{case}: not run: out of time (--minutes)\n")
+        else:
+            measured = measure(case, clock, options.quick, bar)
+            results += measured
+            tqdm.write(table(measured) + "\n")
+        content["scaling"] = scaling(results)
+        content["seconds"] = time.monotonic() - start
+        write(out, content)
+    for name, value in scaling(results).items():
         print(f"{name}: {value:.3f}")
-    print(f"{out / 'ops.json'} and ops.png: {time.monotonic() - start:.0f} s")
+    print(f"{out / 'summary.json'}: {time.monotonic() - start:.0f} s")
     return status(device, results)
 
 

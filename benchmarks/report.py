@@ -1,216 +1,499 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as JSON, as tables and as a plot."""
+"""Writes all figures in the pages, and the plots, from the summaries: ``make results``.
 
-import json
-from collections.abc import Iterable
+A page quotes results between two lines, and what stands between them is generated::
+
+    <!-- results: NAME -->
+    <!-- end -->
+
+NAME is one of BLOCKS; with the name of a folder of ``benchmarks/results`` behind it the block is of
+that device, else of each in turn. README.md, benchmarks/README.md and docs/ are read. With
+``--check`` nothing is written: the exit status is 1 if a page or a plot is not what the summaries
+give, or a summary is too long.
+"""
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-Result = dict[str, Any]
+import plots
+import summary
+from summary import Row, number
 
-# Each is the ratio's denominator where it ran: how many times faster than it a contender is.
-BASELINES = {
-    "sdpa": "sdpa",
-    "fla": "fla chunk_retention",
-    "helion": "helion retention",
-    "torchscale": "torchscale chunkwise",
+ROOT = Path(__file__).parents[1]
+MARKED = re.compile(r"^<!-- results: (.*?) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
+NAMES = {  # in tables; other contenders are called as in the summary
+    "retnet": "RetNet",
+    "sdpa": "causal attention (SDPA)",
+    "llama sdpa": "Llama (SDPA)",
+    "llama eager": "Llama (eager)",
+    "llama dynamic cache": "Llama (growing KV cache)",
+    "llama static cache": "Llama (static KV cache)",
 }
-STEP_BASELINES = BASELINES | {
-    "fla": "fla fused_recurrent_retention",
-    "torchscale": "torchscale recurrent",
-}
-KEYS = ("median_s", "q1_s", "q3_s")
+OURS = ("retnet chunkwise", "retnet retention_step")  # of ops
 
 
-def add_ratios(results: list[Result]) -> None:
-    """Sets ``speedup`` of one case's results: baseline's median over the contender's."""
-    median = {r["contender"]: r["median_s"] for r in results if r["status"] == "ok"}
-    for result in results:
-        if result["status"] == "ok":
-            baselines = STEP_BASELINES if result["work"].startswith("step") else BASELINES
-            result["speedup"] = {
-                name: median[name] / result["median_s"]
-                for name in baselines.values()
-                if name in median
-            }
+class ReportError(Exception):
+    """What a page asks for does not exist."""
 
 
-def scaling(results: list[Result]) -> dict[str, float]:
-    """How retnet's forward grows, where both of two shapes were measured: the time of 16 times as
-    many tokens over 16 times the time, and the token-heads/s of one head over those of two (both by
-    all threads). By dtype."""
-    found = {}
-    ns = {
-        (r["dtype"], r["shape"]["T"], r["shape"]["H"]): r["ns_per_token_head"]
-        for r in results
-        if r["contender"] == "retnet chunkwise"
-        and (r["work"], r["status"]) == ("forward", "ok")
-        and (r["shape"]["B"], r["shape"]["K"], r["shape"]["V"]) == (1, 256, 512)
-    }
-    for dtype in _unique(key[0] for key in ns):
-        for name, over, under in (
-            ("T=131072 over 16 x T=8192", (dtype, 1 << 17, 4), (dtype, 8192, 4)),
-            ("token-heads/s of H=1 over H=2", (dtype, 8192, 2), (dtype, 8192, 1)),
-        ):
-            if over in ns and under in ns:
-                found[f"{name}, {dtype}"] = ns[over] / ns[under]
-    return found
+@dataclass(frozen=True)
+class Device:
+    """A summary as a page sees it; ``link`` is the path from the page to its folder."""
+
+    name: str
+    link: str
+    summary: dict[str, Any]
+
+    def rows(self, section: str, **fields: Any) -> list[Row]:
+        """The rows of a section, if there is one, with these values."""
+        rows: list[Row] = self.summary["sections"].get(section, {}).get("rows", [])
+        return [r for r in rows if all(r.get(key) == value for key, value in fields.items())]
+
+    def row(self, section: str, **fields: Any) -> Row:
+        """The first of them, which must exist."""
+        for row in self.rows(section, **fields):
+            return row
+        raise ReportError(f"{self.name}/summary.json: {section} has no row with {fields}")
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section, which must exist."""
+        if name not in self.summary["sections"]:
+            raise ReportError(f"{self.name}/summary.json: has no section {name}")
+        found: dict[str, Any] = self.summary["sections"][name]
+        return found
 
 
-def number(x: float) -> str:
-    """Four digits, never an exponent."""
-    return f"{x:,.0f}" if x >= 1000 else f"{x:.4g}"
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def table(results: list[Result]) -> str:
-    """One case's results, those that did not run included."""
-    first = results[0]
-    sizes = " ".join(f"{name}={size}" for name, size in first["shape"].items())
-    baselines = STEP_BASELINES if first["work"].startswith("step") else BASELINES
-    rate = "GB/s" if first["work"].startswith("step") else "TFLOP/s"
-    columns = [f"x {short}" for short in baselines]
-    ran = [r for r in results if r["status"] == "ok"]
-    ceilings = "   ".join(f"{n} {x:.3g}" for n, x in ran[0]["ceilings"].items()) if ran else ""
-    lines = [
-        f"{first['work']}   {sizes}   {first['dtype']}   ceilings probed now: {ceilings}",
-        f"  {'contender':32}{'median ms':>10}{'quartiles':>19}{'ns/tok-head':>12}{rate:>9}"
-        f"{'roofline':>9}{'of peak':>9}"
-        + "".join(f"{c:>13}" for c in columns)
-        + f"{'peak MiB':>10}  error",
-    ]
-    for r in results:
-        if r["status"] != "ok":
-            lines.append(f"  {r['contender']:32}{r['status']}: {r['reason']}")
-            continue
-        quartiles = f"{number(r['q1_s'] * 1e3)}..{number(r['q3_s'] * 1e3)}"
-        achieved = r["gb_per_s"] if rate == "GB/s" else r["tflops"]
-        memory = r["peak_memory_bytes"]
-        ratios = (r["speedup"].get(name) for name in baselines.values())
+def milliseconds(row: Row) -> str:
+    """Median and quartiles."""
+    return f"{number(row['median_ms'])} ({number(row['q1_ms'])} to {number(row['q3_ms'])})"
+
+
+def percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}"
+
+
+def ratio(x: float | None) -> str:
+    return "" if x is None else f"{x:.2f}x" if x < 10 else f"{x:.1f}x"
+
+
+def mib(x: float | None) -> str:
+    if x is None:
+        return ""
+    return number(x, 3) if x >= 1 else "< 1"
+
+
+def named(contender: str) -> str:
+    return NAMES.get(contender, contender)
+
+
+def shape_of(row: Row) -> str:
+    return " ".join(f"{size}={row[size]:,}" for size in "BTHKV")
+
+
+def dtypes_of(rows: Iterable[Row]) -> list[str]:
+    """The narrow ones first."""
+    return sorted({r["dtype"] for r in rows}, key=lambda name: (name == "float32", name))
+
+
+def machine_line(device: Device) -> str:
+    """The machine and the versions, in a sentence."""
+    machine = next(iter(device.summary["sections"].values()))["machine"]
+    facts = [f"torch {machine['torch']}", f"Python {machine['python']}"]
+    if machine["type"] == "cuda":
+        facts.append(f"CUDA {machine['cuda']}")
+    else:
+        facts = [f"{machine['cores']} cores", f"`{machine['instruction_set']}` kernels", *facts]
+    return f"{machine['device'].removeprefix('CPU ')} ({', '.join(facts)})"
+
+
+def rival(row: Row, rows: list[Row]) -> tuple[Row, float]:
+    """The fastest baseline of a row, and how many times as fast the row is."""
+    name, times = min(row["speedup"].items(), key=lambda item: item[1])
+    same = ("work", "size", "batch", "length", "dtype")
+    cases = [r for r in rows if all(r.get(key) == row.get(key) for key in same)]
+    return next(r for r in cases if r["contender"] == name), times
+
+
+def headline(device: Device) -> str:
+    """What a reader of the README wants to know: models and retention beside named baselines."""
+    lines: list[list[str]] = []
+    models = device.rows("model")
+    ours = [r for r in models if r["contender"] == "retnet" and "speedup" in r]
+    training = [r for r in ours if r["work"] == "training step"]
+    for dtype in dtypes_of(training):
+        r = max((r for r in training if r["dtype"] == dtype), key=lambda r: r["length"])
+        other, times = rival(r, models)
+        what = f"{r['size'].upper()} model, {r['length']:,} tokens, {dtype}"
         lines.append(
-            f"  {r['contender']:32}{number(r['median_s'] * 1e3):>10}{quartiles:>19}"
-            f"{number(r['ns_per_token_head']):>12}{achieved:>9.3g}{r['roofline']:>9.1%}"
-            f"{'' if r['share'] is None else format(r['share'], '.1%'):>9}"
-            + "".join(f"{'' if x is None else format(x, '.3g'):>13}" for x in ratios)
-            + f"{'-' if memory is None else format(memory / 2**20, '.0f'):>10}  {_error(r)}"
+            [
+                f"Train a {what}",
+                f"{number(r['tokens_per_s'], 3)} tokens/s",
+                f"{named(other['contender'])}: {number(other['tokens_per_s'], 3)} tokens/s",
+                f"{ratio(times)} as fast",
+            ]
         )
-    return "\n".join(lines)
-
-
-def _error(result: Result) -> str:
-    note = f"  {result['note']}" if result["note"] else ""
-    if result["error"] is None:
-        return "(another function)" + note
-    verdict = "" if result["agrees"] else "  DISAGREES"
-    rows = " (rows scaled)" if result["agreement"] == "rows" else ""
-    return f"{result['error']:.1e}{rows}{verdict}{note}"
-
-
-def write_json(path: Path, report: dict[str, Any]) -> None:
-    """Writes the whole report anew; a run that is cut short leaves what it had."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-
-
-def plot(path: Path, report: dict[str, Any]) -> None:
-    """ns per token-head of each contender: a row per work and dtype, a column per head size."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    results = [r for r in report["results"] if r["status"] == "ok"]
-    rows = _unique((r["work"], r["dtype"]) for r in results)
-    results.sort(key=lambda r: not r["contender"].startswith("retnet"))  # ours first in the legend
-    columns = _unique((r["shape"]["K"], r["shape"]["V"]) for r in results)
-    if not results:
-        return
-    figure, axes = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(4.6 * len(columns) + 2.4, 3.4 * len(rows)),
-        squeeze=False,
-        layout="constrained",
-    )
-    colours = dict(zip(_unique(r["contender"] for r in results), _colours(), strict=False))
-    for (work, dtype), line in zip(rows, axes, strict=True):
-        for (K, V), ax in zip(columns, line, strict=True):
-            some = [r for r in results if (r["work"], r["dtype"]) == (work, dtype)]
-            some = [r for r in some if (r["shape"]["K"], r["shape"]["V"]) == (K, V)]
-            ax.set_title(f"{work}   {dtype}   K={K} V={V}", fontsize=9)
-            ax.set_visible(bool(some))
-            _panel(ax, some, colours)
-        line[0].set_ylabel("ns per token-head (log)", fontsize=8)
-    handles = [
-        plt.Line2D([], [], color=colour, marker=marker, label=name)
-        for name, (colour, marker) in colours.items()
-    ]
-    handles.append(plt.Line2D([], [], color="black", linestyle="--", label="roofline of retention"))
-    figure.legend(handles=handles, loc="outside right upper", fontsize=8)
-    load = report["machine"]["load_average"][0]
-    figure.suptitle(
-        f"{report['machine']['device']}, load average {load}: median and quartiles, less is better"
-    )
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _colours() -> list[tuple[Any, str]]:
-    """Ten colours, with another marker the second time."""
-    import matplotlib
-
-    ten = matplotlib.colormaps["tab10"].colors  # type: ignore[attr-defined]
-    return [(colour, marker) for marker in "os^" for colour in ten]
-
-
-def _panel(ax: Any, results: list[Result], colours: dict[str, tuple[Any, str]]) -> None:
-    """A line per contender over the shapes, by B, T and H."""
-    from matplotlib.ticker import LogFormatter
-
-    sizes = ("B", "H", "T")
-    shapes = sorted(_unique(tuple(r["shape"][x] for x in sizes) for r in results))
-    for name in _unique(r["contender"] for r in results):
-        some = {tuple(r["shape"][x] for x in sizes): r for r in results if r["contender"] == name}
-        x = [i for i, shape in enumerate(shapes) if shape in some]
-        taken = [some[shapes[i]] for i in x]
-        ns = {key: [r[key] * r["ns_per_token_head"] / r["median_s"] for r in taken] for key in KEYS}
-        median, q1, q3 = (ns[key] for key in KEYS)
-        whiskers = [[m - low for m, low in zip(median, q1, strict=True)]]
-        whiskers += [[high - m for m, high in zip(median, q3, strict=True)]]
-        colour, marker = colours[name]
-        ours = name.startswith("retnet")
-        ax.errorbar(
-            x,
-            median,
-            yerr=whiskers,
-            color=colour,
-            marker=marker,
-            markersize=4,
-            capsize=2,
-            linewidth=2 if ours else 1,
-            zorder=3 if ours else 2,
+        lines.append(compare_memory(f"Memory that this step adds, {dtype}", r, other, "peak_mib"))
+    steps = sorted((r for r in ours if r["work"] == "decoding step"), key=lambda r: r["length"])
+    for r in steps[:1] + steps[1:][-1:]:  # after few tokens and after many
+        other, times = rival(r, models)
+        after, rate = f"after {r['length']:,} others", "{:.3g} ms, {:.3g} tokens/s"
+        lines.append(
+            [
+                f"Decode a token {after}, {r['size'].upper()} model, {r['dtype']}",
+                rate.format(r["median_ms"], r["tokens_per_s"]),
+                f"{named(other['contender'])}: "
+                + rate.format(other["median_ms"], other["tokens_per_s"]),
+                f"{ratio(times)} as fast",
+            ]
         )
-        if name.startswith("retnet") and not name.endswith(("parallel", "recurrent")):
-            floor = [r["ns_per_token_head"] * r["roofline"] for r in taken]
-            ax.plot(x, floor, color="black", linestyle="--", marker="_", linewidth=1)
-            for where, value, share in zip(x, median, (r["roofline"] for r in taken), strict=True):
-                ax.annotate(
-                    f"{number(value)} ns\n{share:.0%}",
-                    (where, value),
-                    (4, -4),
-                    textcoords="offset points",
-                    va="top",
-                    fontsize=6,
-                    color=colour,
-                )
-    ax.set_yscale("log")
-    for axis_formatter in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
-        axis_formatter(LogFormatter(minor_thresholds=(2, 0.6)))  # without exponents
-    ax.tick_params(axis="y", which="both", labelsize=7)
-    ax.margins(x=0.2, y=0.15)
-    labels = ["\n".join(f"{n}={v}" for n, v in zip(sizes, shape, strict=True)) for shape in shapes]
-    ax.set_xticks(range(len(shapes)), labels, fontsize=7)
-    ax.grid(True, which="major", alpha=0.3)
+        lines.append(compare_memory(f"State or KV cache {after}", r, other, "state_mib"))
+    retention = device.rows("ops", work="forward+backward", contender=OURS[0], K=256, V=512)
+    retention = [r for r in retention if "speedup" in r]
+    for dtype in dtypes_of(retention):
+        r = max((r for r in retention if r["dtype"] == dtype), key=lambda r: r["T"])
+        for name, times in sorted(r["speedup"].items(), key=lambda item: item[1]):
+            lines.append(
+                [
+                    f"Retention with gradients, {r['T']:,} tokens, {dtype}",
+                    f"{number(r['median_ms'], 3)} ms",
+                    f"{named(name)}: {number(r['median_ms'] * times, 3)} ms",
+                    f"{ratio(times)} as fast",
+                ]
+            )
+    picture = f"\n\n![RetNet and Llama]({device.link}/model.png)" if models else ""
+    head = [f"Medians on {machine_line(device)}", "RetNet", "Baseline", "RetNet compared"]
+    return table(head, lines) + picture
 
 
-def _unique(items: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(items))
+def compare_memory(what: str, ours: Row, other: Row, key: str) -> list[str]:
+    """A line of the headline."""
+    name, share = named(other["contender"]), ""
+    if key in ours and key in other:
+        share = f"{percent(ours[key] / other[key])} of the memory"
+    return [what, f"{mib(ours.get(key))} MiB", f"{name}: {mib(other.get(key))} MiB", share]
+
+
+def whole(device: Device) -> str:
+    """Everything that the summary of a device holds."""
+    parts = [f"## {device.summary['device']}", f"Measured on {machine_line(device)}."]
+    heads = ["command", "commit", "threads", "load before"]
+    parts.append(
+        table(
+            heads,
+            (
+                [
+                    f"`{section['command']}`",
+                    f"{section['machine']['commit']}",
+                    f"{section['machine']['threads']}",
+                    f"{section['machine']['load_average'][0]}",
+                ]
+                for section in device.summary["sections"].values()
+            ),
+        )
+    )
+    of_section = {"ops": whole_ops, "model": whole_model, "linear": whole_linear}
+    for name, write in {**of_section, "twins": whole_twins}.items():
+        if name in device.summary["sections"]:
+            parts += write(device)
+            missing = device.section(name)["not_run"]
+            if missing:
+                rows = ([f"{r['contender']}: {r['reason']}", f"{r['cases']}"] for r in missing)
+                parts.append(table(["did not run", "cases"], rows))
+    return "\n\n".join(parts)
+
+
+def whole_ops(device: Device) -> Iterator[str]:
+    """A table for each kind of work and dtype, then RetNet alone."""
+    yield "### Retention"
+    yield f"![Retention beside its peers]({device.link}/ops.png)"
+    rows = device.rows("ops")
+    key = lambda r: (r["work"], r["dtype"])  # noqa: E731
+    for work, dtype in dict.fromkeys(map(key, rows)):
+        rate = ("gb_per_s", "GB/s") if work.startswith("step") else ("tflops", "TFLOP/s")
+        some = [r for r in rows if key(r) == (work, dtype) and not r.get("alone")]
+        ours = {shape_of(r): r["median_ms"] for r in some if r["contender"] in OURS}
+        yield f"#### {work}, {dtype}"
+        yield table(
+            ["shape", "contender", "median ms (quartiles)", "time / RetNet's", rate[1], "roofline",
+             "peak MiB", "error"],
+            (
+                [
+                    shape_of(r),
+                    named(r["contender"]) + (f", {r['note']}" if "note" in r else ""),
+                    milliseconds(r),
+                    ratio(r["median_ms"] / ours[shape_of(r)]) if shape_of(r) in ours else "",
+                    number(r[rate[0]], 3),
+                    percent(r["roofline"]),
+                    mib(r.get("peak_mib")),
+                    f"{r['error']:.0e}" + ("" if r.get("agrees", True) else ", disagrees")
+                    if "error" in r
+                    else "another function",
+                ]
+                for r in some
+            ),
+        )  # fmt: skip
+    alone = device.rows("ops", alone=True)
+    if alone:
+        yield "#### RetNet alone, other shapes"
+        head = ["work, shape, dtype", "median ms (quartiles)", "TFLOP/s", "roofline", "peak MiB"]
+        yield table(
+            head,
+            (
+                [
+                    f"{r['work']}, {shape_of(r)}, {r['dtype']}",
+                    milliseconds(r),
+                    number(r["tflops"], 3),
+                    percent(r["roofline"]),
+                    mib(r.get("peak_mib")),
+                ]
+                for r in alone
+            ),
+        )
+    grows = device.section("ops")["scaling"]
+    if grows:
+        yield table(["scaling", "ratio"], ([name, number(x, 3)] for name, x in grows.items()))
+
+
+def whole_model(device: Device) -> Iterator[str]:
+    """A table for training and one for decoding."""
+    yield "### Models beside Llama"
+    yield f"![Models beside Llama]({device.link}/model.png)"
+    for work, cases in groupby(
+        sorted(device.rows("model"), key=lambda r: r["work"], reverse=True), lambda r: r["work"]
+    ):
+        some = list(cases)
+        decodes = work == "decoding step"
+        key = lambda r: tuple(r[x] for x in ("size", "dtype", "batch", "length"))  # noqa: E731
+        ours = {key(r): r["median_ms"] for r in some if r["contender"] == "retnet"}
+        held = ["state or cache MiB"] if decodes else []
+        yield f"#### {work}"
+        yield table(
+            ["model, dtype, sequences", "tokens before" if decodes else "tokens", "contender",
+             "median ms (quartiles)", "tokens/s", "time / RetNet's", "of limit", *held, "peak MiB"],
+            (
+                [
+                    f"{r['size'].upper()}, {r['dtype']}, {r['batch']}",
+                    f"{r['length']:,}",
+                    named(r["contender"]),
+                    milliseconds(r),
+                    number(r["tokens_per_s"], 3),
+                    ratio(r["median_ms"] / ours[key(r)]) if key(r) in ours else "",
+                    percent(r["share"]),
+                    *([mib(r.get("state_mib"))] if decodes else []),
+                    mib(r.get("peak_mib"))
+                    + (f" (at least {mib(r['least_mib'])})" if "least_mib" in r else ""),
+                ]
+                for r in some
+            ),
+        )  # fmt: skip
+
+
+def whole_linear(device: Device) -> Iterator[str]:
+    """Decoding beside the bandwidth of reading memory, training beside torch."""
+    yield "### Linear layers"
+    for work in dict.fromkeys(r["work"] for r in device.rows("linear")):
+        rate = ("gb_per_s", "GB/s") if work == "decoding" else ("gflops", "GFLOP/s")
+        yield f"#### {work}"
+        yield table(
+            ["out x in, tokens, dtype", "contender", "median ms (quartiles)", rate[1],
+             "`F.linear`'s time / ours", "of reading"],
+            (
+                [
+                    f"{r['out']:,} x {r['in']:,}, {r['tokens']:,}, {r['dtype']}",
+                    {"linear": "`retnet.ops.linear`", "F.linear": "`F.linear`"}.get(
+                        r["contender"], "reading as many bytes"
+                    ),
+                    milliseconds(r),
+                    number(r[rate[0]], 3),
+                    ratio(r.get("speedup", {}).get("F.linear")),
+                    percent(r.get("share")),
+                ]
+                for r in device.rows("linear", work=work)
+            ),
+        )  # fmt: skip
+
+
+def whole_twins(device: Device) -> Iterator[str]:
+    """Modules in C++ beside those in Python, on one thread."""
+    yield "### Modules in C++ beside their Python twins"
+    rows = []
+    for r in device.rows("twins", contender="retnet.cpp"):
+        twin = device.row("twins", contender="retnet.nn", work=r["work"], size=r["size"])
+        over = r["time_over_python"]
+        rows.append(
+            [
+                f"{r['work']}, {r['size']}",
+                milliseconds(r),
+                milliseconds(twin),
+                f"{over['median']:.3f} ({over['q1']:.3f} to {over['q3']:.3f})",
+                f"{number(r['tokens_per_s'], 3)}",
+                f"{number(twin['tokens_per_s'], 3)}",
+            ]
+        )
+    head = ["work, size", "C++ ms (quartiles)", "Python ms (quartiles)", "C++ time / Python's"]
+    yield table([*head, "C++ tokens/s", "Python tokens/s"], rows)
+
+
+def cpu_retention(device: Device) -> str:
+    """Of the page on CPU kernels: the paper's heads at T = 8192 beside peers and the peak."""
+    section, dtypes = device.section("ops"), dtypes_of(device.rows("ops"))
+
+    def column(dtype: str) -> dict[str, str]:
+        def ours(work: str, H: int = 4, K: int = 256, V: int = 512) -> Row:
+            shape = {"B": 1, "T": 8192, "H": H, "K": K, "V": V}
+            return device.row("ops", contender=OURS[0], work=work, dtype=dtype, **shape)
+
+        peak = section["ceilings"][dtype]["fma_flop_per_s"]
+        cells = {"probed peak of multiply-adds, GFLOP/s": number(peak / 1e9, 3)}
+        for work in ("forward", "forward+backward"):
+            row = ours(work)
+            cells[f"{work}, ms (quartiles)"] = milliseconds(row)
+            cells[f"{work}, share of the peak"] = percent(row["share"])
+            for name, times in row["speedup"].items():
+                cells[f"{work}, {named(name)} / ours"] = ratio(times)
+                cells[f"{work}, {named(name)} / ours at the peak"] = ratio(times / row["share"])
+        for H, K, V in ((4, 256, 432), (8, 128, 256), (8, 128, 128), (16, 64, 64)):
+            share = percent(ours("forward", H, K, V)["share"])
+            cells[f"forward, share of the peak, H={H} K={K} V={V}"] = share
+        for name, x in section["scaling"].items():
+            if name.endswith(f", {dtype}"):
+                cells[name.removesuffix(f", {dtype}")] = number(x, 3)
+        return cells
+
+    columns = [column(dtype) for dtype in dtypes]
+    lines = ([name, *(x.get(name, "") for x in columns)] for name in columns[0])
+    return table(["B=1 T=8,192 H=4 K=256 V=512", *dtypes], lines)
+
+
+def cpu_models(device: Device) -> str:
+    """Of the page on CPU kernels: models beside Llama, their share of the limit, their memory."""
+    lines = []
+    for r in device.rows("model", contender="retnet"):
+        others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r["speedup"].items())
+        least = f" (at least {mib(r['least_mib'])})" if "least_mib" in r else ""
+        lines.append(
+            [
+                f"{r['work']}, {r['size'].upper()}, {r['length']:,} tokens, {r['dtype']}",
+                milliseconds(r),
+                others,
+                percent(r["share"]),
+                f"{mib(r.get('peak_mib'))}{least}",
+            ]
+        )
+    head = ["RetNet", "ms (quartiles)", "Llama's time / RetNet's", "of limit", "adds MiB"]
+    return table(head, lines)
+
+
+def cpu_steps(device: Device) -> str:
+    """Of the page on CPU kernels: decoding steps and linears beside the bandwidth of memory."""
+    lines = []
+    for r in device.rows("ops", work="step", contender="retnet retention_step"):
+        name = f"decoding step, B={r['B']} H={r['H']} K={r['K']} V={r['V']}, {r['dtype']}"
+        others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r["speedup"].items())
+        share = f"{percent(r['share'])} of updating"
+        lines.append([name, milliseconds(r), number(r["gb_per_s"], 3), share, others])
+    for r in device.rows("linear", contender="linear"):
+        decodes = r["work"] == "decoding"
+        if decodes and r["tokens"] != 1:
+            continue
+        tokens = "1 token" if decodes else f"{r['tokens']:,} tokens"
+        name = f"linear {r['work']}, {r['out']:,} x {r['in']:,}, {tokens}, {r['dtype']}"
+        share = f"{percent(r['share'])} of reading" if decodes else ""
+        rate = number(r["gb_per_s"], 3) if decodes else ""
+        times = f"`F.linear` {ratio(r['speedup']['F.linear'])}"
+        lines.append([name, milliseconds(r), rate, share, times])
+    head = ["work", "ms (quartiles)", "GB/s", "share of the bandwidth", "others' time / ours"]
+    return table(head, lines)
+
+
+BLOCKS: dict[str, Callable[[Device], str]] = {
+    "headline": headline,
+    "everything": whole,
+    "cpu-retention": cpu_retention,
+    "cpu-models": cpu_models,
+    "cpu-steps": cpu_steps,
+}
+
+
+def devices(root: Path) -> dict[str, dict[str, Any]]:
+    """The summaries by the names of their folders."""
+    folders = sorted(path.parent for path in root.glob("benchmarks/results/*/summary.json"))
+    return {folder.name: summary.load(folder) for folder in folders}
+
+
+def render(page: Path, root: Path, summaries: dict[str, dict[str, Any]]) -> str:
+    """The text of a page with its blocks as the summaries give them."""
+    text, name = page.read_text(), page.relative_to(root)
+
+    def block(found: re.Match[str]) -> str:
+        wanted, *chosen = found[1].split()
+        if wanted not in BLOCKS:
+            raise ReportError(f"{name}: unknown results: {wanted} (known: {', '.join(BLOCKS)})")
+        for device in chosen:
+            if device not in summaries:
+                raise ReportError(f"{name}: no results of {device} ({', '.join(summaries)})")
+        parts = []
+        for device in chosen or summaries:
+            link = os.path.relpath(root / "benchmarks/results" / device, page.parent)
+            parts.append(BLOCKS[wanted](Device(device, link, summaries[device])))
+        return "\n\n".join([f"<!-- results: {found[1]} -->", *parts, "<!-- end -->"])
+
+    if len(re.findall("(?<!`)<!-- results:", text)) != len(MARKED.findall(text)):  # `: an example
+        raise ReportError(f"{name}: <!-- results: NAME --> and <!-- end --> must be lines in pairs")
+    return MARKED.sub(block, text)
+
+
+def pages(root: Path) -> list[Path]:
+    """The pages that may quote results."""
+    return [root / "README.md", root / "benchmarks/README.md", *sorted(root.glob("docs/**/*.md"))]
+
+
+def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing, say what is stale")
+    check: bool = parser.parse_args(arguments).check
+    stale: list[str] = []
+    try:
+        summaries = devices(root)
+        for page in pages(root):
+            text = render(page, root, summaries)
+            if text != page.read_text():
+                stale.append(f"{page.relative_to(root)} is not what the summaries give")
+                if not check:
+                    page.write_text(text)
+    except ReportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for name, content in summaries.items():
+        folder = root / "benchmarks/results" / name
+        lines = len((folder / "summary.json").read_text().splitlines())
+        if lines > summary.MOST_LINES:
+            print(f"{name}/summary.json: {lines} lines of {summary.MOST_LINES}", file=sys.stderr)
+            return 1
+        for path in plots.stale(folder, content):
+            stale.append(f"{path.relative_to(root)} is not drawn from the summary")
+            if not check:
+                plots.draw(path, content)
+    for each in stale:
+        print(each if check else f"wrote {each.split(' is not ')[0]}")
+    if check and stale:
+        print("run make results", file=sys.stderr)
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

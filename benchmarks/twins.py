@@ -3,7 +3,8 @@
 
 A training step (forward, backward, AdamW) of retnet.cpp and of retnet.nn in turns, in CPU time of
 the thread, which a busy machine does not lengthen; and greedy text for one prompt, in tokens/s.
-Both run the same operators with the same weights on one thread. Writes twins.json.
+Both run the same operators with the same weights on one thread. Writes raw/twins.json and its
+section of summary.json.
 """
 
 import argparse
@@ -17,9 +18,9 @@ import torch
 from tqdm import tqdm
 
 import machine
-import report
 import retnet.cpp
 import retnet.nn
+import summary
 from retnet import RetNetConfig
 from retnet._memory import keep_memory_mapped
 from retnet.generation import generate
@@ -117,6 +118,26 @@ def measure(calls: dict[str, Call], pairs: int) -> dict[str, Any]:
     }
 
 
+def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
+    """Of the summary: both twins; on that in C++ its time over the other's, pair by pair."""
+    found = []
+    for r in results:
+        ratio = {key: summary.round_to(r["ratio"][key]) for key in ("median", "q1", "q3")}
+        for name, spread in r["seconds"].items():
+            found.append(
+                {
+                    "work": r["work"],
+                    "size": r["size"],
+                    "tokens": r["tokens"],
+                    "contender": name,
+                    **summary.times(spread),
+                    "tokens_per_s": summary.round_to(r["tokens"] / spread["median"]),
+                    "time_over_python": ratio if name == "retnet.cpp" else None,
+                }
+            )
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
@@ -126,8 +147,7 @@ def main() -> int:
     device = torch.device("cpu")
     keep_memory_mapped()
     torch.set_num_threads(1)
-    folder = "quick" if options.quick else machine.folder_name(device)
-    out: Path = options.out or Path(__file__).parent / "results" / folder
+    out: Path = options.out or machine.results_folder(device, options.quick)
     facts = machine.describe(device)
     print("   ".join(f"{name}: {value}" for name, value in facts.items()) + "\n")
     print(f"{'work':16}{'size':8}{'retnet.cpp ms':>15}{'retnet.nn ms':>14}{'ratio':>8}"
@@ -147,7 +167,7 @@ def main() -> int:
             f"{work:16}{size:8}{ours * 1e3:15.2f}{twin * 1e3:14.2f}{ratio['median']:8.3f}"
             f"{ratio['q1']:9.3f}..{ratio['q3']:.3f}{tokens / ours:14,.0f}{tokens / twin:9,.0f}"
         )
-        report.write_json(out / "twins.json", content)
+        summary.write(out, "twins", content, rows(results))
     return 0
 
 

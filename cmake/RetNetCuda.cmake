@@ -103,8 +103,8 @@ if(NOT _retnet_nvcc)
   if(RETNET_CUDA STREQUAL "ON")
     message(FATAL_ERROR
       "RetNet: RETNET_CUDA=ON needs nvcc, which is not in CUDACXX, CUDA_HOME/bin, PATH or the site-packages of "
-      "Python_EXECUTABLE ('${Python_EXECUTABLE}'). Install a CUDA toolkit, or: pip install 'nvidia-cuda-nvcc==13.0.*' "
-      "'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-cccl==13.0.*'")
+      "Python_EXECUTABLE ('${Python_EXECUTABLE}'). Install a CUDA toolkit, or: pip install 'nvidia-cuda-nvcc==X' "
+      "'nvidia-cuda-crt==X' 'nvidia-nvvm==X' 'nvidia-cuda-cccl==X', where X is torch.version.cuda and '.*': 13.0.*")
   endif()
   message(STATUS "RetNet: CUDA kernels OFF (no nvcc)")
   return()

@@ -4,6 +4,7 @@
 # CUDA build of torch, torch_cuda), RetNet::c10_cuda, RetNet::torch_cuda,
 # RetNet::torch_python. Torch's own CMake package stops with an
 # error where the wheel is a CUDA build and the machine has no CUDA toolkit; this file needs no toolkit.
+# RETNET_TORCH_VERSION is its version (2.15.0), RETNET_TORCH_MINOR the part that a build is bound to (2.15).
 #
 # Torch is looked for in RETNET_TORCH_DIR (a folder that holds lib/libtorch.so: an unpacked LibTorch or the `torch`
 # folder of site-packages), then in CMAKE_PREFIX_PATH, then in the Python of Python_EXECUTABLE or of PATH.
@@ -37,9 +38,22 @@ if(NOT RETNET_TORCH_DIR)
 endif()
 if(NOT EXISTS "${RETNET_TORCH_DIR}/lib/libtorch.so")
   message(FATAL_ERROR
-    "RetNet: torch was not found (RETNET_TORCH_DIR='${RETNET_TORCH_DIR}'). Install it (pip install torch==2.11.0) and "
+    "RetNet: torch was not found (RETNET_TORCH_DIR='${RETNET_TORCH_DIR}'). Install it (pip install torch) and "
     "pass -DPython_EXECUTABLE=<its python>, or unpack LibTorch and pass -DRETNET_TORCH_DIR=<folder>.")
 endif()
+
+# Torch's own header rather than Python's metadata, which LibTorch does not have.
+set(_retnet_version_header "${RETNET_TORCH_DIR}/include/torch/headeronly/version.h")
+set(_retnet_version "")
+if(EXISTS "${_retnet_version_header}")
+  file(STRINGS "${_retnet_version_header}" _retnet_version REGEX "^#define TORCH_VERSION_(MAJOR|MINOR|PATCH) [0-9]+$")
+  list(TRANSFORM _retnet_version REPLACE ".* " "")
+  list(JOIN _retnet_version "." _retnet_version)
+endif()
+string(REGEX MATCH "^[0-9]+\\.[0-9]+" _retnet_minor "${_retnet_version}")
+# In the cache, since other folders of an application, which include this file without effect, see them there too.
+set(RETNET_TORCH_VERSION "${_retnet_version}" CACHE INTERNAL "Version of torch")
+set(RETNET_TORCH_MINOR "${_retnet_minor}" CACHE INTERNAL "Its major and minor version")
 
 function(_retnet_import_torch_library name)
   add_library(RetNet::${name} SHARED IMPORTED GLOBAL)

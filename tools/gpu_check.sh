@@ -6,7 +6,8 @@
 #
 #   tools/gpu_check.sh [all|test|bench]
 #     test    build, GPU tests, compute-sanitizer
-#     bench   build, benchmarks/ops.py; adds to the results of the test before
+#     bench   build, benchmarks/ops.py; adds to the results of the test before. Its summary.json belongs into
+#             benchmarks/results/<device>, from which make results writes the pages.
 #   Each of the two ends within 10 minutes, the build included; all ends within 25.
 #   bench finds what test built, and its results, only if it follows at once: a machine that is given back in between
 #   starts bare, and builds again.
@@ -153,7 +154,7 @@ build() {
 gpu_tests() {
   local tests=("$python" -m pytest tests/python -p no:cacheprovider --continue-on-collection-errors -vv --durations=10)
   local workers=()
-  # Two threads a worker (tests/python/conftest.py, which also says which files come first).
+  # Two threads a worker (tests/python/conftest.py; support/file_order.py says which files come first).
   if "$python" -c "import xdist" 2>/dev/null; then
     workers=(-n $((($(nproc) + 1) / 2)) --dist loadfile --no-loadscope-reorder)
   fi

@@ -9,7 +9,7 @@
 #   HELION_REPOSITORY=URL           where the example of Helion comes from; without it that peer is left out
 #
 # torchscale's own requirements, fairscale and timm, are not needed for what is used of it. That the two lists below hold
-# all that is imported is tested (tests/python/test_gpu_tools.py).
+# all that is imported is tested (tests/python/tools/test_gpu_tools.py).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

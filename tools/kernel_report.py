@@ -4,7 +4,7 @@
 kernel_report.py KERNELS COUNTS
 
 KERNELS is the folder that `make kernels` builds in: objects, and ptxas's output beside them. COUNTS
-holds the JSON that tests/kernels/kernel_counts.cpp prints: what the emulator counts, what the
+holds the JSON that tests/kernels/cuda/kernel_counts.cpp prints: what the emulator counts, what the
 kernels' headers state, and the goals. Prints a table for each kernel family and the model's time
 beside each goal. Exit status 1, and a line for each gate that fails, where
 

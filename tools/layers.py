@@ -19,12 +19,12 @@ RULES = [
         "kernels know pointers, strides and a stream only",
     ),
     (
-        r"(?!kernels/cuda/|csrc/ops/cuda/|tests/(kernels/|simt/|python/test_kernel_))",
+        r"(?!kernels/cuda/|csrc/ops/cuda/|tests/(kernels/cuda/|simt/|python/docs/test_kernel_))",
         INCLUDE + r"kernels/cuda/",
         "only csrc/ops/cuda and the tests of the kernels call CUDA kernels",
     ),
     (
-        r"(?!kernels/cpu/|csrc/ops/cpu/|tests/cpu/)",
+        r"(?!kernels/cpu/|csrc/ops/cpu/|tests/kernels/cpu/)",
         INCLUDE + r"kernels/cpu/",
         "only csrc/ops/cpu and the tests of the kernels call CPU kernels",
     ),

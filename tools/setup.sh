@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Usage: tools/setup.sh VENV. Makes the virtual environment and installs in it what pyproject.toml
-# names, and the system packages that are missing, where it may. PYTHON chooses the interpreter;
-# CUDA=1 takes nvcc from PyPI where there is none.
+# names, and the system packages that are missing, where it may. PYTHON chooses the interpreter, TORCH the
+# version of torch; CUDA=1 takes nvcc from PyPI where there is none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
@@ -26,15 +26,20 @@ print(*project["build-system"]["requires"], *project["project"]["dependencies"],
 END
 )
 mapfile -t requirements <<<"$requirements"
-if [ -n "${CUDA:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
-  requirements+=(nvidia-cuda-nvcc==13.0.* nvidia-cuda-crt==13.0.* nvidia-nvvm==13.0.* nvidia-cuda-cccl==13.0.*)
-fi
+requirements+=("torch==${TORCH:-2.11.0}")
 "$venv/bin/python" -m pip install --quiet "uv>=0.9" || true
 # Minutes faster than pip, which unpacks one file at a time; but pip alone knows a mirror from pip's own settings.
 install() {
   "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || "$venv/bin/python" -m pip install --quiet "$@"
 }
 install "${requirements[@]}"
+if [ -n "${CUDA:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
+  # Of the version whose runtime and headers came with torch; some torches bring cccl, too.
+  cuda=$("$venv/bin/python" -c "import torch; print(torch.version.cuda or '13.0')")
+  toolkit=("nvidia-cuda-nvcc==$cuda.*" "nvidia-cuda-crt==$cuda.*" "nvidia-nvvm==$cuda.*")
+  "$venv/bin/python" -m pip show --quiet nvidia-cuda-cccl 2>/dev/null || toolkit+=("nvidia-cuda-cccl==$cuda.*")
+  install "${toolkit[@]}"
+fi
 # A peer of the benchmarks, and what `retnet convert` is tested with. What it requires is for training in its own
 # framework, and source-only in part.
 install --no-deps torchscale==0.3.0

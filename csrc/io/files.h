@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Files that are read as a whole number of bytes or not at all, and never left half written. An
-// error of the system raises std::system_error, whose message names the file.
+// Files that are read completely or not at all, and that are never left half written. A system
+// error raises std::system_error, whose message names the file.
 #pragma once
 
 #include <cstdint>
@@ -31,14 +31,14 @@ class InputFile {
   uint64_t size_;
 };
 
-/// The whole of a file.
+/// Returns the contents of a file.
 std::string read_file(const std::filesystem::path& path);
 
-/// Writes `count` bytes after those before.
+/// Appends `count` bytes.
 using Write = std::function<void(const void* bytes, uint64_t count)>;
 
-/// Writes a file so that a full disk or a kill at any moment leaves the one before it whole: what
-/// `fill` writes goes to a file beside it, which is flushed to the disk and then renamed.
+/// Writes a file such that a full disk or a kill at any moment leaves the previous file intact.
+/// `fill` writes to a file in the same folder, which is flushed to the disk and then renamed.
 void replace_file(const std::filesystem::path& path, const std::function<void(const Write&)>& fill);
 
 }  // namespace retnet::io

@@ -6,7 +6,7 @@
 
 namespace retnet::io {
 
-/// " (did you mean 'x'?)" with the nearest of `names`, or "" where none is near.
+/// Returns " (did you mean 'x'?)" with the nearest of `names`, or "" if none is near.
 std::string hint(const std::string& name, const std::vector<std::string>& names);
 
 }  // namespace retnet::io

@@ -8,8 +8,9 @@
 
 namespace retnet::io {
 
-/// Text as JSON. Raises nlohmann's exceptions, and c10::ValueError ("`subject` must ...") where it is
-/// nested deeper than any file of ours: printing such a value would overrun the stack.
+/// Parses JSON. Raises nlohmann's exceptions. Raises c10::ValueError ("`subject` must ...") if the
+/// text is nested deeper than any file of this library, because printing such a value would
+/// overflow the stack.
 inline nlohmann::ordered_json parse_json(const std::string& text, const char* subject) {
   static constexpr int kDeepest = 16;
   const auto keep = [&](int depth, nlohmann::ordered_json::parse_event_t, nlohmann::ordered_json&) {

@@ -30,8 +30,6 @@ constexpr std::array<std::pair<const char*, at::ScalarType>, 6> kDtypes = {{{"F6
 
 constexpr const char* kSupported = "F64, F32, F16, BF16, I64 or I32";
 
-std::string python_name(at::ScalarType dtype) { return c10::getDtypeNames(dtype).first; }
-
 /// The value, or a c10::ValueError that says what the entry must have.
 uint64_t size_of(const Json& value, const std::string& name, const char* what) {
   TORCH_CHECK_VALUE(
@@ -88,8 +86,9 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
     uint64_t length = 0;
     for (size_t i = bytes.size(); i-- > 0;) length = length << 8 | bytes[i];
     TORCH_CHECK_VALUE(length <= std::min(kLongestHeader, file_->size() - kLengthBytes),
-                      "its header must lie in the file of ", file_->size(), " bytes and have ",
-                      kLongestHeader, " at most, got a length of ", length);
+                      "its header must fit in the file of ", file_->size(),
+                      " bytes and have at most ", kLongestHeader, " bytes, got a length of ",
+                      length);
     std::string header(length, '\0');
     file_->read(kLengthBytes, length, header.data());
     parse(header, kLengthBytes + length);
@@ -148,7 +147,8 @@ at::Tensor SafetensorsFile::read(const SafetensorsEntry& entry) const {
 
 void SafetensorsFile::read_into(const SafetensorsEntry& entry, const at::Tensor& target) const {
   TORCH_CHECK_VALUE(target.sizes() == entry.shape, path().string(), ": ", entry.name, " has shape ",
-                    c10::IntArrayRef(entry.shape), ", the tensor to read it into ", target.sizes());
+                    c10::IntArrayRef(entry.shape), ", but the tensor to read it into has shape ",
+                    target.sizes());
   if (target.device().is_cpu() && target.is_contiguous() && target.scalar_type() == entry.dtype) {
     file_->read(entry.offset, entry.size, target.mutable_data_ptr());
     return;
@@ -173,7 +173,7 @@ void write_safetensors(const std::filesystem::path& path,
       return tensor.scalar_type() == pair.second;
     });
     TORCH_CHECK_VALUE(known != kDtypes.end(), path.string(), ": ", name, " must have dtype ",
-                      kSupported, ", got ", python_name(tensor.scalar_type()));
+                      kSupported, ", got ", c10::getDtypeNames(tensor.scalar_type()).first);
     const uint64_t begin = end;
     end += tensor.nbytes();
     json[name] = {

@@ -20,40 +20,41 @@ class InputFile;
 /// A tensor of a safetensors file.
 struct SafetensorsEntry {
   std::string name;
-  std::string dtype_name;  ///< as the file gives it
-  at::ScalarType dtype;    ///< Undefined for a dtype that cannot be read here
+  std::string dtype_name;  ///< the name in the file
+  at::ScalarType dtype;    ///< Undefined if this library cannot read the dtype
   std::vector<int64_t> shape;
-  uint64_t offset;  ///< of its first byte in the file
-  uint64_t size;    ///< in bytes
+  uint64_t offset;  ///< the offset of its first byte in the file
+  uint64_t size;    ///< the size in bytes
 };
 
-/// A safetensors file, open for reading: the length of the header (8 bytes, little-endian), the
-/// header in JSON, then the tensors without gaps (https://github.com/huggingface/safetensors).
-/// Tensors are read when asked for, straight into their memory.
+/// A safetensors file, open for reading (https://github.com/huggingface/safetensors). It holds the
+/// length of the header (8 bytes, little-endian), the header in JSON, and the tensors without gaps.
+/// A tensor is read on request, directly into its memory.
 class RETNET_API SafetensorsFile {
  public:
-  /// Reads the header and checks every number in it. Raises std::system_error where the file cannot
-  /// be read, and c10::ValueError, which names the file, where it is none or is not whole.
+  /// Reads the header and checks every number in it. Raises std::system_error if the file cannot be
+  /// read. Raises c10::ValueError, which names the file, if it is not a safetensors file or is
+  /// incomplete.
   explicit SafetensorsFile(const std::filesystem::path& path);
   ~SafetensorsFile();
 
   const std::filesystem::path& path() const;
 
-  /// The tensors, in the order in which they lie in the file.
+  /// The tensors, in their order in the file.
   const std::vector<SafetensorsEntry>& entries() const { return entries_; }
 
   /// Text that the writer added.
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
 
-  /// The tensor of that name; null where there is none.
+  /// Returns the tensor of that name, or null if there is none.
   const SafetensorsEntry* find(const std::string& name) const;
 
-  /// A new tensor on the CPU. Raises c10::ValueError, which names the file and the tensor, where its
-  /// dtype is none of float64, float32, float16, bfloat16, int64 and int32.
+  /// Reads into a new tensor on the CPU. Raises c10::ValueError, which names the file and the
+  /// tensor, if its dtype is not float64, float32, float16, bfloat16, int64 or int32.
   at::Tensor read(const SafetensorsEntry& entry) const;
 
-  /// Reads into a tensor of the same shape, of any device and dtype. Only where those are not the
-  /// CPU and the file's own does it take memory, for this one tensor.
+  /// Reads into a tensor of the same shape, on any device and of any dtype. It allocates memory,
+  /// for this one tensor, only if the device is not the CPU or the dtype is not that of the file.
   void read_into(const SafetensorsEntry& entry, const at::Tensor& target) const;
 
  private:
@@ -64,9 +65,9 @@ class RETNET_API SafetensorsFile {
   std::map<std::string, std::string> metadata_;
 };
 
-/// Writes tensors of those dtypes from any device, one after the other, and `metadata` beside them.
-/// A file that stood there is replaced at once or, on an error, not at all. Raises
-/// std::system_error, which names the file, where it could not be written.
+/// Writes tensors of those dtypes from any device, one after the other, together with `metadata`.
+/// An existing file is replaced atomically. If an error occurs, it is not replaced. Raises
+/// std::system_error, which names the file, if it could not be written.
 RETNET_API void write_safetensors(const std::filesystem::path& path,
                                   std::vector<std::pair<std::string, at::Tensor>> tensors,
                                   const std::map<std::string, std::string>& metadata = {});

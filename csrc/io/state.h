@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Files of decoding states. No members of RetNetState, which belongs to the library that does
-// without JSON.
+// Files of decoding states. These functions are not members of RetNetState, because RetNetState
+// belongs to the library that does not use JSON.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -14,15 +14,16 @@
 namespace retnet::nn {
 
 /// Writes a safetensors file with the tensors `retention` and `positions`, as `RetNetState.save` of
-/// Python does. A file that stood there is replaced at once or, on an error, not at all.
+/// Python does. An existing file is replaced atomically. If an error occurs, it is not replaced.
 ///
-/// Raises std::system_error, which names the file, where it could not be written.
+/// Raises std::system_error, which names the file, if it could not be written.
 RETNET_API void save(const std::filesystem::path& path, const RetNetState& state);
 
-/// Reads what `save` or `RetNetState.save` of Python wrote; `device` is where the state lives.
+/// Reads a file that `save`, or `RetNetState.save` of Python, wrote. `device` is the device of the
+/// state.
 ///
-/// Raises std::system_error where the file cannot be read, and c10::ValueError, which names it,
-/// where it is corrupt, truncated, of something else or of a newer format_version.
+/// Raises std::system_error if the file cannot be read. Raises c10::ValueError, which names the
+/// file, if it is corrupt, truncated, of another kind or of a newer format_version.
 RETNET_API RetNetState load_state(const std::filesystem::path& path,
                                   const at::Device& device = at::kCPU);
 

@@ -10,8 +10,8 @@
 
 namespace retnet::nn {
 
-/// `layer->forward(...)` that keeps only its inputs for the backward pass, which runs it again
-/// (activation checkpointing). The same values and gradients.
+/// Computes `layer->forward(...)` but keeps only the inputs for the backward pass, which runs it
+/// again (activation checkpointing). Values and gradients are the same.
 std::tuple<torch::Tensor, torch::Tensor> checkpointed(
     const std::shared_ptr<DecoderLayerImpl>& layer, const torch::Tensor& x,
     const std::optional<torch::Tensor>& state, const torch::Tensor& positions,

@@ -11,18 +11,18 @@
 
 namespace retnet::nn {
 
-/// Why a step of the model cannot be recorded as a graph on this device as far as one can tell
-/// beforehand, or empty.
+/// Returns why a decode step of the model cannot be recorded as a graph on this device. Returns an
+/// empty text if nothing that is known before recording prevents it.
 RETNET_API std::string graph_refusal(const RetNetForCausalLM& model, const torch::Device& device);
 
-/// One step of decoding after another: reads a token of each row and gives the logits of the next.
+/// Runs decode steps. Each call reads one token per row and returns the logits of the next token.
 ///
-/// Tokens, state and logits lie in the same memory at every step, so that on CUDA the steps after the
-/// first two repeat a CUDA graph of the whole model: one launch for some hundreds. Where there can be
-/// none, the steps run one by one, and a warning says why, once.
+/// Tokens, state and logits are in the same memory at every step. On CUDA, the steps after the
+/// first two therefore replay a CUDA graph of the whole model. This is one launch instead of some
+/// hundreds. If no graph can be recorded, the steps run one by one, and a warning says why, once.
 class RETNET_API DecodingStep {
  public:
-  /// `state` is the steps' own from here on.
+  /// Takes ownership of `state`: later steps overwrite it.
   DecodingStep(RetNetForCausalLM model, RetNetState state);
 
   /// ids: [N, 1]. Returns logits [N, 1, vocab], which the next call overwrites.
@@ -36,7 +36,7 @@ class RETNET_API DecodingStep {
   RetNetState state_;
   torch::Tensor ids_, logits_;
   std::function<void()> replay_;
-  int until_record_;  // steps before the one that is recorded; negative: none will be
+  int until_record_;  // number of steps before the recorded one; negative if none is recorded
 };
 
 }  // namespace retnet::nn

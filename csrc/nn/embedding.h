@@ -12,24 +12,24 @@
 
 namespace retnet::nn {
 
-/// The rows of a matrix by number. torch's `nn::Embedding`, made on the device and in the dtype
-/// given, for the reason that `Linear` names.
+/// Looks up rows of a matrix, like torch's `nn::Embedding`. Its weight is created on the given
+/// device and in the given dtype. `Linear` explains why.
 ///
-/// Keys: `weight` [num_embeddings, embedding_dim].
+/// State-dict keys: `weight` [num_embeddings, embedding_dim].
 class RETNET_API EmbeddingImpl : public torch::nn::Cloneable<EmbeddingImpl> {
  public:
-  /// `tensor_options` says where and in which dtype the parameters are made.
+  /// `tensor_options` gives the device and the dtype of the parameters.
   EmbeddingImpl(int64_t num_embeddings, int64_t embedding_dim,
                 const torch::TensorOptions& tensor_options = {});
 
   void reset() override;
 
-  /// torch's default: N(0, 1).
+  /// Reinitialises the weight from N(0, 1), which is torch's default.
   void reset_parameters();
 
   void pretty_print(std::ostream& stream) const override;
 
-  /// ids [...] int64 or int32. Returns [..., embedding_dim].
+  /// Looks up ids [...] int64 or int32. Returns [..., embedding_dim].
   torch::Tensor forward(const torch::Tensor& ids);
 
   torch::Tensor weight;  ///< [num_embeddings, embedding_dim]

@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kUncheckedSteps = 64;  // most steps whose logits are not known to be finite
 
 void check(const std::vector<torch::Tensor>& prompts, const GenerateOptions& options) {
-  TORCH_CHECK_VALUE(!prompts.empty(), "generate: prompts must hold one at least, got none");
+  TORCH_CHECK_VALUE(!prompts.empty(), "generate: prompts must hold at least one prompt, got none");
   for (const auto& prompt : prompts) {
     TORCH_CHECK_VALUE(prompt.dim() == 1 && prompt.size(0) > 0,
                       "generate: prompts must have shape [T], T >= 1, got ", prompt.sizes());

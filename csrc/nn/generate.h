@@ -13,42 +13,46 @@
 
 namespace retnet::nn {
 
-/// How `generate` draws tokens and when it ends. `generate` raises c10::ValueError where a field is
-/// out of its range; the message names it and its value. Each is set by `name(value)` and read by
-/// `name()`.
+/// How `generate` samples tokens and when it ends. Set a field by `name(value)` and read it by
+/// `name()`. `generate` raises c10::ValueError if a field is out of its range. The message names
+/// the field and its value.
 struct RETNET_API GenerateOptions {
-  /// The one option without a default.
+  /// max_new_tokens is the only option without a default.
   explicit GenerateOptions(int64_t max_new_tokens) : max_new_tokens_(max_new_tokens) {}
 
-  /// Most tokens to write for each prompt, >= 0.
+  /// The maximum number of new tokens for each prompt, >= 0.
   TORCH_ARG(int64_t, max_new_tokens);
-  /// Divides the logits, >= 0; 0 takes the most likely token.
+  /// Divides the logits, >= 0. 0 takes the most likely token.
   TORCH_ARG(double, temperature) = 1.0;
-  /// Draw among the k most likely tokens only, k >= 1; ties with the k-th stay in.
+  /// Sample only from the k most likely tokens, k >= 1. Ties with the k-th are kept.
   TORCH_ARG(std::optional<int64_t>, top_k);
-  /// Draw among the fewest most likely tokens whose probabilities (after temperature and top_k) sum
-  /// to at least p, 0 < p <= 1.
+  /// Sample only from the smallest set of most likely tokens whose probabilities (after temperature
+  /// and top_k) sum to at least p, 0 < p <= 1.
   TORCH_ARG(std::optional<double>, top_p);
-  /// Of the draw, for repeatable text; absent = torch's global generator.
+  /// Makes the sampling repeatable. If absent, torch's global generator is used.
   TORCH_ARG(std::optional<uint64_t>, seed);
-  /// A text ends with the first of these that is drawn; it is part of the text.
+  /// A text ends with the first of these tokens that is sampled. This token is part of the text.
   TORCH_ARG(std::vector<int64_t>, stop_tokens);
 };
 
-/// Writes text: reads the prompts in one chunkwise pass, then takes one recurrent step a token.
+/// Generates text. It reads the prompts in one chunkwise pass and then takes one recurrent step per
+/// token.
 ///
-///   prompts  N tensors [T_n] int64 or int32 on the model's device, T_n >= 1. Lengths may differ: the
-///            prompts are then read packed
+///   prompts  N tensors [T_n] int64 or int32 on the model's device, T_n >= 1. If the lengths differ,
+///            the model reads the prompts packed
 ///
-/// Returns each prompt with its continuation, N tensors int64. Raises c10::ValueError when an
-/// argument is out of its range, or a logit is NaN or inf (-inf, which bans a token, is legal unless
-/// all are). On the CPU and with stop tokens the logits of every step are checked before its token is
-/// drawn; otherwise those of the first step, then every 64 steps and at the end, so that no other
-/// step waits for the device.
+/// Returns each prompt with its continuation, as N int64 tensors.
 ///
-/// On CUDA the third step is recorded as a CUDA graph of the whole model, which the steps after it
-/// repeat. Where that cannot be (parameters on several devices, autocast, a build without CUDA, a
-/// failure while recording) the steps run one by one, with the same text, and a warning says why, once.
+/// Raises c10::ValueError if an argument is out of its range, or if a logit is NaN or inf. A logit
+/// of -inf bans its token and is legal, unless all logits of a row are -inf. On the CPU, and if
+/// there are stop tokens, the logits of every step are checked before its token is sampled.
+/// Otherwise they are checked at the first step, then every 64 steps and at the end, so that no
+/// other step waits for the device.
+///
+/// On CUDA, the third decode step is recorded as a CUDA graph of the whole model. Later steps
+/// replay it. The steps run one by one instead, with the same text, if the parameters are on
+/// several devices, if autocast is on, in a build without CUDA, or if recording fails. A warning
+/// then says why, once.
 RETNET_API std::vector<torch::Tensor> generate(RetNetForCausalLM model,
                                                const std::vector<torch::Tensor>& prompts,
                                                const GenerateOptions& options);

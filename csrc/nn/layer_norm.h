@@ -12,35 +12,35 @@
 
 namespace retnet::nn {
 
-/// The normalisation of the last dimension, of the kind and eps that the options name
-/// (Sun et al. 2023, Eq. 9):
+/// Normalisation of the last dimension, with the kind and eps of the options (Sun et al. 2023, Eq.
+/// 9):
 ///
 ///     "layer": y = (x - mean(x)) / sqrt(var(x) + eps) weight + bias
 ///     "rms":   y = x / sqrt(mean(x^2) + eps) weight
 ///
-/// Keys: `weight` [channels], and `bias` [channels] for "layer".
+/// State-dict keys: `weight` [channels], and `bias` [channels] for "layer".
 class RETNET_API LayerNormImpl : public torch::nn::Cloneable<LayerNormImpl> {
  public:
-  /// Over d channels, as in a block. `tensor_options` says where and in which dtype the parameters
-  /// are made.
+  /// Normalises over d channels, as in a block. `tensor_options` gives the device and the dtype of
+  /// the parameters.
   explicit LayerNormImpl(const RetNetOptions& options,
                          const torch::TensorOptions& tensor_options = {});
 
-  /// Over `channels`, as inside a feed-forward network.
+  /// Normalises over `channels`, as inside a feed-forward network.
   LayerNormImpl(const RetNetOptions& options, int64_t channels,
                 const torch::TensorOptions& tensor_options = {});
 
   void reset() override;
 
-  /// weight = 1, bias = 0.
+  /// Sets weight to 1 and bias to 0.
   void reset_parameters();
 
   void pretty_print(std::ostream& stream) const override;
 
-  /// x [..., channels]. Returns the same shape.
+  /// Normalises x [..., channels]. Returns the same shape.
   torch::Tensor forward(const torch::Tensor& x);
 
-  RetNetOptions options;  ///< what it was made from
+  RetNetOptions options;  ///< the options of the module
   torch::Tensor weight;   ///< [channels]
   torch::Tensor bias;     ///< [channels]; undefined for "rms"
 

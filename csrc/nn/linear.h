@@ -12,29 +12,31 @@
 
 namespace retnet::nn {
 
-/// y = x weight^T + bias. torch's `nn::Linear`, made on the device and in the dtype given: torch's own
-/// is always made on the CPU in the default dtype, too large there for the models here. Where that is
-/// faster, on a CPU, it is `ops::linear`.
+/// Computes y = x weight^T + bias, like torch's `nn::Linear`. Its parameters are created on the
+/// given device and in the given dtype. torch's module always creates them on the CPU in the
+/// default dtype, where large models do not fit. On a CPU, it uses `ops::linear` if that is faster.
 ///
-/// Keys: `weight` [out_features, in_features] and, unless left out, `bias` [out_features].
+/// State-dict keys: `weight` [out_features, in_features], and `bias` [out_features] if there is
+/// one.
 class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
  public:
-  /// `tensor_options` says where and in which dtype the parameters are made.
+  /// `tensor_options` gives the device and the dtype of the parameters.
   LinearImpl(int64_t in_features, int64_t out_features, bool bias,
              const torch::TensorOptions& tensor_options = {});
 
   void reset() override;
 
-  /// torch's default: uniform within in_features^(-1/2) of 0.
+  /// Reinitialises the parameters uniformly within in_features^(-1/2) of 0, which is torch's
+  /// default.
   void reset_parameters();
 
   void pretty_print(std::ostream& stream) const override;
 
-  /// x [..., in_features]. Returns [..., out_features].
+  /// Applies the layer to x [..., in_features]. Returns [..., out_features].
   torch::Tensor forward(const torch::Tensor& x);
 
   torch::Tensor weight;  ///< [out_features, in_features]
-  torch::Tensor bias;    ///< [out_features]; undefined where left out
+  torch::Tensor bias;    ///< [out_features]; undefined if there is none
 
  private:
   int64_t in_features_, out_features_;
@@ -43,7 +45,7 @@ class RETNET_API LinearImpl : public torch::nn::Cloneable<LinearImpl> {
 };
 TORCH_MODULE(Linear);
 
-/// torch's linear as `Linear` computes it; an undefined bias is left out.
+/// Computes the product of `Linear`. An undefined bias is left out.
 RETNET_API torch::Tensor linear(const torch::Tensor& x, const torch::Tensor& weight,
                                 const torch::Tensor& bias = {});
 

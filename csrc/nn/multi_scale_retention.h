@@ -25,31 +25,36 @@ class RetentionConstants;
 ///
 ///     out_proj(norm(retention(rotary(q), rotary(k), v)) * swish(g)),   one gamma per head
 ///
-/// Keys: `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
-/// `group_norm.*`, `bias` beside each weight if `options.bias()`, and `log_decay_raw` [H] if
-/// `options.learnable_decay()`.
+/// State-dict keys:
 ///
-/// ln gamma is then reference * exp(log_decay_raw), where reference is the ln gamma of the options.
-/// The parameter begins at 0, and each of its values is legal:
+/// - `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
+/// - `group_norm.*`,
+/// - a `bias` for each of these matrices if `options.bias()`,
+/// - `log_decay_raw` [H] if `options.learnable_decay()`.
 ///
-/// - A step of an optimizer changes ln gamma by a relative amount.
-/// - From 80 on gamma is exactly 0, from -80 down exactly 1. Such a head gets no gradient, so it
-///   stays there until the parameter is set. A head whose gamma is 1 in the options begins at -80;
-///   its reference is -2^-10.
-/// - It stays float32 whatever `to(dtype)` does.
+/// If the decay is learnable, ln gamma is reference * exp(log_decay_raw). The reference is the ln
+/// gamma of the options. The parameter starts at 0, and each of its values is legal:
 ///
-/// The rotary frequencies, and ln gamma unless learnable, are neither parameters nor buffers: they
-/// follow from the options and are made in float32 on each device that needs them.
+/// - An optimizer step changes ln gamma by a relative amount.
+/// - If it is 80 or more, gamma is exactly 0. If it is -80 or less, gamma is exactly 1. Such a head
+///   gets no gradient, so it stays there until the parameter is set. A head whose gamma is 1 in the
+///   options starts at -80, and its reference is -2^-10.
+/// - It stays float32 in `to(dtype)`.
+///
+/// The rotary frequencies are neither parameters nor buffers, and neither is ln gamma unless it is
+/// learnable. They follow from the options and are computed in float32 on each device that needs
+/// them.
 class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScaleRetentionImpl> {
  public:
-  /// `tensor_options` says where and in which dtype the parameters are made.
+  /// `tensor_options` gives the device and the dtype of the parameters.
   explicit MultiScaleRetentionImpl(const RetNetOptions& options,
                                    const torch::TensorOptions& tensor_options = {});
 
   void reset() override;
 
-  /// Xavier uniform, gain 2^-2.5 for q, k, v, g and 2^-1 for out, as torchscale. Biases are uniform
-  /// within d^(-1/2) of 0, that of out is 0.
+  /// Reinitialises every part, as in torchscale. Matrices are Xavier uniform, with gain 2^-2.5 for
+  /// q, k, v and g and 2^-1 for out. Biases are uniform within d^(-1/2) of 0, except the bias of
+  /// out, which is 0.
   void reset_parameters();
 
   using torch::nn::Module::to;
@@ -58,21 +63,23 @@ class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScal
 
   void pretty_print(std::ostream& stream) const override;
 
-  /// ln gamma of each head, [H] float32, where the parameters are. Differentiable if learnable.
+  /// Returns ln gamma of each head, [H] float32, on the device of the parameters. It is
+  /// differentiable if it is learnable.
   torch::Tensor log_decay() const;
 
-  /// Runs the layer over a block of tokens. With T = 1, a state, no cu_seqlens and grad mode off it
-  /// takes the fused step of decoding.
+  /// Runs the layer on a block of tokens. It runs the fused decode step if T = 1, a state is given,
+  /// cu_seqlens is not given, and grad mode is off.
   ///
   ///   x           [B, T, d]
-  ///   state       [B, H, K, V] from the tokens before; absent = a start. [N, H, K, V] if packed
-  ///   positions   [T] or [B, T] int, position of each token in its sequence; needed with a state
-  ///               or cu_seqlens, else 0..T-1
+  ///   state       [B, H, K, V] after the tokens that were read before; absent at the start.
+  ///               [N, H, K, V] if packed
+  ///   positions   [T] or [B, T] int, the position of each token in its sequence. Required with a state
+  ///               or cu_seqlens, else 0..T-1 by default
   ///   cu_seqlens  [N + 1] int32, bounds of packed sequences (B = 1)
-  ///   form        "chunkwise", "parallel" or "recurrent"; the same values up to rounding
-  ///   inplace     the step of decoding may overwrite `state`
+  ///   form        "chunkwise", "parallel" or "recurrent". The values are the same up to rounding
+  ///   inplace     the decode step may overwrite `state`
   ///
-  /// Returns the output [B, T, d] and the state after the last token. Raises c10::ValueError when
+  /// Returns the output [B, T, d] and the state after the last token. Raises c10::ValueError if
   /// positions are missing.
   std::tuple<torch::Tensor, torch::Tensor> forward(
       const torch::Tensor& x, const std::optional<torch::Tensor>& state = std::nullopt,
@@ -80,13 +87,13 @@ class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScal
       const std::optional<torch::Tensor>& cu_seqlens = std::nullopt,
       std::string_view form = "chunkwise", bool inplace = false);
 
-  RetNetOptions options;               ///< what it was made from
+  RetNetOptions options;               ///< the options of the module
   Linear q_proj{nullptr};              ///< d to H K, queries
   Linear k_proj{nullptr};              ///< d to H K, keys
   Linear v_proj{nullptr};              ///< d to H V, values
   Linear g_proj{nullptr};              ///< d to H V, the gate
   Linear out_proj{nullptr};            ///< H V to d
-  GatedGroupNorm group_norm{nullptr};  ///< of each head's output
+  GatedGroupNorm group_norm{nullptr};  ///< the norm of each head's output
   torch::Tensor log_decay_raw;         ///< the parameter [H]; undefined unless learnable
 
  private:
@@ -95,7 +102,7 @@ class RETNET_API MultiScaleRetentionImpl : public torch::nn::Cloneable<MultiScal
 };
 TORCH_MODULE(MultiScaleRetention);
 
-/// True when a call is one step of decoding: T = 1, a state, grad mode off, not packed.
+/// Returns whether a call is a decode step: T = 1, a state, grad mode off, not packed.
 bool is_step(int64_t length, bool has_state, const std::optional<torch::Tensor>& cu_seqlens);
 
 }  // namespace retnet::nn

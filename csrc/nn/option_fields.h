@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The fields of RetNetOptions under their names, which are those of config.json and of
-// `retnet.RetNetConfig` in Python: the one list that readers and writers share.
+// The fields of RetNetOptions under their names. config.json and `retnet.RetNetConfig` in Python
+// use the same names. Readers and writers share this list.
 #pragma once
 
 #include "options.h"

@@ -5,8 +5,9 @@
 
 namespace retnet::nn {
 
-/// While one lives, modules made on its thread leave their parameters uninitialised, for whoever
-/// fills them at once: drawing the numbers of a large model takes longer than reading them.
+/// While an object of this class exists, modules created on its thread leave their parameters
+/// uninitialised. Code that then reads the parameters from a file saves time: for a large model,
+/// drawing random numbers takes longer than reading the file.
 class RETNET_API SkipInit {
  public:
   SkipInit();
@@ -14,7 +15,7 @@ class RETNET_API SkipInit {
   SkipInit(const SkipInit&) = delete;
   SkipInit& operator=(const SkipInit&) = delete;
 
-  /// True while one lives on this thread.
+  /// Returns whether such an object exists on this thread.
   static bool active();
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A CUDA graph of a step of decoding. step_graph.cpp is of builds without CUDA, cuda/step_graph.cpp of
-// those with it.
+// A CUDA graph of a decode step. Builds without CUDA compile step_graph.cpp, and builds with CUDA
+// compile cuda/step_graph.cpp.
 #pragma once
 
 #include <torch/types.h>
@@ -11,16 +11,17 @@
 
 namespace retnet::nn {
 
-/// What `record_step` gives: a call that repeats the step, or none and why there is none.
+/// The result of `record_step`: a call that repeats the step, or the reason why there is none.
 struct StepGraph {
   std::function<void()> replay;
   std::string refusal;
 };
 
-/// Records what `step` launches on a CUDA device, without running it.
+/// Records the launches of `step` on a CUDA device, without running them.
 StepGraph record_step(const torch::Device& device, const std::function<void()>& step);
 
-/// Runs `step` on a stream of its own, as a recording does, after and before all other work.
+/// Runs `step` on a stream of its own, as recording does. It runs after all earlier work and before
+/// all later work.
 void run_beside(const torch::Device& device, const std::function<void()>& step);
 
 }  // namespace retnet::nn

@@ -27,7 +27,7 @@ void check_affine(const char* op, const char* name, const std::optional<at::Tens
   }
   TORCH_CHECK(t->scalar_type() == x.scalar_type() || t->scalar_type() == accumulate_dtype(x), op,
               ": ", name, " must be ", dtype_name(x.scalar_type()), " (like ", x_name, ") or ",
-              dtype_name(accumulate_dtype(x)), " (the dtype of accumulation), got ",
+              dtype_name(accumulate_dtype(x)), " (the accumulation dtype), got ",
               dtype_name(t->scalar_type()));
   check_device(op, name, *t, x, x_name);
 }

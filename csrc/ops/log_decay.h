@@ -7,8 +7,9 @@
 
 namespace retnet::ops {
 
-/// log_decay is [H] of the accumulation dtype, on q's device, and on the CPU each value lies in
-/// [-inf, 0]. On other devices the values are not read, since that would wait for the device.
+/// Checks that log_decay is [H] of the accumulation dtype, on q's device. On the CPU, each value
+/// must lie in [-inf, 0]. On other devices the values are not read, because that would wait for the
+/// device.
 inline void check_log_decay(const char* op, const at::Tensor& log_decay, const at::Tensor& q,
                             const c10::SymInt& H) {
   check_shape(op, "log_decay", log_decay, {H}, "[H]");

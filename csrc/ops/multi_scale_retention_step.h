@@ -10,15 +10,15 @@
 
 namespace retnet::ops {
 
-/// The whole of decoding one token between a layer's projections (Sun et al. 2023, Eq. 8):
+/// Decodes one token between the projections of a layer (Sun et al. 2023, Eq. 8). It computes
 ///
 ///     gated_group_norm(retention_step(rotary(q, k, positions, frequencies), v, log_decay, state),
 ///                      gate, weight, bias)
 ///
-/// computed in the dtype of accumulation from end to end and rounded to q's dtype once, where the
-/// three operators one after the other round three times.
+/// in the accumulation dtype from end to end and rounds to q's dtype once. The three operators in
+/// sequence would round three times.
 ///
-///   q, k          [B, H, Dk]       as in `rotary`, whose style `style` is
+///   q, k          [B, H, Dk]       as in `rotary`, with style
 ///   v, gate       [B, H, Dv]       q's dtype
 ///   log_decay     [H]              as in `retention_step`, with scale and slots
 ///   state         [B, H, Dk, Dv]   as in `retention_step`, updated in place. With slots:
@@ -27,10 +27,10 @@ namespace retnet::ops {
 ///   frequencies   [Dk/2]           as in `rotary`
 ///   weight, bias  [Dv] or [H, Dv]  as in `gated_group_norm`, with eps and norm
 ///
-/// Returns out [B, H, Dv] of q's dtype, contiguous; the rows that slots skip are 0.
+/// Returns out [B, H, Dv] of q's dtype, contiguous. The rows that slots skip are 0.
 ///
-/// Not differentiable: raises when grad mode is on and an input requires grad. The state's version
-/// goes up.
+/// The operator is not differentiable. It raises if grad mode is on and an input requires grad. It
+/// increments the version of state.
 RETNET_API at::Tensor multi_scale_retention_step(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
     const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,
@@ -39,8 +39,8 @@ RETNET_API at::Tensor multi_scale_retention_step(
     std::string_view style = "interleaved", std::optional<double> scale = std::nullopt,
     const std::optional<at::Tensor>& slots = std::nullopt);
 
-/// Every implementation's first statement: shapes, dtypes, devices and options, and on the CPU the
-/// values of log_decay and slots.
+/// Checks shapes, dtypes, devices and options, and on the CPU the values of log_decay and slots.
+/// Every implementation calls it first.
 void check_multi_scale_retention_step(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                       const at::Tensor& gate, const at::Tensor& log_decay,
                                       const at::Tensor& state, const at::Tensor& positions,

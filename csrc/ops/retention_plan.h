@@ -14,22 +14,28 @@ namespace retnet::ops {
 /// What a call of `retention` and of its gradients runs.
 struct RetentionPlan {
   std::string implementation;  ///< "kernel", "cpu_" and an instruction set, or "composite"
-  std::string reason;          ///< why not the kernel; empty where it runs
-  // Of the kernel, else 0:
-  int64_t inner;           ///< Dk is padded to this
-  int64_t slice;           ///< columns of Dv of a block of threads (CPU: of a shared head)
+  std::string reason;          ///< why no kernel runs; empty if one runs
+  // The numbers describe the kernel. They are 0 if no kernel runs.
+  int64_t inner;           ///< the size to which Dk is padded
+  int64_t slice;           ///< columns of Dv per thread block (on the CPU, per thread of a head)
   int64_t chunk;           ///< tokens of a chunk
-  int64_t segment_length;  ///< tokens after which a sequence is cut into parts; 0: not cut
-  int64_t segments;        ///< sequences, or room for their parts
-  int64_t copies;          ///< of q, k, v, those made contiguous first: strides not multiples of 4
-  /// Why not all gradients are the kernel's; empty where they are. A log_decay that requires a
-  /// gradient counts as one whose gradient is asked for.
+  int64_t segment_length;  ///< tokens after which a sequence is cut into segments; 0 = not cut
+  int64_t segments;        ///< number of sequences, or upper bound of that of their segments
+  int64_t copies;          ///< how many of q, k, v are copied: a stride is not a multiple of 4
+  /// Why the kernels do not compute all gradients; empty if they do. A log_decay that requires grad
+  /// counts as one whose gradient is needed.
   std::string backward_reason;
 };
 
-/// The plan of `retention` with the same arguments, which are checked as there. It depends on
-/// shapes, strides, dtype, device and torch.use_deterministic_algorithms, on the CPU also on the
-/// number of threads, cu_seqlens and RETNET_CPU, never on other values, and copies nothing.
+/// Returns the plan of `retention` with the same arguments and checks them in the same way. The
+/// plan depends on
+///
+/// - shapes, strides, dtype and device,
+/// - torch.use_deterministic_algorithms,
+/// - on the CPU, the number of threads, the environment variable RETNET_CPU and the values of
+///   cu_seqlens.
+///
+/// It does not depend on other values. This function copies no tensor.
 RETNET_API RetentionPlan retention_plan(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state = std::nullopt,
@@ -37,7 +43,7 @@ RETNET_API RetentionPlan retention_plan(
     std::optional<int64_t> chunk_size = std::nullopt,
     const std::optional<at::Tensor>& cu_seqlens = std::nullopt);
 
-/// The result of the operator, whose schema has no structures.
+/// The result of the operator. A schema has no structures.
 using RetentionPlanTuple = std::tuple<std::string, std::string, int64_t, int64_t, int64_t, int64_t,
                                       int64_t, int64_t, std::string>;
 

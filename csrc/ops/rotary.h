@@ -13,32 +13,34 @@
 namespace retnet::ops {
 
 /// Rotary position embedding of queries and keys (Su et al. 2021; the theta of Sun et al. 2023,
-/// Eq. 3), one call for both. With angle = position * frequencies[i], for each pair of channels
+/// Eq. 3). One call rotates both. With angle = position * frequencies[i], for each pair of channels
 ///
 ///     rotated[a] = x[a] cos(angle) - x[b] sin(angle)
 ///     rotated[b] = x[a] sin(angle) + x[b] cos(angle)
 ///
-/// "interleaved": (a, b) = (2i, 2i + 1);   "half": (a, b) = (i, i + Dk/2). The sign of the angle is
-/// the same for q and k, so that q.k depends on the difference of the positions alone.
+/// The pair is (a, b) = (2i, 2i + 1) for "interleaved" and (a, b) = (i, i + Dk/2) for "half". The
+/// sign of the angle is the same for q and k, so that q.k depends only on the difference of the
+/// positions.
 ///
 ///   q, k         [B, T, H, Dk] or [B, H, Dk]  Dk even; float32, float64, bfloat16 or float16; any
-///                                             strides; the two may be one tensor
-///   positions    [T] or [B, T], or [B]        int32 or int64; [B] beside [B, H, Dk]
+///                                             strides. They may be the same tensor
+///   positions    [T] or [B, T], or [B]        int32 or int64; [B] if q is [B, H, Dk]
 ///   frequencies  [Dk/2]                       float32, radians per position
 ///
-/// Returns rotated q and k, contiguous, of q's dtype, sharing no memory with an input. The angle is
-/// formed in float64 and its cosine and sine rounded to float32 (float64 where q is float64): a
-/// float32 product is off by 0.06 radians at position 10^6. The rotation is computed in that dtype
-/// and rounded to q's dtype once.
+/// Returns rotated q and k of q's dtype. They are contiguous and share no memory with an input. The
+/// angle is computed in float64, because a float32 product is off by 0.06 radians at position 10^6.
+/// Its cosine and sine are rounded to float32 (they stay float64 if q is float64). The rotation is
+/// computed in that dtype and rounded to q's dtype once.
 ///
-/// Differentiable once in q and k; frequencies that require grad raise while grad mode is on.
+/// Differentiable once in q and k. It raises if frequencies requires grad while grad mode is on.
 RETNET_API std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
                                                      const at::Tensor& positions,
                                                      const at::Tensor& frequencies,
                                                      std::string_view style = "interleaved");
 
-/// Gradients of `rotary` in q and k: the incoming gradients turned by the negative angle. Undefined
-/// where `output_mask` does not ask for it or the incoming gradient is absent.
+/// Gradients of `rotary` in q and k. They are the incoming gradients, rotated by the negative
+/// angle. A gradient is undefined if `output_mask` does not ask for it or if the incoming gradient
+/// is absent.
 ///
 ///   grad_rotated_q, grad_rotated_k   [B, T, H, Dk] or [B, H, Dk], any strides; absent = zeros
 ///
@@ -48,13 +50,13 @@ RETNET_API std::tuple<at::Tensor, at::Tensor> rotary_backward(
     const std::optional<at::Tensor>& grad_rotated_k, const at::Tensor& positions,
     const at::Tensor& frequencies, std::string_view style, std::array<bool, 2> output_mask);
 
-/// Every implementation's first statement: shapes, dtypes, devices and the style. `op` is the
-/// operator that the messages name: the fused step checks its rotation by this too.
+/// Checks shapes, dtypes, devices and the style. Every implementation calls it first. Messages name
+/// `op`, because the fused decode step calls it too.
 void check_rotary(const char* op, const at::Tensor& q, const at::Tensor& k,
                   const at::Tensor& positions, const at::Tensor& frequencies,
                   std::string_view style);
 
-/// The same of `rotary_backward`.
+/// Checks the arguments of `rotary_backward`.
 void check_rotary_backward(const std::optional<at::Tensor>& grad_rotated_q,
                            const std::optional<at::Tensor>& grad_rotated_k,
                            const at::Tensor& positions, const at::Tensor& frequencies,

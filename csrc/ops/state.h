@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Checks of a decoding state, which a step updates in place.
+// Checks of a decoding state, which a decode step updates in place.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,9 +16,9 @@
 
 namespace retnet::ops {
 
-/// `slots` is [B] int32, and on the CPU its values lie in [0, num_slots) and differ, the negative
-/// ones aside, which mean "skip". On other devices they are not read, since that would wait for the
-/// device.
+/// Checks that `slots` is [B] int32. On the CPU, the values must be below num_slots, and those that
+/// are not negative must be distinct. (A negative value means "skip".) On other devices the values
+/// are not read, because that would wait for the device.
 inline void check_slots(const char* op, const at::Tensor& slots, const at::Tensor& q,
                         const c10::SymInt& num_slots) {
   check_shape(op, "slots", slots, {q.sym_size(0)}, "[B]");
@@ -36,26 +36,27 @@ inline void check_slots(const char* op, const at::Tensor& slots, const at::Tenso
   std::sort(used.begin(), used.end());
   const auto equal = std::adjacent_find(
       used.begin(), used.end(), [](const auto& a, const auto& b) { return a.first == b.first; });
-  TORCH_CHECK(equal == used.end(), op, ": slots must differ, got ", equal->first, " in rows ",
+  TORCH_CHECK(equal == used.end(), op, ": slots must be distinct, got ", equal->first, " in rows ",
               equal->second, " and ", std::next(equal)->second);
 }
 
-/// state is [B, H, Dk, Dv], or with slots [S, H, Dk, Dv], of the accumulation dtype, on q's device.
+/// Checks that state is [B, H, Dk, Dv], or [S, H, Dk, Dv] with slots, of the accumulation dtype, on
+/// q's device.
 inline void check_state(const char* op, const at::Tensor& state, const at::Tensor& q,
                         const at::Tensor& v, const std::optional<at::Tensor>& slots) {
   const auto H = q.sym_size(1), Dk = q.sym_size(2), Dv = v.sym_size(2);
   check_rank(op, "state", state, 4, slots ? "[S, H, Dk, Dv]" : "[B, H, Dk, Dv]");
   check_shape(op, "state", state, {slots ? state.sym_size(0) : q.sym_size(0), H, Dk, Dv},
               slots ? "[S, H, Dk, Dv]" : "[B, H, Dk, Dv]");
-  check_dtype(op, "state", state, accumulate_dtype(q), "the dtype of accumulation");
+  check_dtype(op, "state", state, accumulate_dtype(q), "the accumulation dtype");
   check_device(op, "state", state, q, "q");
   if (slots) check_slots(op, *slots, q, state.sym_size(0));
 }
 
-/// The state's elements have memory of their own: none is shared among them (an expanded state),
-/// nor with one of the named inputs. Every implementation that writes the state asserts it; Meta,
-/// which has no memory, does not. Judged by strides and by the span of addresses: an interleaving
-/// of two tensors that no slicing and permuting of dense tensors gives is refused too.
+/// Checks that the elements of the state share no memory with each other (as in an expanded state)
+/// or with one of the named inputs. Every implementation that writes the state calls it. Meta does
+/// not, because it has no memory. The check uses strides and the span of addresses. It therefore
+/// also refuses two interleaved tensors, unless slicing and permuting dense tensors gives them.
 inline void check_state_memory(
     const char* op, const at::Tensor& state,
     std::initializer_list<std::pair<const char*, const at::Tensor&>> inputs) {
@@ -65,7 +66,7 @@ inline void check_state_memory(
     if (state.size(d) > 1) dims.emplace_back(state.stride(d), state.size(d));
   }
   std::sort(dims.begin(), dims.end());
-  int64_t reach = 0;  // the last offset that the dimensions of smaller stride come to
+  int64_t reach = 0;  // the last offset that the dimensions of smaller stride reach
   for (const auto& [stride, size] : dims) {
     TORCH_CHECK(stride > reach, op, ": state must not overlap itself, got shape ", state.sizes(),
                 " with strides ", state.strides());
@@ -81,7 +82,7 @@ inline void check_state_memory(
   for (const auto& [name, x] : inputs) {
     if (x.numel() == 0 || !x.is_alias_of(state)) continue;
     const auto [first, last] = span(x);
-    TORCH_CHECK(last <= begin || end <= first, op, ": state must share no memory with ", name,
+    TORCH_CHECK(last <= begin || end <= first, op, ": state must not share memory with ", name,
                 ", got tensors that overlap");
   }
 }

@@ -1,17 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Retentive Networks for PyTorch: retention operators and modules."""
 
-import torch
+from retnet._native import _C  # first, since it refuses another torch
 
-try:
-    from retnet import _C
-except ImportError as error:
-    raise ImportError(
-        "retnet's native part did not load. Likely causes: it was not built (pip install -e . "
-        "--no-build-isolation), or it was built against another torch than "
-        f"{torch.__version__} (build it again)."
-    ) from error
-
+# isort: split
 from retnet import ops
 from retnet.checkpoint import load
 from retnet.config import RetNetConfig

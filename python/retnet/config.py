@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a RetNet: sizes, switches, presets, JSON."""
+"""The configuration of a RetNet, with presets and a JSON form."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from retnet.state import RetNetState
 __all__ = ["FORMAT_VERSION", "RetNetConfig"]
 
 FORMAT_VERSION = 1
-"""Version of the JSON form. A reader refuses files of a newer version."""
+"""Version of the JSON form. A reader refuses a newer version."""
 
 _LARGEST_SIZE = 2**31 - 1
 _MOST_LAYERS = 65536
@@ -34,46 +34,50 @@ _NAMED_OR_LIST = {"decay": ("power2", "linspace"), "frequencies": ("retnet", "ro
 
 @dataclass(frozen=True, kw_only=True)
 class RetNetConfig:
-    """Sizes and switches of a RetNet. The defaults of the switches are the paper's (2307.08621).
+    """Sizes and switches of a RetNet.
+
+    The defaults of the switches follow the paper (Sun et al. 2023, arXiv 2307.08621). The sections
+    and equations below are those of the paper.
 
     Raises:
-        ValueError: a field has a value outside its range; the message names the field, the
+        ValueError: a field has a value outside its range. The message names the field, the
             requirement and the value.
 
     Attributes:
-        vocab_size: number of token ids; as every size <= 2^31 - 1.
-        embed_dim: d, width of the residual stream.
-        num_layers: L, <= 65536.
-        num_heads: H, heads of a layer.
-        key_dim: K, size of a head's queries and keys; even (rotary pairs).
-        value_dim: V, size of a head's values.
-        ffn_dim: F, inner size of the feed-forward network.
-        decay: gamma of each head. "power2": 1 - 2^(-5-h) (Eq. 8); "linspace":
-            1 - exp(linspace(ln 1/32, ln 1/512, H)) (section 3.1); or H values of ln gamma,
-            finite and <= 0.
-        learnable_decay: ln gamma is learned, from these values on, by the parameter
+        vocab_size: number of token ids. Every size is at most 2^31 - 1.
+        embed_dim: d, the width of the residual stream.
+        num_layers: L, at most 65536.
+        num_heads: H, the number of heads in a layer.
+        key_dim: K, the head size of queries and keys. It is even, because channels rotate in pairs.
+        value_dim: V, the head size of values.
+        ffn_dim: F, the inner size of the feed-forward network.
+        decay: gamma of each head. "power2" gives 1 - 2^(-5-h) (Eq. 8). "linspace" gives
+            1 - exp(linspace(ln 1/32, ln 1/512, H)) (section 3.1). A list gives H values of
+            ln gamma, finite and <= 0.
+        learnable_decay: ln gamma starts at these values and is learned, by the parameter
             `log_decay_raw` of `retnet.nn.MultiScaleRetention`.
-        rotary_style: channels that rotate together: "interleaved" (2i, 2i+1) or
-            "half" (i, i + K/2).
-        frequencies: radians per token of each pair. "retnet": 10000^(-i/(K/2-1)), as
-            torchscale; "rope": 10000^(-2i/K); or K/2 finite values.
-        decay_norm: multiply q_t by n_t^(-1/2), n_t = sum_{i<=t} gamma^i: the D / sqrt(sum D) of
-            section 2.2, "Retention Score Normalization".
-        group_norm: normalisation of each head's output, "layer" or "rms".
-        group_norm_eps: added to the variance there.
-        group_norm_affine: weight [V] (and bias [V] for "layer"), shared by the heads.
-        norm: normalisation of the blocks, and of every other place than a head, "layer" or "rms".
-        norm_eps: added to the variance there.
-        pre_norm: normalise the input of each block (Eq. 9), with a last norm after all layers;
-            otherwise normalise after each residual sum.
-        ffn_gated: down(act(gate x) * (up x)) instead of the paper's down(act(up x)).
-        ffn_inner_norm: normalise the F inner activations before down (torchscale's subln).
+        rotary_style: the channels that rotate together. They are (2i, 2i+1) for "interleaved" and
+            (i, i + K/2) for "half".
+        frequencies: radians per token of each pair. "retnet" gives 10000^(-i/(K/2-1)), as in
+            torchscale. "rope" gives 10000^(-2i/K). A list gives K/2 finite values.
+        decay_norm: multiply q_t by n_t^(-1/2), where n_t = sum_{i<=t} gamma^i. This is the
+            D / sqrt(sum D) of section 2.2, "Retention Score Normalization".
+        group_norm: the normalisation of each head's output, "layer" or "rms".
+        group_norm_eps: added to the variance in that normalisation.
+        group_norm_affine: that normalisation has a weight [V], and a bias [V] if it is "layer". The
+            heads share them.
+        norm: the normalisation everywhere else, "layer" or "rms".
+        norm_eps: added to the variance in that normalisation.
+        pre_norm: normalise the input of each block (Eq. 9), and once more after all layers. If it
+            is false, normalise after each residual sum.
+        ffn_gated: down(act(gate x) * (up x)) instead of down(act(up x)), which the paper uses.
+        ffn_inner_norm: normalise the F inner activations before down (torchscale calls it subln).
         activation: act, "gelu" (exact) or "swish".
         bias: the matrices of retention and of the feed-forward network have biases.
-        residual_scale: factor on the residual branch (DeepNet's alpha).
+        residual_scale: factor on the residual branch (DeepNet calls it alpha).
         embed_scale: factor on the embeddings.
         embed_norm: normalise the scaled embeddings.
-        tie_embeddings: the output matrix is the embedding; the state dict has no lm_head.
+        tie_embeddings: the output matrix is the embedding, and the state dict has no lm_head.
 
     Example:
         >>> from retnet import RetNetConfig
@@ -134,7 +138,7 @@ class RetNetConfig:
             _require(max(self.decay) <= 0, "decay", "<= 0 (it is ln gamma)", list(self.decay))
 
     def _check_list(self, name: str, length: int, what: str) -> None:
-        """Checks a field that is a name or a list of numbers; stores lists as tuples."""
+        """Checks a field that is a name or a list of numbers, and stores a list as a tuple."""
         value = getattr(self, name)
         names = _NAMED_OR_LIST[name]
         need = f"one of {_quoted(names)} or {what} ({length})"
@@ -149,14 +153,20 @@ class RetNetConfig:
     def preset(cls, name: str, **overrides: Any) -> RetNetConfig:
         """Returns a named configuration.
 
-        "tiny" is the byte-level model of the demo; "small" the paper's 200M ablation model
-        (section 3.4); "1.3b", "2.7b", "6.7b" its Table 2; "13b" follows the same rule (K = 256,
-        V = 512, F = 2d, so 12 d^2 parameters a layer) at the width of its cost table. The paper
-        gives no vocabulary size: 32000 stands there.
+        - "tiny" is the byte-level model of the demo.
+        - "small" is the 200M model of the paper's ablations (section 3.4).
+        - "1.3b", "2.7b" and "6.7b" are the models of the paper's Table 2.
+        - "13b" follows the same rule at the width of the model in the paper's cost table. The rule
+          is K = 256, V = 512 and F = 2d, so a layer has 12 d^2 parameters.
+
+        The paper gives no vocabulary size. The presets other than "tiny" use 32000.
 
         Args:
             name: one of the names above.
             overrides: fields to replace.
+
+        Raises:
+            ValueError: there is no such name, or a field has a value outside its range.
         """
         if not isinstance(name, str) or name not in _PRESETS:
             raise ValueError(
@@ -165,16 +175,17 @@ class RetNetConfig:
         return cls(**{**_PRESETS[name], **overrides})
 
     def to_json(self) -> str:
-        """Returns the JSON text of config.json: every field, and format_version."""
+        """Returns the JSON text of config.json. It holds every field and format_version."""
         return json.dumps({"format_version": FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RetNetConfig:
-        """Reads what to_json wrote.
+        """Reads the JSON text that `to_json` wrote.
 
         Raises:
-            ValueError: not a JSON object, no format_version or a newer one, unknown fields (the
-                nearest name is suggested), missing ones, or a value out of range.
+            ValueError: the text is not a JSON object, format_version is missing or newer, a field
+                is unknown (the message suggests the nearest name) or missing, or a value is out of
+                range.
         """
         try:
             data = json.loads(text.removeprefix("\ufeff"))  # a byte-order mark
@@ -197,7 +208,7 @@ class RetNetConfig:
 
     def log_decay(self) -> torch.Tensor:
         """Returns ln gamma of each head, [H] float32 on the CPU."""
-        cpu = torch.device("cpu")  # whatever the default device is
+        cpu = torch.device("cpu")  # not the default device
         if not isinstance(self.decay, str):
             values = torch.tensor(self.decay, dtype=torch.float64, device=cpu)
         elif self.decay == "power2":
@@ -210,7 +221,7 @@ class RetNetConfig:
         return values.float()
 
     def rotary_frequencies(self) -> torch.Tensor:
-        """Returns the rotary frequencies, [K/2] float32 on the CPU, radians per token."""
+        """Returns the rotary frequencies in radians per token, [K/2] float32 on the CPU."""
         pairs, cpu = self.key_dim // 2, torch.device("cpu")
         if not isinstance(self.frequencies, str):
             return torch.tensor(self.frequencies, dtype=torch.float32, device=cpu)
@@ -227,12 +238,15 @@ class RetNetConfig:
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> RetNetState:
-        """Returns the state before the first token: zeros, at position 0.
+        """Returns the state before the first token. It is zero, at position 0.
 
         Args:
-            batch: B, number of sequences.
-            device: where the state lives.
+            batch: B, the number of sequences.
+            device: the device of the state.
             dtype: float32, or float64 for a float64 model.
+
+        Raises:
+            ValueError: batch is not an integer >= 0.
         """
         if not (_is_int(batch) and batch >= 0):
             raise ValueError(f"make_state: batch must be an integer >= 0, got {batch!r}")
@@ -244,7 +258,7 @@ class RetNetConfig:
 
 
 def _paper(embed_dim: int, num_layers: int) -> dict[str, Any]:
-    """The paper's rule: K = 256, V = 512, F = 2d, the gammas of section 3.1."""
+    """Returns sizes by the paper's rule: K = 256, V = 512, F = 2d, the gammas of section 3.1."""
     return {
         "vocab_size": 32000,
         "embed_dim": embed_dim,
@@ -266,7 +280,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "key_dim": 32,
         "value_dim": 64,
         "ffn_dim": 256,
-        # gamma = 0.5, 0.78, 0.91, 0.97: half of what decides the next byte lies within ten bytes.
+        # gamma = 0.5, 0.78, 0.91, 0.97: half of what decides the next byte is within ten bytes.
         "decay": [-0.69, -0.25, -0.09, -0.0317],
     },
     "small": _paper(1024, 16),

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The C++ modules of `retnet::nn` as torch modules.
 
-Each has the options, the state-dict keys and the numbers of its twin in `retnet.nn`. Parameters are
-C++'s own tensors, so that `state_dict`, `load_state_dict`, optimizers, `.to()`, `apply`, `train`,
-copies, pickles and DistributedDataParallel are torch's own code on them.
+Each module has the same options, the same state-dict keys and the same results as the module of the
+same name in `retnet.nn`. Its parameters are the tensors that C++ holds. `state_dict`,
+`load_state_dict`, optimizers, `.to()`, `apply`, `train`, copies, pickles and
+DistributedDataParallel are therefore torch's own code.
 
-C++ calls the children of a module itself. Hooks therefore fire on the module that Python calls, and
-registering one on a child, or replacing its `forward`, raises. A parameter or a child that is
-replaced by another object or removed (assignment, `load_state_dict(assign=True)`,
-`torch.func.functional_call`, a move to the meta device) would leave C++ with the old one: the next
-call raises. Modules and parameters may be added.
+C++ calls the children of a module itself. This has two consequences:
+
+- Hooks fire only on the module that Python calls. It raises if you register a hook on a child or
+  replace the `forward` of a child.
+- If a parameter or a child is removed or replaced by another object, C++ still holds the old one.
+  The next call then raises. Assignment, `load_state_dict(assign=True)`,
+  `torch.func.functional_call` and a move to the meta device replace parameters.
+
+Modules and parameters may be added.
 """
 
 from __future__ import annotations
@@ -43,7 +48,7 @@ __all__ = [
 
 
 class _Child(nn.Module):
-    """Holds the parameters of a C++ child under its name."""
+    """Holds the parameters of a C++ child under the name of the child."""
 
     def _refuse_hook(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
@@ -61,13 +66,13 @@ class _Child(nn.Module):
         if name == "forward":
             raise RuntimeError(
                 "retnet.cpp: a child's forward would never be called, since C++ calls the "
-                "children; replace that of the module that Python calls, or use retnet.nn"
+                "children; replace the forward of the module that Python calls, or use retnet.nn"
             )
         super().__setattr__(name, value)
 
 
 class _Retention(WithDecay, _Child):
-    """Holds those of a MultiScaleRetention."""
+    """Holds the parameters of a MultiScaleRetention."""
 
     def __init__(self, config: RetNetConfig) -> None:
         super().__init__()
@@ -76,12 +81,12 @@ class _Retention(WithDecay, _Child):
 
 
 class CppModule(nn.Module):
-    """A C++ module with its parameters in a tree of torch modules.
+    """A C++ module whose parameters are in a tree of torch modules.
 
     Args:
         config: sizes and switches.
-        device: where the parameters are made.
-        dtype: of the parameters, by default torch's default.
+        device: device of the parameters, by default torch's default.
+        dtype: dtype of the parameters, by default torch's default.
 
     Example:
         >>> import torch, retnet.cpp
@@ -112,8 +117,8 @@ class CppModule(nn.Module):
             torch.device(device) if device is not None else torch.get_default_device(),
             dtype if dtype is not None else torch.get_default_dtype(),
         )
-        # The tree that C++ knows: (the full name, the module it hangs on or None for this one, the
-        # name there, what hangs there). This one by None, as a shallow copy must be told apart.
+        # The tree that C++ knows: (full name, parent module, name in the parent, child). None means
+        # that this module is the parent, so that a shallow copy is not confused with it.
         self._children: list[tuple[str, nn.Module | None, str, nn.Module]] = []
         self._adopted: list[tuple[str, nn.Module | None, str, Tensor]] = []
         for name, parameter in self._native.named_parameters():
@@ -131,11 +136,11 @@ class CppModule(nn.Module):
             self._adopted.append((name, None if module is self else module, leaf, parameter))
 
     def reset_parameters(self) -> None:
-        """Initialises every parameter anew."""
+        """Reinitialises every parameter."""
         self._checked().reset_parameters()
 
     def _checked(self) -> Any:
-        """The C++ module, once it is known to hold the parameters of this one."""
+        """Returns the C++ module, after checking that it holds the parameters of this one."""
         for name, parent, part, child in self._children:
             if (parent or self)._modules.get(part) is not child:
                 self._refuse("module", name)
@@ -153,7 +158,7 @@ class CppModule(nn.Module):
         )
 
     def _own(self) -> tuple[dict[str, Any], dict[str, nn.Module], dict[str, Any]]:
-        """What is not C++'s: attributes, and modules and parameters that were added."""
+        """Returns what C++ does not hold: attributes, and added modules and parameters."""
         own = {"_native", "_children", "_adopted", "_modules", "_parameters"}
         rest = {name: value for name, value in self.__dict__.items() if name not in own}
         children = {part for _, parent, part, _ in self._children if parent is None}
@@ -173,8 +178,8 @@ class CppModule(nn.Module):
         for name, _, _, parameter in self._adopted:
             if id(parameter) in memo:
                 raise RuntimeError(
-                    f"{type(self).__name__}: must be copied before what refers to its parameters, "
-                    f"such as an optimizer; {name} was copied already"
+                    f"{type(self).__name__}: must be copied before any object that refers to its "
+                    f"parameters, such as an optimizer; {name} was already copied"
                 )
             tensors.append((parameter.detach().clone(), parameter.requires_grad))
         made = _rebuild(type(self), self.config, tensors, ({}, {}, {}))
@@ -212,12 +217,12 @@ def _restore(
 
 class _Pointwise(CppModule):
     def forward(self, x: Tensor) -> Tensor:
-        """Runs the module over x [..., d]; returns the same shape."""
+        """Runs the module on x [..., d]. Returns the same shape."""
         return self._checked().forward(x)
 
 
 class LayerNorm(_Pointwise):
-    """The norm of `retnet.nn`'s blocks, LayerNorm or RMSNorm."""
+    """The norm of the blocks in `retnet.nn`, LayerNorm or RMSNorm."""
 
     _native_class = _C.LayerNorm
 
@@ -239,7 +244,7 @@ class _Layer(CppModule):
         form: Form = "chunkwise",
         inplace: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Runs the layer over x [B, T, d]; returns the output and the state [B, H, K, V]."""
+        """Runs the layer on x [B, T, d]. Returns the output and the state [B, H, K, V]."""
         return self._checked().forward(x, state, positions, cu_seqlens, form, inplace)
 
 
@@ -263,7 +268,7 @@ class _Body(CppModule):
     """What RetNet and RetNetForCausalLM share.
 
     Attributes:
-        checkpoint_layers: as of `retnet.nn.RetNet`.
+        checkpoint_layers: see `retnet.nn.RetNet`.
     """
 
     checkpoint_layers = False
@@ -288,7 +293,7 @@ class RetNet(_Body):
         form: Form = "chunkwise",
         inplace: bool = False,
     ) -> tuple[Tensor, RetNetState]:
-        """Runs the body over input_ids [B, T]; returns hidden states [B, T, d] and the state."""
+        """Runs the body on input_ids [B, T]. Returns hidden states [B, T, d] and the state."""
         hidden, state_after = self._checked().forward(
             input_ids, _tensors_of(state), cu_seqlens, form, inplace
         )
@@ -313,7 +318,7 @@ class RetNetForCausalLM(_Body):
         targets: Tensor | None = None,
         reduction: Reduction = "mean",
     ) -> CausalLMOutput:
-        """Runs the model over input_ids [B, T]; see `retnet.nn.RetNetForCausalLM`."""
+        """Runs the model on input_ids [B, T]. See `retnet.nn.RetNetForCausalLM`."""
         start = _tensors_of(state)
         logits, loss, state_after = self._checked().forward(
             input_ids, start, cu_seqlens, labels, form, inplace, last_only, targets, reduction
@@ -321,7 +326,7 @@ class RetNetForCausalLM(_Body):
         return CausalLMOutput(logits, loss, RetNetState(*state_after))
 
     def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors, as `retnet.nn.RetNetForCausalLM.save`."""
+        """Writes config.json and model.safetensors. See `retnet.nn.RetNetForCausalLM.save`."""
         checkpoint.write(folder, self.config, self.state_dict())
 
     def generate(
@@ -335,7 +340,7 @@ class RetNetForCausalLM(_Body):
         stop_tokens: Sequence[int] = (),
         seed: int | None = None,
     ) -> list[Tensor]:
-        """Continues each prompt, in C++; arguments and texts are those of `retnet.generation`."""
+        """Continues each prompt, in C++. Arguments and texts are those of `retnet.generation`."""
         return self._checked().generate(
             list(prompts), max_new_tokens, temperature, top_k, top_p, list(stop_tokens), seed
         )

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writing text: read the prompts in one chunkwise pass, then take one recurrent step a token."""
+"""Text generation.
+
+The model reads the prompts in one chunkwise pass. It then takes one recurrent step per token.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from retnet.nn import RetNetForCausalLM
 
 __all__ = ["generate", "stream"]
 
-_UNCHECKED_STEPS = 64  # most steps whose logits are not known to be finite
+_UNCHECKED_STEPS = 64  # upper bound of the steps whose logits are not known to be finite
 
 
 def generate(
@@ -29,30 +32,38 @@ def generate(
 ) -> list[Tensor]:
     """Continues each prompt.
 
-    On CUDA the third step of decoding is recorded as a CUDA graph of the whole model, which the
-    steps after it repeat. Where that cannot be - a module that is not of torch.nn or retnet (LoRA),
-    hooks, a replaced forward method, parameters on several devices or of a tensor's subclass,
-    autocast, a failure while recording - the steps run one by one, with the same text, and the
-    logger ``retnet._decoding_step`` says why, once.
+    On CUDA, the third decode step is recorded as a CUDA graph of the whole model. Later steps
+    replay it. In these cases the steps run one by one instead, with the same text:
+
+    - a module is from neither torch.nn nor retnet (LoRA, for example),
+    - a module has hooks or a replaced forward method,
+    - the parameters are on several devices or are of a tensor subclass,
+    - autocast is on,
+    - recording fails.
+
+    The logger ``retnet._decoding_step`` then says why, once.
 
     Args:
         model: a RetNetForCausalLM.
-        prompts: N prompts, [N, T] or N tensors [T_n], int64 or int32 on the model's device, of one
-            token at least. Where lengths differ, they are read packed.
-        max_new_tokens: most tokens to write for each prompt, >= 0.
-        temperature: divides the logits, >= 0; 0 takes the most likely token.
-        top_k: draw among the k most likely tokens only, k >= 1; ties with the k-th stay in.
-        top_p: draw among the fewest most likely tokens whose probabilities (after temperature and
-            top_k) sum to at least p, 0 < p <= 1 (nucleus sampling, Holtzman et al. 2020).
-        stop_tokens: a text ends with the first of these that is drawn; it is part of the text.
-        seed: of the draw, for repeatable text; None draws from torch's global generator.
+        prompts: N prompts, [N, T] or N tensors [T_n], int64 or int32 on the model's device. Each
+            has at least one token. If the lengths differ, the model reads the prompts packed.
+        max_new_tokens: the maximum number of new tokens for each prompt, >= 0.
+        temperature: divides the logits, >= 0. 0 takes the most likely token.
+        top_k: sample only from the k most likely tokens, k >= 1. Ties with the k-th are kept.
+        top_p: sample only from the smallest set of most likely tokens whose probabilities (after
+            temperature and top_k) sum to at least p, 0 < p <= 1 (nucleus sampling, Holtzman et al.
+            2020).
+        stop_tokens: a text ends with the first of these tokens that is sampled. This token is part
+            of the text.
+        seed: makes the sampling repeatable. None samples from torch's global generator.
 
     Returns:
-        Each prompt with its continuation, N tensors int64.
+        Each prompt with its continuation, as N int64 tensors.
 
     Raises:
-        ValueError: an argument out of range; the message names it and its value. Or a logit is NaN
-            or inf; -inf, which bans a token, is legal unless all are.
+        ValueError: an argument is out of range. The message names the argument and its value. Or a
+            logit is NaN or inf. A logit of -inf bans its token and is legal, unless all logits of a
+            row are -inf.
 
     Example:
         >>> import torch
@@ -97,16 +108,16 @@ def stream(
     stop_tokens: Sequence[int] = (),
     seed: int | None = None,
 ) -> Iterator[Tensor]:
-    """Yields one token of each text, [N, 1] int64, as soon as they are drawn.
+    """Yields one token of each text, [N, 1] int64, as soon as the tokens are sampled.
 
-    Arguments and errors as `generate`. It ends when every text has drawn a stop token; what a text
-    gets after its own means nothing.
+    The arguments and errors are those of `generate`. The stream ends when every text has a stop
+    token. Ignore the tokens that a text gets after its own stop token.
 
-    On the CPU and with stop tokens, the logits of every step are checked before its token is drawn.
-    Otherwise each check would wait for the device, so only the first step and every 64th are
-    checked at once, and the rest when the text ends: up to 64 tokens drawn from NaN may come before
-    the error. Nothing else waits for the device except stop tokens and, once, the recording of a
-    CUDA graph.
+    On the CPU, and if there are stop tokens, the logits of every step are checked before its token
+    is sampled. Otherwise each check would wait for the device. The logits of the first step and of
+    every 64th step are then checked immediately, and the rest when the text ends. Up to 64 tokens
+    that were sampled from NaN may precede the error. Nothing else waits for the device, except stop
+    tokens and, once, the recording of a CUDA graph.
 
     Example:
         >>> import torch
@@ -120,7 +131,7 @@ def stream(
         10
     """
     if len(prompts) == 0:
-        raise ValueError("generate: prompts must hold one at least, got none")
+        raise ValueError("generate: prompts must hold at least one prompt, got none")
     for prompt in prompts:
         if prompt.dim() != 1 or prompt.shape[0] == 0:
             raise ValueError(
@@ -172,15 +183,15 @@ def stream(
 
 
 def _is_synchronous(device: torch.device) -> bool:
-    """Whether reading a value waits for nothing."""
+    """Returns whether reading a value waits for nothing."""
     return device.type == "cpu"
 
 
 def _check_finite(largest: list[Tensor]) -> None:
-    """Raises ValueError where a row held NaN or inf, or nothing but -inf.
+    """Raises ValueError if a row holds NaN or inf, or only -inf.
 
     Args:
-        largest: largest logit of each row, [N, 1] per step.
+        largest: the largest logit of each row, [N, 1] for each step.
     """
     if not largest:
         return
@@ -195,7 +206,7 @@ def _check_finite(largest: list[Tensor]) -> None:
 
 
 def _block(prompts: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """The prompts as rows [N, T] or, where lengths differ, packed [1, sum T] with bounds."""
+    """Returns the prompts as rows [N, T], or packed [1, sum T] with bounds if lengths differ."""
     if isinstance(prompts, Tensor):
         return prompts, None
     lengths = [prompt.shape[0] for prompt in prompts]
@@ -217,14 +228,14 @@ def _draw(
     top_p: float | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """One token a row: [N, vocab], and the largest of each row [N, 1] -> [N, 1]."""
+    """Samples one token per row, [N, 1], from logits [N, vocab] and the largest of each row."""
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float()
-    # Differences first: a temperature near 0 must not make two infinities of them, nor be 0 itself.
+    # Subtract first: a temperature near 0 must neither make two infinities nor round to 0.
     least_temperature = torch.finfo(torch.float32).tiny
     differences = logits - largest.float()
-    # Unchecked NaN must not reach multinomial, which on CUDA aborts before the error can be raised.
+    # Unchecked NaN must not reach multinomial: on CUDA it aborts before the error can be raised.
     logits = differences.where(largest.isfinite(), 0) / max(temperature, least_temperature)
     if top_k is not None and top_k < logits.shape[-1]:
         least = logits.topk(top_k).values[:, -1:]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The operators of retnet, also found under ``torch.ops.retnet``.
+"""The operators of retnet. They are also available as ``torch.ops.retnet``.
 
-Shapes: B batch, T time, H heads, Dk and Dv the head sizes of keys and values.
+In shapes, B is the batch size, T the number of tokens and H the number of heads. Dk and Dv are the
+head sizes of keys and values.
 """
 
 import math
@@ -41,7 +42,7 @@ def retention(
 ) -> tuple[Tensor, Tensor]:
     r"""Retention of Sun et al. 2023 (section 2.1): linear attention with an exponential decay.
 
-    Per batch and head, with :math:`\gamma = e^g` for g = ``log_decay[h]``,
+    For each batch and head, with :math:`\gamma = e^g` and g = ``log_decay[h]``,
 
     .. math::
         S_t = \gamma S_{t-1} + k_t^T v_t, \qquad \text{out}_t = \text{scale} \; q_t S_t
@@ -50,22 +51,23 @@ def retention(
         q: ``[B, T, H, Dk]``, float32, float64, bfloat16 or float16; any strides.
         k: ``[B, T, H, Dk]``, q's dtype.
         v: ``[B, T, H, Dv]``, q's dtype.
-        log_decay: ``[H]``, ln gamma in [-inf, 0]; float32, or float64 where q is float64.
-        initial_state: ``[N, H, Dk, Dv]`` of log_decay's dtype; zeros where it is not given. N is B,
-            or the number of packed sequences.
+        log_decay: ``[H]``, ln gamma in [-inf, 0]; float32, or float64 if q is float64.
+        initial_state: ``[N, H, Dk, Dv]`` of log_decay's dtype, by default zeros. N is B, or the
+            number of packed sequences.
         scale: factor of q.k, by default ``Dk ** -0.5``.
         form: ``"chunkwise"`` (Eq. 7, linear in T), ``"parallel"`` (Eq. 5, quadratic in T) or
             ``"recurrent"`` (Eq. 6, token by token). All give the same result and gradients.
-        chunk_size: tokens per chunk of the chunkwise form; chosen where it is not given.
-        cu_seqlens: ``[N + 1]`` int32, bounds of sequences packed along T (then B = 1): starts at 0,
-            ends at T, never falls. It is read on the host, once, but by the CUDA kernel.
+        chunk_size: tokens per chunk in the chunkwise form. By default the implementation chooses.
+        cu_seqlens: ``[N + 1]`` int32, bounds of sequences packed along T. It starts at 0, ends at T
+            and never decreases, and B must be 1. It is read once on the host, except by the CUDA
+            kernel, which reads it on the device.
 
     Returns:
         ``out [B, T, H, Dv]`` of q's dtype and ``final_state [N, H, Dk, Dv]`` of log_decay's dtype.
 
     Raises:
-        RuntimeError: a shape, dtype, device, option or (on the CPU) value of log_decay or
-            cu_seqlens is not as above.
+        RuntimeError: a shape, dtype, device or option is not as above. On the CPU, also a value of
+            log_decay or cu_seqlens.
 
     Example:
         >>> import torch
@@ -77,7 +79,7 @@ def retention(
         >>> out.shape, state.shape
         (torch.Size([2, 100, 4, 64]), torch.Size([2, 4, 32, 64]))
 
-        In two parts, with the state carried from one to the other:
+        The same in two parts, with the state carried from the first to the second:
 
         >>> first, state = retention(q[:, :60], k[:, :60], v[:, :60], log_decay)
         >>> rest, state = retention(q[:, 60:], k[:, 60:], v[:, 60:], log_decay, state)
@@ -98,21 +100,24 @@ def retention(
 
 
 class RetentionPlan(NamedTuple):
-    """What a call of :func:`retention` runs. The numbers are those of the kernel, else 0.
+    """What a call of :func:`retention` runs.
+
+    The numbers describe the kernel. They are 0 if no kernel runs.
 
     Attributes:
-        implementation: ``"kernel"`` (CUDA), ``"cpu_"`` and the instruction set of the CPU's kernel,
-            such as ``"cpu_avx2"``, or ``"composite"``.
-        reason: why not the kernel; empty where it runs.
-        inner: Dk is padded to this.
-        slice: columns of Dv that one block of threads owns; on the CPU, one thread of those that
-            share a head.
+        implementation: ``"kernel"`` on CUDA. On the CPU, ``"cpu_"`` and the instruction set of the
+            kernel, such as ``"cpu_avx2"``. ``"composite"`` if PyTorch ops run instead.
+        reason: why no kernel runs; empty if one runs.
+        inner: the size to which Dk is padded.
+        slice: the columns of Dv that one thread block owns. On the CPU, those that one of the
+            threads that share a head owns.
         chunk: tokens of a chunk.
-        segment_length: tokens after which a sequence is cut into parts; 0: not cut.
-        segments: sequences, or room for their parts.
-        copies: of q, k, v, those made contiguous first: strides not multiples of 4.
-        backward_reason: why not all gradients are the kernel's; empty where they are. A log_decay
-            that requires a gradient counts as one whose gradient is asked for.
+        segment_length: tokens after which a sequence is cut into segments; 0 if it is not cut.
+        segments: the number of sequences, or an upper bound of the number of their segments.
+        copies: how many of q, k and v are made contiguous first, because a stride is not a multiple
+            of 4.
+        backward_reason: why the kernels do not compute all gradients; empty if they do. A log_decay
+            that requires grad counts as one whose gradient is needed.
     """
 
     implementation: str
@@ -138,14 +143,19 @@ def retention_plan(
     chunk_size: int | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> RetentionPlan:
-    """Which implementation :func:`retention` takes with these arguments, and why.
+    """Returns which implementation :func:`retention` runs with these arguments, and why.
 
-    It depends on shapes, strides, dtype, device,
-    :func:`torch.use_deterministic_algorithms` and, on the CPU, the number of threads and the
-    environment variable ``RETNET_CPU``; never on values, but for ``cu_seqlens`` on the CPU.
+    The plan depends on
+
+    - shapes, strides, dtype and device,
+    - :func:`torch.use_deterministic_algorithms`,
+    - on the CPU, the number of threads, the environment variable ``RETNET_CPU`` and the values of
+      ``cu_seqlens``.
+
+    It does not depend on other values.
 
     Raises:
-        RuntimeError: as :func:`retention`.
+        RuntimeError: for the same reasons as :func:`retention`.
 
     Example:
         >>> import torch
@@ -181,9 +191,10 @@ def retention_step(
     scale: float | None = None,
     slots: Tensor | None = None,
 ) -> Tensor:
-    r"""One token of the recurrent form of :func:`retention` (Eq. 6), the state updated in place.
+    r"""One token of the recurrent form of :func:`retention` (Sun et al. 2023, Eq. 6).
 
-    Per row and head, with :math:`\gamma = e^g` for g = ``log_decay[h]``,
+    It updates the state in place. For each row and head, with :math:`\gamma = e^g` and
+    g = ``log_decay[h]``,
 
     .. math::
         S \leftarrow \gamma S + k^T v, \qquad \text{out} = \text{scale} \; q S
@@ -192,21 +203,24 @@ def retention_step(
         q: ``[B, H, Dk]``, float32, float64, bfloat16 or float16; any strides.
         k: ``[B, H, Dk]``, q's dtype.
         v: ``[B, H, Dv]``, q's dtype.
-        log_decay: ``[H]``, ln gamma in [-inf, 0]; the state's dtype. At -inf the old state is
-            dropped, whatever it holds.
-        state: ``[B, H, Dk, Dv]``, or ``[S, H, Dk, Dv]`` with slots; float32, or float64 where q is
-            float64; any strides without overlap, sharing no memory with an input. Overwritten.
+        log_decay: ``[H]``, ln gamma in [-inf, 0], of the state's dtype. At -inf the old state is
+            ignored, even if it holds NaN.
+        state: ``[B, H, Dk, Dv]``, or ``[S, H, Dk, Dv]`` with slots; float32, or float64 if q is
+            float64. It may have any strides, but it must not overlap itself or share memory with
+            an input. It is overwritten.
         scale: factor of q.k, by default ``Dk ** -0.5``.
-        slots: ``[B]`` int32: row b takes ``state[slots[b]]``. A negative slot skips the row: its
-            output is 0 and no state changes. Slots that are equal or not below S raise on the CPU;
-            on other devices, where they are not read on the host, they are undefined behaviour.
+        slots: ``[B]`` int32. Row b uses ``state[slots[b]]``. A negative slot skips the row: its
+            output is 0, and no state changes. The slots must be distinct and below S. The CPU
+            raises if they are not. Other devices do not read them on the host, so the behaviour
+            there is undefined.
 
     Returns:
         ``out [B, H, Dv]`` of q's dtype.
 
     Raises:
-        RuntimeError: a shape, dtype, device, stride or (on the CPU) value of log_decay or slots is
-            not as above, or an input requires grad while grad mode is on: the step has no gradient.
+        RuntimeError: a shape, dtype, device or stride is not as above. On the CPU, also a value of
+            log_decay or slots. It is also raised if an input requires grad while grad mode is on,
+            because the step has no gradient.
 
     Example:
         >>> import torch
@@ -235,24 +249,26 @@ def rotary(
 ) -> tuple[Tensor, Tensor]:
     r"""Rotary position embedding of queries and keys (Su et al. 2021; Sun et al. 2023, Eq. 3).
 
-    Each pair of channels (a, b) turns by ``angle = position * frequencies[i]``, in q as in k:
+    Each pair of channels (a, b) of q and k is rotated by ``angle = position * frequencies[i]``:
 
     .. math::
         x_a' = x_a \cos - x_b \sin, \qquad x_b' = x_a \sin + x_b \cos
 
     Args:
         q: ``[B, T, H, Dk]`` or ``[B, H, Dk]``, Dk even; float32, float64, bfloat16 or float16.
-        k: q's shape and dtype; may be q itself.
-        positions: ``[T]`` or ``[B, T]`` (for ``[B, H, Dk]``: ``[B]``), int32 or int64.
+        k: of q's shape and dtype. It may be q itself.
+        positions: int32 or int64. ``[T]`` or ``[B, T]`` if q is ``[B, T, H, Dk]``, ``[B]`` if q is
+            ``[B, H, Dk]``.
         frequencies: ``[Dk / 2]`` float32, radians per position. Not differentiable.
-        style: pairs (2i, 2i + 1) for ``"interleaved"``, (i, i + Dk/2) for ``"half"``.
+        style: ``"interleaved"`` pairs the channels (2i, 2i + 1), ``"half"`` (i, i + Dk/2).
 
     Returns:
-        Rotated q and k, of q's dtype. The angle is formed in float64, so that position 10^6 is as
-        good as position 1; its cosine and sine, and the rotation, are float32 (float64 where q is).
+        Rotated q and k, of q's dtype. The angle is computed in float64, so that position 10^6 is as
+        accurate as position 1. Its cosine and sine, and the rotation, are computed in float32 (in
+        float64 if q is float64).
 
     Raises:
-        RuntimeError: a shape, dtype, device or style is not as above, or frequencies require grad
+        RuntimeError: a shape, dtype, device or style is not as above, or frequencies requires grad
             while grad mode is on.
 
     Example:
@@ -262,7 +278,7 @@ def rotary(
         >>> frequencies = 10000.0 ** -torch.linspace(0, 1, 16)
         >>> near, far = torch.arange(5), torch.arange(5) + 1000
 
-        q.k depends on differences of positions alone:
+        q.k depends only on the difference of the positions:
 
         >>> scores = [(a * b.flip(1)).sum(-1) for a, b in
         ...           (rotary(q, k, positions, frequencies) for positions in (near, far))]
@@ -293,14 +309,15 @@ def gated_group_norm(
 
     Args:
         x: ``[..., H, Dv]``, float32, float64, bfloat16 or float16; any strides.
-        gate: x's shape and dtype; no gate where it is not given.
-        weight: ``[Dv]`` or ``[H, Dv]``, of x's dtype or float32 (float64 where x is float64).
-        bias: as weight. It may be given without weight, and with either norm.
+        gate: of x's shape and dtype. By default there is no gate.
+        weight: ``[Dv]`` or ``[H, Dv]``, of x's dtype or float32 (float64 if x is float64).
+        bias: like weight. It may be given without weight, and with either norm.
         eps: added to the variance, at least 0.
         norm: ``"layer"`` or ``"rms"``.
 
     Returns:
-        A tensor of x's shape and dtype, computed in float32 (float64) and rounded once.
+        A tensor of x's shape and dtype. It is computed in float32 (in float64 if x is float64) and
+        rounded once.
 
     Raises:
         RuntimeError: a shape, dtype, device or option is not as above.
@@ -318,21 +335,26 @@ def gated_group_norm(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``, by faster products on a CPU.
+    """``F.linear`` with two faster products on a CPU.
 
-    - Up to 4 rows of bfloat16, and no gradient: a kernel that reads the weight near the speed
-      of memory. Exact products, sums in float32, bias added, rounded once; the bits of a row depend
-      neither on the other rows, up to 4, nor on the number of threads.
-    - 128 rows of float32 and more, ``in`` and ``out`` of 256 and more, on a CPU of AMD with
-      AVX-512: oneDNN's product, also for the gradient of ``x``. ``F.linear`` takes MKL's, which
-      leaves AVX-512 unused there. Off where ``torch.backends.mkldnn`` is.
+    - A kernel handles up to 4 rows of bfloat16 without a gradient. It reads the weight at nearly
+      the speed of memory. Products are exact, sums are float32, and the result with the bias is
+      rounded once. The bits of a row depend neither on the other rows (up to 4) nor on the number
+      of threads.
+    - oneDNN handles 128 or more rows of float32 if ``in`` and ``out`` are at least 256 and the CPU
+      is an AMD CPU with AVX-512. It also computes the gradient of ``x``. ``F.linear`` uses MKL,
+      which does not use AVX-512 there. ``torch.backends.mkldnn`` turns oneDNN off.
 
-    All else is ``F.linear``. The environment variable ``RETNET_CPU_LINEAR``, read at each call:
-    ``0`` turns both off, ``1`` takes oneDNN's product on any CPU for which torch has it.
+    All other calls run ``F.linear``. The environment variable ``RETNET_CPU_LINEAR`` is read at each
+    call:
+
+    - ``0`` turns both products off.
+    - ``1`` uses oneDNN on any CPU for which torch has it.
 
     Args:
         x: ``[..., in]``, float32, float64, bfloat16 or float16; any strides.
-        weight: ``[out, in]``, x's dtype. The kernel takes dense rows, any distance apart.
+        weight: ``[out, in]``, x's dtype. The kernel requires dense rows, which may lie any distance
+            apart.
         bias: ``[out]``, x's dtype.
 
     Returns:
@@ -340,7 +362,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Raises:
         RuntimeError: a shape, dtype or device is not as above.
-        ValueError: ``RETNET_CPU_LINEAR`` is neither.
+        ValueError: ``RETNET_CPU_LINEAR`` has another value.
 
     Example:
         >>> import torch
@@ -355,7 +377,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @register_flop_formula(torch.ops.retnet.linear)
 def _flop_of_linear(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
-    """As many as FlopCounterMode counts of torch's linear."""
+    """The number that FlopCounterMode counts for torch's linear."""
     return 2 * math.prod(x) * weight[0]
 
 
@@ -377,22 +399,23 @@ def multi_scale_retention_step(
     scale: float | None = None,
     slots: Tensor | None = None,
 ) -> Tensor:
-    """The whole of decoding one token between a layer's projections (Sun et al. 2023, Eq. 8).
+    """Decodes one token between the projections of a layer (Sun et al. 2023, Eq. 8).
 
-    ``gated_group_norm(retention_step(rotary(q, k), v, ...), gate, ...)``, rounded once at the end
-    instead of after each of the three. The state is updated in place.
+    It computes ``gated_group_norm(retention_step(rotary(q, k), v, ...), gate, ...)`` and rounds
+    once at the end, not after each of the three operators. It updates the state in place.
 
     Args:
         q: ``[B, H, Dk]``, Dk even; float32, float64, bfloat16 or float16.
-        k: q's shape and dtype.
+        k: of q's shape and dtype.
         v: ``[B, H, Dv]``, q's dtype.
-        gate: v's shape and dtype.
+        gate: of v's shape and dtype.
         log_decay: ``[H]``, see :func:`retention_step`.
-        state: ``[B, H, Dk, Dv]`` or ``[S, H, Dk, Dv]``, see :func:`retention_step`. Overwritten.
+        state: ``[B, H, Dk, Dv]`` or ``[S, H, Dk, Dv]``, see :func:`retention_step`. It is
+            overwritten.
         positions: ``[B]``, int32 or int64.
         frequencies: ``[Dk / 2]`` float32, see :func:`rotary`.
         weight: ``[Dv]`` or ``[H, Dv]``, see :func:`gated_group_norm`.
-        bias: as weight.
+        bias: like weight.
         eps: see :func:`gated_group_norm`.
         norm: ``"layer"`` or ``"rms"``.
         style: ``"interleaved"`` or ``"half"``, see :func:`rotary`.
@@ -400,10 +423,11 @@ def multi_scale_retention_step(
         slots: ``[B]`` int32, see :func:`retention_step`.
 
     Returns:
-        ``out [B, H, Dv]`` of q's dtype; the rows that slots skip are 0.
+        ``out [B, H, Dv]`` of q's dtype. The rows that slots skip are 0.
 
     Raises:
-        RuntimeError: as the three operators, and when an input requires grad while grad mode is on.
+        RuntimeError: for the same reasons as the three operators, or an input requires grad while
+            grad mode is on.
 
     Example:
         >>> import torch

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoding state of a RetNet: a value of fixed size, whatever the length of the text."""
+"""The decoding state of a RetNet. Its size does not depend on the length of the text."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ _FORMAT_VERSION = 1
 
 
 class RetNetState(NamedTuple):
-    """What a RetNet remembers of the tokens it has read (paper 2.1, Eq. 6: S_n of every layer).
+    """What a RetNet remembers of the tokens it has read.
 
-    A named tuple, so that torch.compile, FSDP and torch.export see the tensors inside.
+    It holds S_n of every layer (Sun et al. 2023, section 2.1, Eq. 6). It is a named tuple, so that
+    torch.compile, FSDP and torch.export see the tensors inside.
 
     Attributes:
         retention: [L, B, H, K, V] float32 (float64 in a float64 model), S_n of each layer.
-        positions: [B] int64, tokens read so far; the position of the next token.
+        positions: [B] int64, the number of tokens read so far. This is the position of the next
+            token.
 
     Example:
         >>> import torch
@@ -47,11 +49,13 @@ class RetNetState(NamedTuple):
     positions: Tensor
 
     def fork(self) -> RetNetState:
-        """Returns an independent copy: continuing one leaves the other as it is."""
+        """Returns an independent copy. Decoding with one does not change the other."""
         return RetNetState(self.retention.clone(), self.positions.clone())
 
     def select(self, rows: Tensor) -> RetNetState:
-        """Returns a copy with the given batch rows, in that order; rows may repeat (beam search).
+        """Returns a copy with the given batch rows, in that order.
+
+        Rows may repeat, as in beam search.
 
         Args:
             rows: [R] int64 or int32, indices into the batch.
@@ -61,16 +65,16 @@ class RetNetState(NamedTuple):
         )
 
     def detach(self) -> RetNetState:
-        """Returns the same values cut off from the graph (truncated back-propagation)."""
+        """Returns the same values detached from the graph (truncated back-propagation)."""
         return RetNetState(self.retention.detach(), self.positions)
 
     def save(self, path: str | Path) -> None:
         """Writes a safetensors file with the tensors `retention` and `positions`.
 
-        A file that stood there is replaced at once or, on an error, not at all.
+        An existing file is replaced atomically. If an error occurs, it is not replaced.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the file could not be written.
             ValueError: shapes or dtypes are not those of a state.
         """
         _check(Path(path), self.retention, self.positions)
@@ -79,15 +83,16 @@ class RetNetState(NamedTuple):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str | None = None) -> RetNetState:
-        """Reads what `save` wrote.
+        """Reads a file that `save` wrote.
 
         Args:
             path: the file.
-            device: where the state lives; None for the CPU.
+            device: the device of the state; None for the CPU.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: a corrupt, truncated or foreign file, or one of a newer format_version.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is corrupt, truncated, of another kind or of a newer
+                format_version.
         """
         path = Path(path)
         with open_tensors(path) as file:
@@ -103,11 +108,11 @@ class RetNetState(NamedTuple):
                 )
             retention, positions = tensors["retention"], tensors["positions"]
             _check(path, retention, positions)
-            # Copies: the file may go, and decoding writes into the state.
+            # Copies, because the file may be removed and decoding writes into the state.
             return cls(*(t.clone().to(device or "cpu") for t in (retention, positions)))
 
 
-# So that torch.export can save and load programs with a state among their inputs or outputs.
+# torch.export can then save and load programs with a state among their inputs or outputs.
 _register_namedtuple(RetNetState, serialized_type_name="retnet.RetNetState")
 torch.serialization.add_safe_globals([RetNetState])
 

@@ -168,7 +168,7 @@ TEST_CASE("generate: bad arguments are named") {
     CHECK_THROWS_WITH(generate(model, start, options), ContainsSubstring("generate: " + message));
   };
   const auto one = prompts();
-  raises({}, GenerateOptions(1), "prompts must hold one at least, got none");
+  raises({}, GenerateOptions(1), "prompts must hold at least one prompt, got none");
   raises({random_ids(2, 3)}, GenerateOptions(1), "prompts must have shape [T], T >= 1, got [2, 3]");
   raises({one[0].slice(0, 0, 0)}, GenerateOptions(1),
          "prompts must have shape [T], T >= 1, got [0]");

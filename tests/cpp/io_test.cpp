@@ -23,7 +23,7 @@ TEST_CASE("safetensors: what is written comes back") {
   const Folder folder;
   std::vector<std::pair<std::string, torch::Tensor>> tensors;
   for (const auto dtype : kDtypes) {
-    const auto name = c10::getDtypeNames(dtype).first;
+    const std::string name(c10::getDtypeNames(dtype).first);
     tensors.emplace_back(name, torch::randint(-99, 99, {3, 5}).to(dtype));
     tensors.emplace_back(name + " turned", torch::randint(-99, 99, {3, 5}).to(dtype).t());
   }
@@ -51,7 +51,8 @@ TEST_CASE("safetensors: what is written comes back") {
   CHECK(std::is_sorted(file.entries().begin(), file.entries().end(),
                        [](const auto& a, const auto& b) { return a.offset < b.offset; }));
   CHECK(message<c10::ValueError>([&] { file.read_into(*file.find("empty"), torch::empty({4})); }) ==
-        (folder / "file").string() + ": empty has shape [4, 0], the tensor to read it into [4]");
+        (folder / "file").string() +
+            ": empty has shape [4, 0], but the tensor to read it into has shape [4]");
   CHECK_THROWS_WITH(
       write_safetensors(folder / "x", {{"a", torch::ones(1, torch::kBool)}}),
       ContainsSubstring("a must have dtype F64, F32, F16, BF16, I64 or I32, got bool"));
@@ -71,7 +72,7 @@ TEST_CASE("safetensors: a bad file is refused, and named") {
   const std::vector<std::pair<std::string, std::string>> bad = {
       {"", "it has 0 bytes, fewer than 8"},
       {whole.substr(0, 7), "it has 7 bytes, fewer than 8"},
-      {whole.substr(0, 30), "its header must lie in the file of 30 bytes"},
+      {whole.substr(0, 30), "its header must fit in the file of 30 bytes"},
       {whole.substr(0, whole.size() - 1), "it must have 8 bytes of data, got 7"},
       {whole + "x", "it must have 8 bytes of data, got 9"},
       {std::string(64, '\xff'), "got a length of 18446744073709551615"},

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The modules in C++: options, keys, forms, decoding, copies. Their numbers are held against the
-// Python modules, and so against the paper's definitions, by tests/python/test_cpp.py.
+// Python modules, and so against the paper's definitions, by tests/python/cpp/test_cpp.py.
 #include <c10/util/Exception.h>
 #include <retnet/nn/linear_cross_entropy.h>
 #include <torch/autograd.h>

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+pytest.register_assert_rewrite("support")
+
+from support.file_order import sort_by_file  # noqa: E402
+
 # Without it cuBLAS raises in the strict mode below.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
@@ -26,21 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "not_poisoned: run with uninitialised memory as it is")
 
 
-# The longest file, so that no worker is left alone with it at the end; then what a GPU should run
-# first in the little time that it may be there.
-FIRST = (
-    "test_install.py",
-    "test_retention.py",
-    "test_gpu.py",
-    "test_gpu_step.py",
-    "test_retention_step.py",
-    "test_multi_scale_retention_step.py",
-)
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    rank = {name: i for i, name in enumerate(FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
+    sort_by_file(items)
 
 
 @pytest.fixture(autouse=True)

@@ -35,8 +35,9 @@ inline void refuse_double_backward(const std::string& op,
     if (x && x->defined() && x->requires_grad()) tracked.push_back(*x);
   }
   if (tracked.empty()) return;
-  const auto node = std::make_shared<torch::autograd::Error>(
-      op + ": double backward is not supported", torch::autograd::collect_next_edges(tracked));
+  // Torch's own type of owner: a shared_ptr until torch 2.14, an intrusive_ptr from 2.15 on.
+  const decltype(torch::autograd::Edge::function) node(std::make_unique<torch::autograd::Error>(
+      op + ": double backward is not supported", torch::autograd::collect_next_edges(tracked)));
   for (auto* result : results) {
     if (result->defined()) torch::autograd::set_history(*result, node);
   }

@@ -49,7 +49,7 @@ at::Tensor packed_bounds(const char* op, const at::Tensor& q, const at::Tensor& 
   TORCH_CHECK(bound[0] == 0, op, ": cu_seqlens must start at 0, got ", bound[0]);
   TORCH_CHECK(bound[N] == T, op, ": cu_seqlens must end at T = ", T, ", got ", bound[N]);
   for (int64_t n = 0; n < N; ++n) {
-    TORCH_CHECK(bound[n] <= bound[n + 1], op, ": cu_seqlens must never fall, got ", bound[n],
+    TORCH_CHECK(bound[n] <= bound[n + 1], op, ": cu_seqlens must be non-decreasing, got ", bound[n],
                 " before ", bound[n + 1], " at index ", n + 1);
   }
   return bounds;

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of torchscale and flash-linear-attention, written anew as ours.
+"""Converts checkpoints of torchscale and flash-linear-attention to checkpoints of this package.
 
-Neither package is needed, nor is Triton. Weights only: a pickle may hold tensors, plain values and
-argparse.Namespace, and nothing that it names is run.
+Neither package is needed, and neither is Triton. A pickle may hold only tensors, plain values and
+argparse.Namespace. No code that it names is run.
 
-In float32, of tiny models, a converted model's logits are within 1e-5 of flash-linear-attention's
-and 5e-5 of torchscale's recurrent form. From that torchscale's parallel form differs by up to 3e-3
-once trained, its chunkwise form by up to 1e-1: they clamp and scale sums of scores by factors
-which the head norm undoes up to its eps, and which have no part here.
+The logits of a converted model differ from those of the source as follows, for tiny models in
+float32:
+
+- by at most 1e-5 from flash-linear-attention,
+- by at most 5e-5 from the recurrent form of torchscale.
+
+In a trained model, the parallel form of torchscale differs from its recurrent form by up to 3e-3,
+and its chunkwise form by up to 1e-1. These two forms clamp sums of scores and scale by them. The
+norm of the heads removes such factors up to its eps, and retnet does not use them.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ __all__ = ["convert"]
 
 _TOKENIZER = "tokenizer.json"
 _READ = ("torchscale", "flash-linear-attention")
-# Names that only one project gives its tensors.
+# Tensor names that only one project uses.
 _PROJECTS = {
     "torchscale": r"(decoder\.)?(retnet_rel_pos\.|layers\.\d+\.retention_layer_norm\.)",
     "flash-linear-attention": r"model\.(embeddings\.|layers\.\d+\.attn\.)",
@@ -49,39 +54,46 @@ def convert(
 ) -> RetNetConfig:
     """Reads a checkpoint of another project and writes a folder that `retnet.load` reads.
 
-    What source can be:
+    The source can be:
 
-    - torchscale, a file: a bare state dict (also .safetensors), `{"args": ..., "model": ...}` with
-      args a Namespace or a dict, or fairseq's layout with `cfg`. Both eras: RMSNorm and GLU
-      (2023-09-28 and later), and before that LayerNorm, plain feed-forward and biases.
-    - flash-linear-attention, the folder of save_pretrained: config.json, and model.safetensors or
-      pytorch_model.bin, or several of either with their index. A tokenizer.json there is copied.
+    - A file of torchscale. It is a bare state dict (also .safetensors), `{"args": ..., "model":
+      ...}` where args is a Namespace or a dict, or fairseq's layout with `cfg`. Both eras are
+      supported: RMSNorm and GLU since 2023-09-28, and before that LayerNorm, a plain feed-forward
+      network and biases.
+    - The folder that save_pretrained of flash-linear-attention writes. It holds config.json, and
+      model.safetensors or pytorch_model.bin, or several files of either kind with their index. If
+      it holds tokenizer.json, that file is copied.
 
-    What the tensors do not tell comes from the source's own configuration or from the arguments
-    below, which are fields of RetNetConfig; nothing is guessed. fairseq's files lack norm_eps, bare
-    state dicts every field below but num_heads. The old torchscale's files never tell
-    group_norm_eps, which changed while its layout did not. Dropout is left out.
+    If the tensors do not determine a setting, it comes from the configuration of the source or from
+    the arguments below, which are fields of RetNetConfig. Nothing is guessed:
+
+    - The files of fairseq lack norm_eps.
+    - Bare state dicts lack every field below except num_heads.
+    - The files of the old torchscale never determine group_norm_eps. Its value changed while the
+      layout did not.
+
+    Dropout is not converted.
 
     Args:
         source: the file or folder.
-        target: folder of the new checkpoint, which must hold no model.
+        target: folder of the new checkpoint. It must not hold a model.
         activation: "gelu" or "swish", in the feed-forward network.
-        norm_eps: of the block norms.
-        group_norm_eps: of the heads' norm.
+        norm_eps: eps of the block norms.
+        group_norm_eps: eps of the norm of each head.
         embed_scale: factor on the embeddings.
         residual_scale: factor on the residual branch.
-        num_heads: H, heads of a layer.
+        num_heads: H, the number of heads in a layer.
 
     Returns:
         The configuration of the new checkpoint.
 
     Raises:
         FileNotFoundError: there is no source, or it lacks a file.
-        FileExistsError: target holds a model, or foreign files of these names.
-        ValueError: a corrupt, truncated or foreign source, an unsupported variant of a known one,
-            tensors of another dtype than float64, float32, float16 and bfloat16 (a quantised
-            model), a configuration that contradicts tensors or arguments, or arguments that are
-            missing; the message names the file, and lists what to give.
+        FileExistsError: target holds a model, or other files of these names.
+        ValueError: the source is corrupt, truncated, of another kind or an unsupported variant of a
+            known kind. Or a tensor is not float64, float32, float16 or bfloat16, as in a quantised
+            model. Or the configuration contradicts the tensors or the arguments. Or arguments are
+            missing. The message names the file and lists the missing arguments.
         OSError: target could not be written.
     """
     source, target = Path(source), Path(target)
@@ -109,7 +121,7 @@ def convert(
 
 
 def _project(found: Source) -> str:
-    """Tells by names of tensors and settings whose checkpoint it is; raises for those not read."""
+    """Returns the project of the checkpoint, by its tensor names. Raises if it is not supported."""
     known = (
         p for p, pattern in _PROJECTS.items() if any(re.match(pattern, n) for n in found.tensors)
     )

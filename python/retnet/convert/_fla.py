@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RetNetForCausalLM of flash-linear-attention, in our terms."""
+"""Translates RetNetForCausalLM of flash-linear-attention."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _LAYER = {
 
 
 def translate(source: Source) -> Translation:
-    """Raises ValueError as `convert` says."""
+    """Returns the checkpoint in terms of this package. Raises ValueError like `convert`."""
     said = source.settings
-    if said.get("model_type") != "retnet":  # others have the same names of tensors
+    if said.get("model_type") != "retnet":  # other models have the same tensor names
         raise source.error(
             "must be a folder whose config.json has model_type retnet, "
             f"got {said.get('model_type')!r}"
@@ -116,13 +116,13 @@ def translate(source: Source) -> Translation:
 
 
 def _expansion(said: object, rows: int, d: int) -> object:
-    """What the setting must be; fla rounds its product with d."""
+    """Returns the value that the setting must have. fla rounds its product with d."""
     fits = isinstance(said, (int, float)) and math.isclose(said * d, rows)
     return said if fits else rows / d
 
 
 def _split_gates(source: Source) -> None:
-    """Before 2025-02-09 mlp.gate_proj [2F, d] held the rows of gate_proj, then those of up_proj."""
+    """Splits gates of before 2025-02-09: mlp.gate_proj [2F, d] also held the rows of up_proj."""
     for name in list(source.tensors):
         up = name.replace("gate_proj", "up_proj")
         if not name.endswith("mlp.gate_proj.weight") or up in source.tensors:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the files of another project hold: tensors by name, settings, and what they leave open."""
+"""The files of another project: named tensors, settings, and the fields that they leave open."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _WHOLE = ("model.safetensors", "pytorch_model.bin")
 
 
 class Translation(NamedTuple):
-    """A checkpoint in our terms.
+    """A checkpoint in terms of this package.
 
     Attributes:
-        config: of the model.
-        tensors: under our names, a tied lm_head.weight left out.
-        origin: whose checkpoint it was.
+        config: the configuration of the model.
+        tensors: the tensors under our names, without a tied lm_head.weight.
+        origin: the project of the source.
     """
 
     config: RetNetConfig
@@ -44,9 +44,9 @@ class Source:
 
     Attributes:
         path: the file or folder.
-        tensors: under the project's own names.
-        settings: its configuration; empty where it has none.
-        options: what the caller says of it, by field of RetNetConfig; None: nothing.
+        tensors: the tensors under the names of the project.
+        settings: its configuration. Empty if it has none.
+        options: what the caller specified, by field of RetNetConfig. None means not specified.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class Source:
         return ValueError(f"{self.path}: {text}")
 
     def size(self, name: str, axis: int) -> int:
-        """Returns the length of a tensor's axis; raises where the tensor or the axis is missing."""
+        """Returns the length of an axis of a tensor. Raises if the tensor or axis is missing."""
         if name not in self.tensors:
             raise self.error(f"must hold the tensor {name}, which is missing")
         shape = self.tensors[name].shape
@@ -69,22 +69,22 @@ class Source:
         return shape[axis]
 
     def check_dtypes(self) -> None:
-        """Raises where a tensor is not of a dtype that weights may have."""
+        """Raises if a tensor has a dtype that weights may not have."""
         for name, tensor in self.tensors.items():
             if tensor.dtype not in WEIGHT_DTYPES.values():
                 raise self.error(wrong_dtype(name, dtype_name(tensor.dtype)))
 
     def agree(self, facts: Mapping[str, object]) -> None:
-        """Raises where a setting, by its name, is not what the tensors show. None says nothing."""
+        """Raises if a setting differs from what the tensors show. A setting of None is ignored."""
         for name, shown in facts.items():
             said = self.settings.get(name)
             if said is not None and said != shown:
                 raise self.error(
-                    f"its configuration has {name} = {said!r}, but its tensors {shown!r}"
+                    f"its configuration has {name} = {said!r}, but its tensors show {shown!r}"
                 )
 
     def refuse(self, variants: Mapping[str, bool]) -> None:
-        """Raises with the name of the first variant that is there."""
+        """Raises with the name of the first variant that is present."""
         for name, there in variants.items():
             if there:
                 raise self.error(f"{name} is not supported")
@@ -92,27 +92,30 @@ class Source:
     def settle(self, name: str, known: Any, values: str = "") -> Any:
         """Returns a field of RetNetConfig from the settings (`known`) or from the option.
 
-        Where neither tells it, the name is noted for `settled`, with `values` it may have.
+        If neither determines it, records its name and possible `values` for `settled`.
         """
         option = self.options.get(name)
         if option is None and known is None:
             self._open.append(f"{name} ({values})")
         if option is not None and known is not None and option != known:
-            raise self.error(f"{name} is {known!r} there, got {option!r}")
+            raise self.error(f"{name} must be {known!r}, as in the checkpoint, got {option!r}")
         return known if option is None else option
 
     def settled(self) -> None:
-        """Raises with everything that is still open."""
+        """Raises if any field is still open, and lists them all."""
         if self._open:
             raise self.error(
-                "neither its tensors nor its configuration tell these, give them as options: "
-                + ", ".join(self._open)
+                "neither its tensors nor its configuration determine these fields; pass them as "
+                "options: " + ", ".join(self._open)
             )
 
     def is_tied(self, head: str, embedding: str, setting: str) -> bool:
-        """True where the output matrix is the embedding: by the setting, else if they are equal.
+        """Returns whether the output matrix is the embedding.
 
-        Raises where the setting says so and the tensors do not, or where one is missing.
+        The setting decides. If there is none, the matrix is the embedding if the two are equal.
+
+        Raises:
+            ValueError: the setting contradicts the tensors, or a tensor is missing.
         """
         said = self.settings.get(setting)
         self.size(embedding, 1)
@@ -128,11 +131,11 @@ class Source:
         """Returns the tensors under our names.
 
         Args:
-            top: their modules outside the layers to ours.
-            layer: the same inside `layers.N`.
+            top: maps their modules outside the layers to ours.
+            layer: maps their modules inside `layers.N` to ours.
 
         Raises:
-            ValueError: a name in neither table, or two for one of ours.
+            ValueError: a name is in neither table, or two names map to one of ours.
         """
         result: dict[str, Tensor] = {}
         unknown = []
@@ -150,7 +153,7 @@ class Source:
         return result
 
     def config(self, **fields: Any) -> RetNetConfig:
-        """Returns a configuration; an error names the source."""
+        """Returns a configuration. An error names the source."""
         self.settled()
         try:
             return RetNetConfig(**fields)
@@ -162,8 +165,8 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
     """Reads a file, or a folder with config.json as save_pretrained writes it.
 
     Raises:
-        FileNotFoundError: it or a file of it is missing.
-        ValueError: a file is not whole, of another kind, or a pickle of more than plain values.
+        FileNotFoundError: the path or a file in the folder is missing.
+        ValueError: a file is incomplete, of another kind, or a pickle of more than plain values.
     """
     if path.is_dir():
         said = _read_json(path / "config.json")
@@ -187,7 +190,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    """The tensors of one file or of the files that an index names."""
+    """Returns the tensors of one file, or of the files that an index names."""
     for name in _WHOLE:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
@@ -200,7 +203,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
     places = _read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(
-        # A plain name: an index leads to no file outside the folder.
+        # Plain names only: an index must not lead to a file outside the folder.
         isinstance(file, str) and Path(file).name == file
         for file in places.values()
     ):
@@ -214,7 +217,7 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """The tensors of a safetensors or torch.save file, and the settings beside them."""
+    """Returns the tensors of a safetensors or torch.save file, and the settings in it."""
     if path.suffix == ".safetensors":
         with open_tensors(path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}, {}  # noqa: SIM118
@@ -237,7 +240,7 @@ def _read_file(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
 
 
 def _unpickle(path: Path) -> Any:
-    # Tensors stay on the disk until they are written, and an optimizer's are never read.
+    # Tensors stay on the disk until they are written. Those of an optimizer are never read.
     mapped = zipfile.is_zipfile(path)
     path.open("rb").close()  # may raise OSError, which names the file
     try:
@@ -254,7 +257,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def shorten(names: Iterable[str]) -> str:
-    """Returns the first few names, and how many more there are."""
+    """Returns the first few names and the number of the others."""
     names = list(names)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return (", ".join(names[:_SHOWN]) or "none") + more

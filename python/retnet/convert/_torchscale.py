@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torchscale's RetNetDecoder, of both eras, in our terms."""
+"""Translates RetNetDecoder of torchscale, of both eras."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _PLAIN = {"ffn.fc1": "ffn.up_proj", "ffn.ffn_layernorm": "ffn.inner_norm"}
 
 
 def translate(source: Source) -> Translation:
-    """Raises ValueError as `convert` says."""
+    """Returns the checkpoint in terms of this package. Raises ValueError like `convert`."""
     if all(name.startswith("decoder.") for name in source.tensors):  # fairseq
         source.tensors = {
             name.removeprefix("decoder."): tensor for name, tensor in source.tensors.items()
@@ -110,7 +110,7 @@ def translate(source: Source) -> Translation:
 
 
 def _numbers(source: Source, d: int, layers: int, old: bool) -> dict[str, Any]:
-    """What no tensor tells."""
+    """Returns the fields that no tensor determines."""
     said = source.settings
     sqrt, alpha = d**0.5, (2.0 * layers) ** 0.25
     plain, deep = said.get("no_scale_embedding"), said.get("deepnorm")
@@ -130,7 +130,7 @@ def _numbers(source: Source, d: int, layers: int, old: bool) -> dict[str, Any]:
             f"1, or with deepnorm {alpha!r}",
         ),
     }
-    # One eps for all norms, but for the releases of two months, whose files are as those around.
+    # One eps serves all norms, except in the releases of two months. Their files look the same.
     known = None if old else fields["norm_eps"]
     if old or known is not None:
         values = "1e-6 in torchscale of 2023-08-02 to 2023-09-26, else norm_eps"
@@ -139,7 +139,7 @@ def _numbers(source: Source, d: int, layers: int, old: bool) -> dict[str, Any]:
 
 
 def _constants(source: Source, decay: Tensor, angle: Tensor) -> dict[str, Any]:
-    """The file's decay and frequencies: by name if they are exactly what the name stands for."""
+    """Returns decay and frequencies: the name if they equal its values exactly, else the list."""
     decay, angle = decay.float(), angle.float()
     if not torch.equal(angle[::2], angle[1::2]):
         raise source.error("retnet_rel_pos.angle must hold each frequency twice")

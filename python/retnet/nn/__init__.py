@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RetNet modules over the operators of `retnet.ops` (paper 2307.08621, section 2)."""
+"""RetNet modules, built on the operators of `retnet.ops` (Sun et al. 2023, section 2).
+
+"The paper" in the docstrings is Sun et al. 2023, arXiv 2307.08621.
+"""
 
 from retnet.nn.causal_lm import CausalLMOutput, RetNetForCausalLM
 from retnet.nn.decoder_layer import DecoderLayer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The RetNet language model: body, output matrix, loss."""
+"""The RetNet language model. It has a body, an output matrix and a loss."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ class CausalLMOutput(NamedTuple):
     """What `RetNetForCausalLM` returns.
 
     Attributes:
-        logits: [B, T, vocab], of the token after each position; None with labels or targets.
-        loss: cross-entropy in nats, a scalar; None without labels or targets.
-        state: after the last token.
+        logits: [B, T, vocab], the logits of the token after each position. None with labels or
+            targets.
+        loss: cross-entropy in nats, a scalar. None without labels or targets.
+        state: the state after the last token.
     """
 
     logits: Tensor | None
@@ -49,12 +50,13 @@ _register_namedtuple(CausalLMOutput, serialized_type_name="retnet.CausalLMOutput
 class RetNetForCausalLM(RetNet):
     """A RetNet that predicts the next token.
 
-    Keys: those of `RetNet`, and `lm_head.weight` [vocab, d] unless `config.tie_embeddings`.
+    State-dict keys: those of `RetNet`, and `lm_head.weight` [vocab, d] unless
+    `config.tie_embeddings`.
 
     Args:
         config: sizes and switches.
-        device: where the parameters are made.
-        dtype: of the parameters, by default torch's default.
+        device: device of the parameters, by default torch's default.
+        dtype: dtype of the parameters, by default torch's default.
 
     Example:
         >>> import torch
@@ -92,14 +94,14 @@ class RetNetForCausalLM(RetNet):
             nn.init.normal_(self.lm_head.weight, std=self.config.embed_dim**-0.5)
 
     def reset_parameters(self) -> None:
-        """Initialises every part anew; the output matrix from N(0, 1/d), as torchscale."""
+        """Reinitialises every part. The output matrix is drawn from N(0, 1/d), as in torchscale."""
         super().reset_parameters()
         self._reset_head()
 
     def save(self, folder: str | Path) -> None:
         """Writes config.json and model.safetensors, which `retnet.load` reads.
 
-        See `retnet.checkpoint.write` for what it promises and raises.
+        `retnet.checkpoint.write` documents the guarantees and the errors.
         """
         shapes = weight_shapes(self.config)
         write_checkpoint(Path(folder), self.config, shapes, self.state_dict())
@@ -117,34 +119,37 @@ class RetNetForCausalLM(RetNet):
         targets: Tensor | None = None,
         reduction: Reduction = "mean",
     ) -> CausalLMOutput:
-        """Runs the model over a block of tokens, to logits or to a loss.
+        """Runs the model on a block of tokens. Returns logits or a loss.
 
-        The loss is `linear_cross_entropy`'s: not all logits exist at once, unless `lm_head` has
+        `linear_cross_entropy` computes the loss. Not all logits exist at once, unless `lm_head` has
         module hooks.
 
         Args:
             input_ids: [B, T] int64 or int32.
-            state: what the model has read so far; None for a start. Of N sequences if packed.
+            state: the state after the tokens that were read before, None at the start. If the
+                sequences are packed, it holds N sequences.
             cu_seqlens: [N + 1] int32, bounds of N packed sequences (B = 1).
-            labels: [B, T] int64, usually input_ids itself: position t is scored against
-                labels[t + 1] of the same sequence; -100 is ignored.
-            form: "chunkwise", "parallel" or "recurrent"; the same values up to rounding.
-            inplace: a step of decoding (T = 1 with a state, grad mode off) overwrites `state`
-                instead of a copy. Other calls leave `state` alone in any case.
-            last_only: the logits of the last token of each sequence alone, [B, 1, vocab], packed
-                [1, N, vocab]: all that decoding needs. Not with labels or targets. No sequence may
-                be empty: bounds on a CPU are checked, elsewhere and compiled its logits are NaN.
-            targets: [B, T] int64, in place of labels: position t is scored against targets[t], so
-                that the last one counts too; -100 is ignored.
-            reduction: of the loss: "mean" over the targets that are not ignored, or "sum".
+            labels: [B, T] int64, usually input_ids itself. Position t is scored against
+                labels[t + 1] of the same sequence. -100 is ignored.
+            form: "chunkwise", "parallel" or "recurrent". The values are the same up to rounding.
+            inplace: a decode step (T = 1 with a state, grad mode off) overwrites `state` instead of
+                a copy. Other calls never change `state`.
+            last_only: return only the logits of the last token of each sequence, [B, 1, vocab], or
+                [1, N, vocab] if packed. Decoding needs no others. It excludes labels and targets.
+                No sequence may be empty. Bounds on a CPU are checked. On other devices and in
+                compiled code, the logits of an empty sequence are NaN.
+            targets: [B, T] int64, instead of labels. Position t is scored against targets[t], so
+                that the last position counts too. -100 is ignored.
+            reduction: "mean" over the targets that are not ignored, or "sum".
 
         Returns:
-            Logits, or with labels or targets the loss (without a target, as with T = 0, a mean is
-            NaN and a sum 0, as in torch); and the state.
+            The logits, or the loss if labels or targets are given, and the state. Without any
+            target, as with T = 0, a mean is NaN and a sum is 0, as in torch.
 
         Raises:
-            ValueError: input_ids, labels, targets or state of a wrong shape, labels or targets of
-                another dtype, two of labels, targets and last_only, or last_only without a token.
+            ValueError: input_ids, labels, targets or state has a wrong shape, labels or targets has
+                a wrong dtype, more than one of labels, targets and last_only is given, or last_only
+                finds no token.
         """
         if (labels is not None) + (targets is not None) + last_only > 1:
             raise ValueError(
@@ -177,13 +182,16 @@ class RetNetForCausalLM(RetNet):
 
 
 def weight_shapes(config: RetNetConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in the state dict of a model of `config`, which is not made."""
+    """Returns the shape of each tensor in the state dict of a model of `config`."""
     model = RetNetForCausalLM(config, device="meta")
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def _last_tokens(hidden: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The last token of each sequence, and which of N have none, where that cannot be looked up."""
+    """Returns the last token of each sequence.
+
+    If the bounds cannot be read here, it also returns which of the N sequences are empty.
+    """
     if hidden.shape[1] == 0:
         raise ValueError(
             "RetNetForCausalLM: input_ids must have T >= 1 tokens with last_only, got "
@@ -192,7 +200,7 @@ def _last_tokens(hidden: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Ten
     if cu_seqlens is None:
         return hidden[:, -1:], None
     last, empty = cu_seqlens[1:].long() - 1, cu_seqlens.diff() == 0
-    # On another device to look would wait for it, and while tracing there is nothing to see.
+    # On another device, reading would wait for the device. While tracing there is no value to read.
     if cu_seqlens.device.type != "cpu" or type(empty) is not Tensor or is_compiling():
         return hidden[:, last.clamp(min=0)], empty
     if empty.any():
@@ -204,7 +212,7 @@ def _last_tokens(hidden: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Ten
 
 
 def _next_tokens(labels: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """labels moved one to the left, -100 where a sequence ends. [B, T]."""
+    """Returns labels [B, T] shifted left by one, with -100 at the end of each sequence."""
     if cu_seqlens is not None:
         starts = torch.zeros(labels.shape[1] + 1, dtype=torch.bool, device=labels.device)
         starts = starts.index_fill(0, cu_seqlens.long(), True)

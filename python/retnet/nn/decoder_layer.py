@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One layer of a RetNet: retention and feed-forward with residuals (paper Eq. 9)."""
+"""One layer of a RetNet: retention and feed-forward with residuals (Sun et al. 2023, Eq. 9)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ __all__ = ["DecoderLayer"]
 
 
 class DecoderLayer(nn.Module):
-    """y = a x + retention(norm(x)); z = a y + ffn(norm(y)), a = `config.residual_scale`.
+    """One layer of a RetNet (Sun et al. 2023, Eq. 9).
 
-    With `config.pre_norm` false the norms follow the sums instead: y = norm(a x + retention(x)).
+    It computes y = a x + retention(norm(x)) and z = a y + ffn(norm(y)), with
+    a = `config.residual_scale`. If `config.pre_norm` is false, the norms follow the sums:
+    y = norm(a x + retention(x)).
 
-    Keys: `retention_norm.*`, `retention.*`, `ffn_norm.*`, `ffn.*`.
+    State-dict keys: `retention_norm.*`, `retention.*`, `ffn_norm.*` and `ffn.*`.
 
     Args:
         config: sizes and switches.
-        device: where the parameters are made.
-        dtype: of the parameters, by default torch's default.
+        device: device of the parameters, by default torch's default.
+        dtype: dtype of the parameters, by default torch's default.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class DecoderLayer(nn.Module):
         self.ffn = FeedForward(config, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Initialises every part anew."""
+        """Reinitialises every part."""
         self.retention_norm.reset_parameters()
         self.retention.reset_parameters()
         self.ffn_norm.reset_parameters()
@@ -60,7 +62,10 @@ class DecoderLayer(nn.Module):
         form: Form = "chunkwise",
         inplace: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """x: [B, T, d]; the rest, and what comes back, as `MultiScaleRetention.forward`."""
+        """Runs the layer on x [B, T, d].
+
+        The other arguments, the results and the errors are those of `MultiScaleRetention.forward`.
+        """
         out, state = self.retention(
             self.retention_norm(x) if self.pre_norm else x,
             state=state,
@@ -79,5 +84,5 @@ class DecoderLayer(nn.Module):
         return x, state
 
     def extra_repr(self) -> str:
-        """Names the switches in use."""
+        """Returns the switches in use."""
         return f"pre_norm={self.pre_norm}, residual_scale={self.residual_scale:g}"

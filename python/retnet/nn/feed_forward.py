@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feed-forward network of a decoder layer (paper Eq. 9)."""
+"""The feed-forward network of a decoder layer (Sun et al. 2023, Eq. 9)."""
 
 from __future__ import annotations
 
@@ -15,17 +15,22 @@ __all__ = ["FeedForward"]
 
 
 class FeedForward(nn.Module):
-    """down(act(up x)); with `config.ffn_gated`: down(act(gate x) * (up x)).
+    """The feed-forward network of a decoder layer (Sun et al. 2023, Eq. 9).
 
-    With `config.ffn_inner_norm` a norm comes before down.
+    It computes down(act(up x)). If `config.ffn_gated`, it computes down(act(gate x) * (up x)). If
+    `config.ffn_inner_norm`, a norm precedes down.
 
-    Keys: `up_proj.weight` [F, d], `down_proj.weight` [d, F], gated also `gate_proj.weight` [F, d];
-    `inner_norm.*` [F] if there is one; `bias` beside each weight if `config.bias`.
+    State-dict keys:
+
+    - `up_proj.weight` [F, d] and `down_proj.weight` [d, F],
+    - `gate_proj.weight` [F, d] if `config.ffn_gated`,
+    - `inner_norm.*` [F] if `config.ffn_inner_norm`,
+    - a `bias` for each of these matrices if `config.bias`.
 
     Args:
         config: sizes and switches.
-        device: where the parameters are made.
-        dtype: of the parameters, by default torch's default.
+        device: device of the parameters, by default torch's default.
+        dtype: dtype of the parameters, by default torch's default.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(inner, d, bias=bias, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """torch's default for nn.Linear, as torchscale."""
+        """Reinitialises every part. Matrices get the default of nn.Linear, as in torchscale."""
         if self.gated:
             self.gate_proj.reset_parameters()
         self.up_proj.reset_parameters()
@@ -57,11 +62,11 @@ class FeedForward(nn.Module):
         self.down_proj.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., d]. Returns [..., d]."""
+        """Runs the network on x [..., d]. Returns [..., d]."""
         act = F.silu if self.activation == "swish" else F.gelu
         inner = act(self.gate_proj(x)) * self.up_proj(x) if self.gated else act(self.up_proj(x))
         return self.down_proj(inner if self.inner_norm is None else self.inner_norm(inner))
 
     def extra_repr(self) -> str:
-        """Names the switches in use."""
+        """Returns the switches in use."""
         return f"gated={self.gated}, activation={self.activation}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cross-entropy of the logits of a linear layer, of which a part exists at a time."""
+"""Cross-entropy of the logits of a linear layer, without holding all logits at once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ __all__ = ["IGNORE_INDEX", "Reduction", "check_targets", "linear_cross_entropy"]
 
 IGNORE_INDEX = -100
 Reduction = Literal["mean", "sum"]
-# The logits of a chunk, and its tokens at least. csrc/nn/linear_cross_entropy.cpp has them too.
+# The number of logits in a chunk, and the least number of tokens per chunk.
+# csrc/nn/linear_cross_entropy.cpp has the same values.
 _LOGITS = 2**25
 _TOKENS = 1024
-# What a linear layer computes, by its class's forward. As that was at import: one that somebody
-# replaces later is another module's.
+# The product that a linear layer computes, by the forward of its class at import. If a forward is
+# replaced later, it belongs to another kind of module.
 _PRODUCTS: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     nn.Linear.forward: F.linear,
     Linear.forward: linear,
@@ -40,36 +41,38 @@ def linear_cross_entropy(
     *,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """`F.cross_entropy(head(hidden), targets)` without all logits at once.
+    """Computes `F.cross_entropy(head(hidden), targets)` without holding all logits at once.
 
     The time axis is cut into equal chunks of B n <= max(1024, 2^25 / vocab_size) tokens, n >= 1.
-    Each chunk's logits are gone before the next chunk's. Where one chunk holds everything, this is
-    `F.cross_entropy` itself. Otherwise it depends on `head`:
+    The logits of a chunk are freed before those of the next chunk are computed. If one chunk holds
+    everything, this is `F.cross_entropy` itself. Otherwise the method depends on `head`:
 
-    - A weight, or a linear layer (torch's, retnet's, or a subclass that inherits their forward)
-      without module hooks: with grad mode on, the gradients are computed chunk by chunk in the
-      forward pass. No logit is computed twice, and the gradient of a chunk's logits takes their
-      memory. The gradients of weight and bias are summed in float32 or wider. Differentiating them
-      again raises. A parametrized weight is computed once.
-    - A module with module hooks, in itself or in a part of it, or under hooks on all modules, is
-      called once, with all of `hidden`: each hook sees what it would see without chunks, and all
-      logits exist at once. This leaves out the hooks of FSDP2 where `head` is a unit of its own.
-    - Any other module, and any tensor subclass, is called for each chunk, and again in the backward
-      pass (activation checkpointing). So are all heads without hooks under `torch.compile`.
+    - `head` is a weight, or a linear layer without module hooks. (The layer is torch's, retnet's,
+      or a subclass that inherits their forward.) With grad mode on, the gradients are computed
+      chunk by chunk in the forward pass. No logit is computed twice, and the gradient of the logits
+      of a chunk overwrites them. The gradients of weight and bias are summed in float32 or wider.
+      Differentiating them again raises. A parametrized weight is computed once.
+    - `head` is a module with module hooks. The hooks may be on the module, on a part of it, or on
+      all modules. The module is called once with all of `hidden`, so that each hook sees what it
+      would see without chunks. All logits then exist at once. The hooks of FSDP2 do not count if
+      `head` is an FSDP unit of its own.
+    - `head` is any other module or any tensor subclass. It is called for each chunk, and again in
+      the backward pass (activation checkpointing). Under `torch.compile`, this applies to all heads
+      without hooks.
 
-    In all of them the hooks of weights and of `hidden` (gradient hooks, post-accumulate hooks,
+    In each case, the hooks of the weights and of `hidden` (gradient hooks, post-accumulate hooks,
     `retain_grad`) run once, in the backward pass, on the whole gradient.
 
     Args:
         hidden: [B, T, d].
-        head: gives logits [B, n, vocab] of hidden states [B, n, d]; or the weight [vocab, d] of a
-            linear layer without bias.
-        targets: [B, T] int64, the class of each token; -100 is ignored.
-        vocab_size: the number of logits of a token.
+        head: a module that maps hidden states [B, n, d] to logits [B, n, vocab], or the weight
+            [vocab, d] of a linear layer without bias.
+        targets: [B, T] int64, the class of each token. -100 is ignored.
+        vocab_size: the number of logits per token.
         reduction: "mean" over the targets that are not ignored (NaN without any), or "sum".
 
     Returns:
-        A scalar, the loss in nats; float64 where the logits are, else float32.
+        The loss in nats, a scalar. It is float64 if the logits are, else float32.
 
     Raises:
         ValueError: hidden, targets or reduction is not as above.
@@ -93,12 +96,12 @@ def linear_cross_entropy(
     elif product is not None and _are_plain(tensors):
         loss = _WithGradients.apply(hidden, targets, vocab_size, product, *tensors)
     else:
-        # The head's tensors too, for autograd to see what changes them before the second call.
+        # The tensors of the head too, so that autograd sees changes of them before the second call.
         loss = _total([checkpoint(_nats, call, *c, *tensors, use_reentrant=False) for c in chunks])
     if reduction == "sum":
         return loss
     count = (targets != IGNORE_INDEX).sum()
-    # Not 0 / 0, whose gradient would be NaN: that of cross_entropy is 0 there.
+    # Not 0 / 0: its gradient would be NaN, but the gradient of cross_entropy is 0 there.
     return torch.where(count > 0, loss / count.clamp(min=1), math.nan)
 
 
@@ -125,7 +128,7 @@ def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> list[tuple[Tens
 def _nats(
     call: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *_: Tensor | None
 ) -> Tensor:
-    """The summed loss of a chunk."""
+    """Returns the summed loss of a chunk."""
     logits = call(hidden).flatten(0, 1)
     if logits.dtype != torch.float64:
         logits = logits.float()
@@ -142,8 +145,11 @@ def _total(losses: list[Tensor]) -> Tensor:
 def _parts(
     head: nn.Module | Tensor,
 ) -> tuple[Callable[[Tensor], Tensor], Callable[..., Tensor] | None, list[Tensor | None]]:
-    """What gives logits, and how: `product(x, weight, bias)` of the two tensors, or else None and
-    the tensors that it is known to take."""
+    """Returns a function to logits, the product that it computes, and its tensors.
+
+    The product is `product(x, weight, bias)`, and the tensors are weight and bias. If the product
+    is not known, it is None, and the tensors are the parameters of the head.
+    """
     if isinstance(head, Tensor):
         return partial(linear, weight=head), linear, [head, None]
     if (
@@ -170,8 +176,10 @@ def _hooks(module: nn.Module) -> list[Callable[..., Any]]:
 
 
 def _must_be_whole(head: nn.Module | Tensor) -> bool:
-    """Whether a call of head does more than logits: hooks of modules see what it takes and gives,
-    and a parametrization may have a state of its own."""
+    """Returns whether a call of head does more than compute logits.
+
+    Module hooks see its inputs and outputs, and a parametrization may have a state of its own.
+    """
     return isinstance(head, nn.Module) and (
         bool(_has_any_global_hook())
         or any(map(is_parametrized, head.modules()))
@@ -180,7 +188,7 @@ def _must_be_whole(head: nn.Module | Tensor) -> bool:
 
 
 def _is_of_fsdp(hook: Callable[..., Any]) -> bool:
-    """Whether it gathers and frees the weights of a single module for FSDP2, at every call."""
+    """Returns whether the hook gathers and frees the weights of one module for FSDP2, per call."""
     of = type(getattr(hook, "__self__", None))
     # torch.compile cannot trace the comparison.
     return not torch.compiler.is_compiling() and of.__module__.startswith("torch.distributed.fsdp.")
@@ -193,7 +201,7 @@ def _are_plain(tensors: list[Tensor | None]) -> bool:
 
 
 class _WithGradients(torch.autograd.Function):
-    """The summed loss, and the gradients of hidden, weight and bias in the same pass."""
+    """Computes the summed loss and the gradients of hidden, weight and bias in the same pass."""
 
     @staticmethod
     def forward(
@@ -205,7 +213,7 @@ class _WithGradients(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        # Of aliases: autograd.grad runs the hooks of what it is asked for, here on partial sums.
+        # Use aliases: autograd.grad runs the hooks of its inputs, here on partial sums.
         aliases = [
             x if x is None else x.detach().requires_grad_(x.requires_grad) for x in (weight, bias)
         ]
@@ -218,8 +226,8 @@ class _WithGradients(torch.autograd.Function):
             asked = [part] * hidden.requires_grad + learning
             with torch.enable_grad():
                 logits = product(part, *aliases).flatten(0, 1)
-            # A linear layer's graph does not keep its output: its gradient may overwrite it.
-            # Not by detach(): of a view whose version goes up autograd makes a new node, by copies.
+            # The graph of a linear layer does not keep its output: the gradient may overwrite it.
+            # Not detach(): if the version of a view goes up, autograd makes a new node with copies.
             grad = logits.data
             losses.append(
                 torch.ops.retnet.cross_entropy_with_gradient_(
@@ -257,5 +265,5 @@ def _wide(grad: Tensor) -> Tensor:
 
 
 def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
-    # Wide first: a product would round a factor to the dtype of a 16-bit gradient.
+    # Widen first: a product would round the factor to the dtype of a 16-bit gradient.
     return (_wide(grad) * factor).to(dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gated multi-scale retention (paper 2.2, Eq. 8)."""
+"""Gated multi-scale retention (Sun et al. 2023, section 2.2, Eq. 8)."""
 
 from __future__ import annotations
 
@@ -18,34 +18,42 @@ __all__ = ["MultiScaleRetention"]
 
 
 class MultiScaleRetention(WithDecay):
-    """out_proj(norm(retention(rotary(q), rotary(k), v)) * swish(g)), one gamma per head.
+    """Gated multi-scale retention (Sun et al. 2023, section 2.2, Eq. 8).
 
-    Keys: `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
-    `group_norm.*`, `bias` beside each weight if `config.bias`, and `log_decay_raw` [H] if
-    `config.learnable_decay`.
+    It computes out_proj(norm(retention(rotary(q), rotary(k), v)) * swish(g)), with one gamma per
+    head.
 
-    ln gamma is then reference * exp(log_decay_raw), where reference is the ln gamma of the
-    configuration. The parameter begins at 0, and each of its values is legal:
+    State-dict keys:
 
-    - A step of an optimizer changes ln gamma by a relative amount.
-    - From 80 on gamma is exactly 0, from -80 down exactly 1. Such a head gets no gradient, so it
-      stays there until the parameter is set. A head whose configured gamma is 1 begins at -80; its
-      reference is -2^-10.
-    - It stays float32 whatever `.to(dtype)` does. FSDP's mixed precision may round it to bfloat16
-      for a call, which changes ln gamma by a factor within 1 +- 2^-9 abs(log_decay_raw).
-    - A state dict of an older version with `log_decay`, ln gamma itself, is converted.
+    - `{q,k}_proj.weight` [H K, d], `{v,g}_proj.weight` [H V, d], `out_proj.weight` [d, H V],
+    - `group_norm.*`,
+    - a `bias` for each of these matrices if `config.bias`,
+    - `log_decay_raw` [H] if `config.learnable_decay`.
 
-    The rotary frequencies, and ln gamma unless learnable, are neither parameters nor buffers: they
-    follow from the configuration and are made in float32 on each device that needs them.
+    If the decay is learnable, ln gamma is reference * exp(log_decay_raw). The reference is the
+    ln gamma of the configuration. The parameter starts at 0, and each of its values is legal:
+
+    - An optimizer step changes ln gamma by a relative amount.
+    - If it is 80 or more, gamma is exactly 0. If it is -80 or less, gamma is exactly 1. Such a head
+      gets no gradient, so it stays there until the parameter is set. A head whose configured gamma
+      is 1 starts at -80, and its reference is -2^-10.
+    - It stays float32 in `.to(dtype)`. The mixed precision of FSDP may round it to bfloat16 for a
+      call. This changes ln gamma by a factor within 1 +- 2^-9 abs(log_decay_raw).
+    - The state dict of an older version holds `log_decay`, which is ln gamma itself. This is
+      converted.
+
+    The rotary frequencies are neither parameters nor buffers, and neither is ln gamma unless it is
+    learnable. They follow from the configuration and are computed in float32 on each device that
+    needs them.
 
     Args:
         config: sizes and switches.
-        device: where the parameters are made.
-        dtype: of the parameters, by default torch's default.
+        device: device of the parameters, by default torch's default.
+        dtype: dtype of the parameters, by default torch's default.
 
     Attributes:
-        log_decay: ln gamma of each head, [H] float32. Read-only; differentiable if learnable.
-        frequencies: of the rotation, [K/2] float32, radians per token. Read-only.
+        log_decay: ln gamma of each head, [H] float32. Read-only. Differentiable if learnable.
+        frequencies: rotary frequencies in radians per token, [K/2] float32. Read-only.
 
     Example:
         >>> import torch
@@ -83,9 +91,10 @@ class MultiScaleRetention(WithDecay):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier uniform, gain 2^-2.5 for q, k, v, g and 2^-1 for out, as torchscale.
+        """Reinitialises every part, as in torchscale.
 
-        Biases are uniform within d^(-1/2) of 0, that of out is 0.
+        Matrices are Xavier uniform, with gain 2^-2.5 for q, k, v and g and 2^-1 for out. Biases are
+        uniform within d^(-1/2) of 0, except the bias of out, which is 0.
         """
         for proj in (self.q_proj, self.k_proj, self.v_proj, self.g_proj):
             nn.init.xavier_uniform_(proj.weight, gain=2**-2.5)
@@ -111,18 +120,20 @@ class MultiScaleRetention(WithDecay):
         form: Form = "chunkwise",
         inplace: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Runs the layer over a block of tokens.
+        """Runs the layer on a block of tokens.
 
-        With T = 1, a state, no cu_seqlens and grad mode off it takes the fused step of decoding.
+        It runs the fused decode step if T = 1, a state is given, cu_seqlens is not given, and grad
+        mode is off.
 
         Args:
             x: [B, T, d].
-            state: [B, H, K, V] from the tokens before; None for a start. [N, H, K, V] if packed.
-            positions: [T] or [B, T] int, position of each token in its sequence; needed with a
-                state or cu_seqlens, else 0..T-1.
+            state: [B, H, K, V] after the tokens that were read before, None at the start.
+                [N, H, K, V] if packed.
+            positions: [T] or [B, T] int, the position of each token in its sequence. Required with
+                a state or cu_seqlens, else 0..T-1 by default.
             cu_seqlens: [N + 1] int32, bounds of packed sequences (B = 1).
-            form: "chunkwise", "parallel" or "recurrent"; the same values up to rounding.
-            inplace: the step of decoding may overwrite `state`.
+            form: "chunkwise", "parallel" or "recurrent". The values are the same up to rounding.
+            inplace: the decode step may overwrite `state`.
 
         Returns:
             The output [B, T, d] and the state after the last token.
@@ -174,7 +185,7 @@ class MultiScaleRetention(WithDecay):
         return self.out_proj(self.group_norm(out, gate).flatten(-2)), state
 
     def extra_repr(self) -> str:
-        """Names sizes and switches."""
+        """Returns sizes and switches."""
         cfg = self.config
         return (
             f"embed_dim={cfg.embed_dim}, num_heads={cfg.num_heads}, key_dim={cfg.key_dim}, "
@@ -184,17 +195,17 @@ class MultiScaleRetention(WithDecay):
 
 
 def is_step(length: int, state: object, cu_seqlens: Tensor | None) -> bool:
-    """True when a call is one step of decoding: T = 1, a state, grad mode off, not packed."""
+    """Returns whether a call is a decode step: T = 1, a state, grad mode off, not packed."""
     if length != 1 or state is None or cu_seqlens is not None:
         return False
     return not torch.is_grad_enabled()
 
 
 def _inverse_sqrt_weight_sum(log_decay: Tensor, positions: Tensor) -> Tensor:
-    """n_t^(-1/2), n_t = sum_{i<=t} gamma^i = (1 - gamma^(t+1)) / (1 - gamma), in float64.
+    """Returns n_t^(-1/2), n_t = sum_{i<=t} gamma^i = (1 - gamma^(t+1)) / (1 - gamma), in float64.
 
-    n_t = t + 1 at gamma = 1, where a learnable decay gets no gradient from this factor.
-    [T] -> [T, H, 1], [B, T] -> [B, T, H, 1].
+    At gamma = 1, n_t is t + 1, and a learnable decay gets no gradient from this factor. The shape
+    is [T, H, 1] for positions [T], and [B, T, H, 1] for positions [B, T].
     """
     g = log_decay.double()
     count = positions.double().unsqueeze(-1) + 1

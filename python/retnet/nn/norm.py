@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norms: of blocks, embeddings and inner activations; of each head's output (paper Eq. 8)."""
+"""The norms: those of blocks, embeddings and inner activations, and the head norm (paper Eq. 8)."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ def make_norm(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> nn.LayerNorm | nn.RMSNorm:
-    """torch's norm over the last dimension, of the kind and eps that the configuration names."""
+    """Returns torch's norm over the last dimension, with the kind and eps of the configuration."""
     kind = nn.LayerNorm if config.norm == "layer" else nn.RMSNorm
     return kind(channels, eps=config.norm_eps, device=device, dtype=dtype)
 
 
 class GatedGroupNorm(nn.Module):
-    """y = norm(x) * swish(gate), the norm taken over each head's V channels.
+    """Normalisation of each head's output, times the swish gate (Sun et al. 2023, Eq. 8).
 
-    Keys: `weight` [V] and, for the "layer" kind, `bias` [V], if `config.group_norm_affine`;
-    otherwise none.
+    It computes y = norm(x) * swish(gate). The norm is taken over the V channels of each head.
+
+    State-dict keys, if `config.group_norm_affine`: `weight` [V], and `bias` [V] if
+    `config.group_norm` is "layer". Otherwise there are none.
 
     Args:
         config: sizes and switches.
-        device: where the parameters are made.
-        dtype: of the parameters, by default torch's default.
+        device: device of the parameters, by default torch's default.
+        dtype: dtype of the parameters, by default torch's default.
     """
 
     weight: nn.Parameter | None
@@ -56,16 +58,16 @@ class GatedGroupNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """weight = 1, bias = 0."""
+        """Sets weight to 1 and bias to 0."""
         if self.weight is not None:
             nn.init.ones_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, gate: Tensor) -> Tensor:
-        """x, gate: [B, T, H, V]. Returns [B, T, H, V]."""
+        """Normalises x [B, T, H, V] and applies gate [B, T, H, V]. Returns [B, T, H, V]."""
         return ops.gated_group_norm(x, gate, self.weight, self.bias, eps=self.eps, norm=self.kind)
 
     def extra_repr(self) -> str:
-        """Names the switches in use."""
+        """Returns the switches in use."""
         return f"{self.kind}, eps={self.eps:g}, affine={self.weight is not None}"

@@ -17,10 +17,10 @@ __all__ = ["RetentionConstants", "WithDecay"]
 
 
 class RetentionConstants:
-    """float32 values that follow from a configuration, made once for each device that asks.
+    """float32 values that follow from a configuration, computed once for each device that asks.
 
-    They are no buffers. FSDP and `to(dtype)` would round those to 16 bits, and whatever fills a
-    model that was made on the meta device would leave them undefined.
+    They are not buffers. FSDP and `to(dtype)` would round buffers to 16 bits. Code that fills a
+    model made on the meta device would leave them undefined.
     """
 
     def __init__(self, config: RetNetConfig) -> None:
@@ -28,14 +28,14 @@ class RetentionConstants:
         self._made: dict[tuple[str, torch.device], Tensor] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return RetentionConstants, (self._config,)  # a copy may go to another device
+        return RetentionConstants, (self._config,)  # a copy may move to another device
 
     def log_decay(self, device: torch.device) -> Tensor:
         """Returns ln gamma, [H] float32."""
         return self._get("log_decay", RetNetConfig.log_decay, device)
 
     def reference(self, device: torch.device) -> Tensor:
-        """Returns the reference of a learnable ln gamma, [H] float64, finite and below 0."""
+        """Returns the reference of a learnable ln gamma, [H] float64, finite and negative."""
         return self._get("reference", reference_of, device)
 
     def frequencies(self, device: torch.device) -> Tensor:
@@ -50,9 +50,9 @@ class RetentionConstants:
             return make(self._config).to(device) if value is None else value
         mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
         if mode is not None and not mode.allow_non_fake_inputs:
-            return make(self._config).to(device)  # fake, as the mode wants
+            return make(self._config).to(device)  # fake, as the mode requires
         if value is None:
-            # Not in inference mode: a later call may have to save it for backward.
+            # Leave inference mode: a later call may have to save the value for backward.
             with torch.inference_mode(False):
                 with _disable_current_modes():
                     value = make(self._config)
@@ -63,10 +63,10 @@ class RetentionConstants:
 
 
 class WithDecay(nn.Module):
-    """A module of `config` with decays, whose parameter `log_decay_raw` [H] exists if learnable.
+    """A module of `config` with decays. It has the parameter `log_decay_raw` [H] if learnable.
 
-    The parameter and its gradient stay float32 whatever `to(dtype)` does. A state dict with the
-    `log_decay` of older versions in place of it is read.
+    The parameter and its gradient stay float32 in `to(dtype)`. The module also reads a state dict
+    of an older version, which has `log_decay` instead.
     """
 
     config: RetNetConfig
@@ -75,23 +75,23 @@ class WithDecay(nn.Module):
 
     @property
     def log_decay(self) -> Tensor:
-        """ln gamma of each head, [H] float32, where the parameters are."""
+        """ln gamma of each head, [H] float32, on the device of the parameters."""
         return self._log_decay(_device_of(self))
 
     @property
     def frequencies(self) -> Tensor:
-        """The rotary frequencies, [K/2] float32 in radians per token, where the parameters are."""
+        """Rotary frequencies in radians per token, [K/2] float32, on the parameters' device."""
         return self._constants.frequencies(_device_of(self))
 
     def _log_decay(self, device: torch.device) -> Tensor:
-        """ln gamma on `device`; a learnable one where its parameter is."""
+        """Returns ln gamma on `device`. A learnable one is on the device of its parameter."""
         if not self.config.learnable_decay:
             return self._constants.log_decay(device)
         raw = self.log_decay_raw
         return log_decay_of(raw, self._constants.reference(raw.device))
 
     def _make_constants(self) -> None:
-        """Makes them here and now, so that the first call may be one that a CUDA graph records."""
+        """Computes the constants now, so that a CUDA graph may record the first call."""
         device = _device_of(self)
         self._constants.frequencies(device)
         if self.config.learnable_decay:
@@ -118,7 +118,7 @@ class WithDecay(nn.Module):
         old, new = f"{prefix}log_decay", f"{prefix}log_decay_raw"
         if self.config.learnable_decay and old in state_dict and new not in state_dict:
             value = state_dict.pop(old)
-            if value.shape == self.log_decay_raw.shape:  # else torch names the shapes
+            if value.shape == self.log_decay_raw.shape:  # else torch reports the shapes
                 check_log_decay(old, value)
                 value = raw_of(value, self._constants.reference(value.device))
             state_dict[new] = value

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The RetNet body: embedding, decoder layers, last norm (paper section 2)."""
+"""The RetNet body: embedding, decoder layers, last norm (Sun et al. 2023, section 2)."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ __all__ = ["RetNet"]
 
 
 class RetNet(nn.Module):
-    """Token ids to hidden states.
+    """The RetNet body, which maps token ids to hidden states (Sun et al. 2023, section 2).
 
-    Keys: `embed_tokens.weight` [vocab, d], `embed_norm.*` if `config.embed_norm`, `layers.N.*`,
-    and `norm.*` if `config.pre_norm`.
+    State-dict keys: `embed_tokens.weight` [vocab, d], `embed_norm.*` if `config.embed_norm`,
+    `layers.N.*`, and `norm.*` if `config.pre_norm`.
 
     Args:
         config: sizes and switches.
-        device: where the parameters are made.
-        dtype: of the parameters, by default torch's default.
+        device: device of the parameters, by default torch's default.
+        dtype: dtype of the parameters, by default torch's default.
 
     Attributes:
         checkpoint_layers: keep only the inputs of each layer for the backward pass, which then
-            runs the layer's forward again (activation checkpointing); False by default. A tensor
-            that a layer takes, a parameter included, may not change in place before that: the
-            backward pass raises.
+            runs the forward of the layer again (activation checkpointing). False by default. The
+            backward pass raises if an input or a parameter of a layer has changed in place before
+            it.
 
     Example:
         >>> import torch
@@ -74,7 +74,7 @@ class RetNet(nn.Module):
 
     @torch.no_grad()
     def _scale_layers(self) -> None:
-        """v, out and the outer matrices of the feed-forward network for the depth of the model."""
+        """Scales v, out and the outer matrices of the feed-forward network by the model's depth."""
         factor = 1.0
         if self.config.residual_scale != 1:  # DeepNet: alpha = (2L)^(1/4), beta = (8L)^(-1/4)
             factor /= math.sqrt(2) * self.config.residual_scale
@@ -90,11 +90,13 @@ class RetNet(nn.Module):
                 proj.weight.mul_(factor)
 
     def reset_parameters(self) -> None:
-        """Initialises every part anew; the embedding from N(0, 1/d), as torchscale.
+        """Reinitialises every part. The embedding is drawn from N(0, 1/d), as in torchscale.
 
-        With a residual_scale a != 1 (DeepNet), v, out and the first and last matrix of the
-        feed-forward network are divided by sqrt(2) a, which is (8L)^(1/4) for DeepNet's
-        a = (2L)^(1/4); with ffn_inner_norm (Magneto) they are multiplied by sqrt(ln 2L).
+        Two switches scale v, out and the first and last matrix of the feed-forward network:
+
+        - If residual_scale is a != 1 (DeepNet), they are divided by sqrt(2) a. For the value of
+          DeepNet, a = (2L)^(1/4), this is (8L)^(1/4).
+        - If ffn_inner_norm is true (Magneto), they are multiplied by sqrt(ln 2L).
         """
         self._reset_embedding()
         if self.embed_norm is not None:
@@ -115,21 +117,22 @@ class RetNet(nn.Module):
         form: Form = "chunkwise",
         inplace: bool = False,
     ) -> tuple[Tensor, RetNetState]:
-        """Runs the body over a block of tokens.
+        """Runs the body on a block of tokens.
 
         Args:
             input_ids: [B, T] int64 or int32.
-            state: what the model has read so far; None for a start. Of N sequences if packed.
+            state: the state after the tokens that were read before, None at the start. If the
+                sequences are packed, it holds N sequences.
             cu_seqlens: [N + 1] int32, bounds of N packed sequences (B = 1).
-            form: "chunkwise", "parallel" or "recurrent"; the same values up to rounding.
-            inplace: a step of decoding (T = 1 with a state, grad mode off) overwrites `state`
-                instead of a copy. Other calls leave `state` alone in any case.
+            form: "chunkwise", "parallel" or "recurrent". The values are the same up to rounding.
+            inplace: a decode step (T = 1 with a state, grad mode off) overwrites `state` instead of
+                a copy. Other calls never change `state`.
 
         Returns:
             Hidden states [B, T, d] and the state after the last token.
 
         Raises:
-            ValueError: input_ids or state of a wrong shape.
+            ValueError: input_ids or state has a wrong shape.
         """
         if input_ids.dim() != 2:
             raise ValueError(
@@ -157,15 +160,15 @@ class RetNet(nn.Module):
                 before = None if state is None else state.retention[index]
                 inputs = (layer, form, hidden, before, positions, cu_seqlens)
                 if self.checkpoint_layers and torch.is_grad_enabled():
-                    # checkpoint sees changes of its positional arguments alone, and raises.
+                    # checkpoint detects only changes of its positional arguments, and raises.
                     hidden, layer_state = checkpoint(
                         _run, *inputs, *layer.parameters(), use_reentrant=False
                     )
                 else:
                     hidden, layer_state = _run(*inputs)
                 after.append(layer_state)
-            # A traced step comes here too. Writes to views of one stacked state would be copied
-            # whole for each layer.
+            # A traced step also takes this path. Writing to views of one stacked state would copy
+            # the whole state for each layer.
             retention = torch.stack(after)
             positions_after = _advance(input_ids, sequences, state, cu_seqlens)
             if state is not None and one_step and inplace:
@@ -208,7 +211,7 @@ def _run(
 def _positions(
     length: int, device: torch.device, state: RetNetState | None, cu_seqlens: Tensor | None
 ) -> Tensor:
-    """The position of each token in its own sequence, [T] or [B, T]."""
+    """Returns the position of each token in its own sequence, [T] or [B, T]."""
     index = torch.arange(length, device=device)
     if cu_seqlens is None:
         return index if state is None else state.positions.unsqueeze(1) + index
@@ -216,7 +219,7 @@ def _positions(
     if state is not None:
         start = start + state.positions
     ends = cu_seqlens[1:].long()
-    # A token lies after every end that is not above it; the clamp leaves bad bounds to the op.
+    # A token is after every end that is not above it. The clamp leaves bad bounds to the op.
     sequence = torch.searchsorted(ends, index, right=True).clamp(max=ends.shape[0] - 1)
     return (index + start[sequence]).unsqueeze(0)
 
@@ -224,7 +227,7 @@ def _positions(
 def _advance(
     input_ids: Tensor, sequences: int, state: RetNetState | None, cu_seqlens: Tensor | None
 ) -> Tensor:
-    """The position after the last token of each sequence, [B]."""
+    """Returns the position after the last token of each sequence, [B]."""
     if cu_seqlens is None:
         read = torch.full(
             (sequences,), input_ids.shape[1], device=input_ids.device, dtype=torch.int64

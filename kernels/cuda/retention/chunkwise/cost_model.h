@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a chunk of the chunkwise retention kernel costs, by formula: from a tile alone, of one block
-// and one full chunk unless said otherwise. tests/kernels/kernel_counts.cpp counts the same in the
+// and one full chunk unless said otherwise. tests/kernels/cuda/kernel_counts.cpp counts the same in the
 // emulator and tools/kernel_report.py holds the two together. Plain C++, for the host.
 #pragma once
 

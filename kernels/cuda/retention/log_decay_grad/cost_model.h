@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a chunk of the kernel of log_decay's gradient costs, by formula: from a tile alone, of one block and
-// one full chunk unless said otherwise. tests/kernels/log_decay_counts.cpp counts the same in the emulator
+// one full chunk unless said otherwise. tests/kernels/cuda/log_decay_counts.cpp counts the same in the emulator
 // and tools/mma_report.py holds the two together. Plain C++, for the host.
 #pragma once
 

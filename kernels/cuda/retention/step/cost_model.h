@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What a step of decoding costs, by formula, a model of its time, and how many blocks share a head by
-// it. tests/kernels/kernel_counts.cpp
+// it. tests/kernels/cuda/kernel_counts.cpp
 // counts the same bytes in the emulator and tools/step_report.py holds the two together. Plain C++, for
 // the host.
 #pragma once

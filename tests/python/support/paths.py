@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the repository and its build are."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+BUILD = Path(os.environ.get("RETNET_BUILD_DIR", ROOT / "build"))
