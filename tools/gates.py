@@ -21,7 +21,7 @@ class Failure(NamedTuple):
 
 
 def near(gate: str, where: str, value: float, stated: float, share: float) -> list[Failure]:
-    """The gate that a value is what a header states, but for a share of it."""
+    """The gate that a value is what a header states, within a share of it."""
     if abs(value - stated) <= share * stated:
         return []
     return [Failure(gate, where, value, f"{stated:g}" + (f" within {share:.0%}" if share else ""))]

@@ -1,29 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernels cost, without a GPU, and gates on it.
+"""What the CUDA kernels cost, without a GPU, and gates on it.
 
 kernel_report.py KERNELS COUNTS
 
-KERNELS is the folder that `make kernels` builds in: objects, and ptxas's output beside them. COUNTS
-holds the JSON that tests/kernels/cuda/kernel_counts.cpp prints: what the emulator counts, what the
-kernels' headers state, and the goals. Prints a table for each kernel family and the model's time
-beside each goal. Exit status 1, and a line for each gate that fails, where
+KERNELS is the folder that `make kernels` builds in: objects, and the output of ptxas beside them.
+COUNTS holds the JSON that tests/kernels/cuda/kernel_counts.cpp prints: what the SIMT emulator
+counts, what the cost_model.h of each kernel states (the header's figures), and the goals. Prints a
+table for each kernel family, and the time of the model beside each goal. The gates:
 
-  bytes      differ from the header's by more than 2%
-  mma        per chunk differ from the header's by more than 5%
-  wavefronts of shared memory per chunk exceed the header's, or there are bank conflicts
-  barriers   per chunk differ from the header's
-  spills     there are any
-  loop       the main loop's code has fewer mma than a chunk executes: not the whole chunk; or, with
-             inner loops that have mma, not as many, these counted as often as they turn
-  others     per mma, instructions of the main loop exceed the header's limit; not counting ptxas's
-             padding, which takes its time in the model
-  model      nanoseconds per token and head exceed the goal; of the gated group norm, a row's
-             instructions or its bytes in flight do not keep up with the device memory
+  bytes      differ from the header's by at most 2%
+  mma        per chunk differ from the header's by at most 5%
+  wavefronts of shared memory per chunk are at most the header's; there are no bank conflicts
+  barriers   per chunk are the header's
+  spills     there are none
+  loop       the code of the main loop has at least the mma that a chunk executes: it is the whole
+             chunk. With inner loops that have mma, it has exactly as many, where each inner loop
+             counts as often as it turns
+  others     instructions of the main loop per mma are within the header's limit. The padding of
+             ptxas does not count here, but takes its time in the model
+  model      nanoseconds per token and head are within the goal. For the gated group norm, the
+             instructions and the bytes in flight of a row keep up with the device memory
 
-and what step_report.py has of the step of decoding.
+and those of step_report.py, about the decode step. Prints a line for each gate that fails; the exit
+status is then 1.
 
-Instructions are those of the main loop's code, not those executed: what a branch leaves out counts.
-Inner loops without mma count once: the copies of 8 bytes are not what the model is of.
+Instructions are those of the code of the main loop, not those executed: what a branch leaves out
+counts. Inner loops without mma count once: the model is not about the copies of 8 bytes.
 """
 
 import json
@@ -34,10 +36,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "kernels/cuda"))
-import ptxas_report
-
 import mma_report
+import ptxas_report
 import step_report
 from gates import DTYPES, Failure, architecture_order, near, print_table
 from sass import PADDING, classify, disassemble, main_loop
@@ -54,7 +54,7 @@ class NormKernel(NamedTuple):
 
 
 def norm_counts(folder: Path) -> dict[NormKernel, Counter[str]]:
-    """Instructions by class for a row of the gated group norm: of the loop over rows if any."""
+    """Instructions by class for a row of the gated group norm: of the loop over rows, if any."""
     counts = {}
     for architecture, mangled, body in disassemble(folder, "gated_group_norm"):
         found = re.search(r"norm_(back)?\w*kernelILN\w*?5DTypeE(\d)ELi(\d+)ELi(\d+)E", mangled)
@@ -71,8 +71,8 @@ def norm_counts(folder: Path) -> dict[NormKernel, Counter[str]]:
 
 
 def check_norm(item: dict[str, Any]) -> list[Failure]:
-    """The gates of the gated group norm's bytes: what it asks for, what device memory moves."""
-    where = f"gated_group_norm {item['direction']} {item['dtype']} V={item['value_dim']}, per row"
+    """The gates of the bytes of the gated group norm: asked for, and of device memory."""
+    where = f"gated_group_norm {item['direction']} {item['dtype']} Dv={item['head_dim_v']}, per row"
     counted, header = item["counted"], item["header"]
     return [
         failure
@@ -114,14 +114,14 @@ def check_norm_model(where: str, times: dict[str, float]) -> list[Failure]:
 
 
 def check_rotary(item: dict[str, Any]) -> list[Failure]:
-    """The gate of the rotary kernel's bytes."""
+    """The gate of the bytes of the rotary kernel."""
     where = f"rotary {item['style']} {item['dtype']}, per token and head, device memory"
     counted, header = (item[key]["memory_bytes"] for key in ("counted", "header"))
     return near("bytes", where, counted, header, 0.02)
 
 
 def check_registers(entries: Iterable[re.Match[str]], names: dict[str, str]) -> list[Failure]:
-    """The gate of ptxas's spills."""
+    """The gate of the spills that ptxas states."""
     return [
         Failure("spills", f"{names[m['name']]} sm_{m['arch']}, bytes", ptxas_report.spills(m), "0")
         for m in entries
@@ -148,9 +148,9 @@ def print_norm(items: Iterable[dict[str, Any]]) -> None:
     keys = ("loaded", "stored", "memory_bytes")
     print_table(
         "gated_group_norm, counted / header: bytes per row",
-        f"direction dtype V {' '.join(keys)}",
+        f"direction dtype Dv {' '.join(keys)}",
         [
-            [item["direction"], item["dtype"], item["value_dim"], *cells]
+            [item["direction"], item["dtype"], item["head_dim_v"], *cells]
             for item in items
             for cells in [[f"{item['counted'][k]:g}/{item['header'][k]:g}" for k in keys]]
         ],
@@ -161,9 +161,9 @@ def print_rotary(items: Iterable[dict[str, Any]]) -> None:
     """Print the bytes of the rotary kernel."""
     print_table(
         "rotary, counted / header: bytes of device memory per token and head",
-        "style dtype K bytes",
+        "style dtype Dk bytes",
         [
-            [item["style"], item["dtype"], item["key_dim"], "/".join(values)]
+            [item["style"], item["dtype"], item["head_dim_qk"], "/".join(values)]
             for item in items
             for values in [[f"{item[key]['memory_bytes']:g}" for key in ("counted", "header")]]
         ],
@@ -178,7 +178,7 @@ def report_norm(folder: Path, counts: dict[str, Any]) -> list[Failure]:
         for item in counts["gated_group_norm"]:
             fields = {**item, "architecture": device["architecture"]}
             kernel = NormKernel(**{key: fields[key] for key in NormKernel._fields})
-            cells = [device["device"], kernel.direction, kernel.dtype, item["value_dim"]]
+            cells = [device["device"], kernel.direction, kernel.dtype, item["head_dim_v"]]
             where = "gated_group_norm " + " ".join(map(str, cells))
             if kernel not in code:
                 failures.append(Failure("model", f"{where}, compiled kernels", 0, "at least 1"))
@@ -190,7 +190,7 @@ def report_norm(folder: Path, counts: dict[str, Any]) -> list[Failure]:
     print_table(
         "gated_group_norm, model (not measured), of a multiprocessor: cycles per row by each"
         " resource alone; KiB in flight, and what hides the latency",
-        "device direction dtype V memory issue MUFU in-flight needed",
+        "device direction dtype Dv memory issue MUFU in-flight needed",
         rows,
     )
     return failures

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of kernel_report.py that is about the kernels of tensor cores, which walk a sequence in
-chunks: retention (chunkwise) and the gradient of log_decay.
+"""The part of kernel_report.py about the kernels that use tensor cores and walk a sequence in
+chunks: retention (chunkwise) and the gradient of log_decay (log_decay_grad).
 """
 
 import math
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ptxas_report
-
 from gates import DTYPES, Failure, architecture_order, near, print_table
 from sass import CLASSES, PADDING, disassemble, executed, main_loop
 
-FAMILIES = ("chunkwise", "log_decay")
+FAMILIES = ("chunkwise", "log_decay_grad")
 COUNTS = (
     *("mma", "wavefronts", "ldmatrix", "cp_async", "stores", "loads"),
     *("barriers", "l2_bytes", "memory_bytes"),
@@ -43,7 +42,7 @@ Loops = dict[Kernel, Counter[str]]
 
 
 def kernel_of(mangled: str, architecture: str) -> Kernel | None:
-    """The instantiation that a mangled name is of."""
+    """The instantiation that a mangled name belongs to."""
     families = "|".join(FAMILIES)
     found = re.search(rf"\d({families})_kernelILN\w*?5DTypeE(\d)ELi(\d+)E", mangled)
     return Kernel(found[1], DTYPES[int(found[2])], int(found[3]), architecture) if found else None
@@ -61,12 +60,12 @@ def loop_counts(folder: Path, items: Items) -> Loops:
 
 
 def others_per_mma(counts: Counter[str]) -> float:
-    """Instructions beside the mma and padding, to an mma."""
+    """Instructions besides the mma and the padding, per mma."""
     return (counts.total() - counts["HMMA"] - counts[PADDING]) / counts["HMMA"]
 
 
 def check_counts(item: dict[str, Any]) -> list[Failure]:
-    """The gates of what the emulator counted of a kernel, for any architecture."""
+    """The gates of what the SIMT emulator counted of a kernel, for any architecture."""
     where = f"{item['family']} {item['dtype']} tile {item['tile']}"
     token, chunk = f"{where}, per token and head", f"{where}, per chunk"
     counted, header = item["counted"], item["header"]
@@ -126,12 +125,12 @@ def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
     if times[resource] <= goal["ns"]:
         return []
     where = " ".join(str(goal[key]) for key in ("family", "device", "dtype"))
-    where = f"{where} I={goal['inner']:g} O={goal['outer']:g}, ns by {resource}"
+    where = f"{where} Dk={goal['head_dim_qk']:g} Dv={goal['head_dim_v']:g}, ns by {resource}"
     return [Failure("model", where, times[resource], f"{goal['ns']:g}")]
 
 
 def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
-    """Print what the emulator counted of a family."""
+    """Print what the SIMT emulator counted of a family."""
     rows = []
     for item in items:
         counted, header = dict(item["counted"]), item["header"]
@@ -184,7 +183,8 @@ def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any
         for item in counts[family]
     }
     failures = [failure for item in items.values() for failure in check_counts(item)]
-    # Not the empty kernels of sm_75, nor tiles that an architecture's shared memory does not hold.
+    # Without the empty kernels of sm_75, and without tiles that do not fit into the shared memory
+    # of an architecture.
     limits = counts["shared_limits"]
     loops = {
         kernel: loop
@@ -201,7 +201,7 @@ def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any
         print_loops(family, loops, items, entries)
 
     rows = []
-    columns = ("family", "device", "dtype", "inner", "outer", "heads", "tokens", "tile")
+    columns = ("family", "device", "dtype", "head_dim_qk", "head_dim_v", "heads", "tokens", "tile")
     for goal in counts["goals"]:
         kernel = Kernel(*(goal[key] for key in Kernel._fields))
         if kernel not in loops:
@@ -213,7 +213,7 @@ def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any
         rows.append([*cells, *times.values(), max(times.values()), goal["ns"]])
     print_table(
         "model (not measured), ns per token and head: each resource alone, the slowest, the goal",
-        "kernel device dtype I O B*H T tile tensor shared issue L2 memory model goal",
+        "kernel device dtype Dk Dv B*H T tile tensor shared issue L2 memory model goal",
         rows,
     )
     return failures

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a test fails for each barrier and wait of the kernels: deletes one at a time.
+"""Whether a test fails for each barrier and wait of the CUDA kernels: deletes one at a time.
 
 mutate.py [--only TEXT] [--jobs N]
 
-In a copy of the tree in build/mutate each call of a primitive that orders threads or copies
-(`statements`) is deleted in turn; the emulator tests of that kernel are built and run until one
-fails. What is known already is not run again while the files it depends on are the same
-(build/mutate/results.json), so a run that was stopped goes on. Exit status 1 where a deletion goes
-unnoticed or its test cannot be built. Needs g++ on x86-64, as the emulator does.
+In a copy of the tree in build/mutate it deletes each statement that calls a primitive which orders
+threads or copies (`statements`), one at a time. It then builds and runs the tests of that kernel in
+the SIMT emulator until one fails. A known result is not run again while the files that it depends
+on are the same (build/mutate/results.json), so a run that was stopped continues. Exit status 1 if
+no test notices a deletion, or its test cannot be built. Needs g++ on x86-64, as the SIMT emulator
+does.
 """
 
 import argparse
@@ -110,7 +111,7 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def require(result: subprocess.CompletedProcess[str]) -> str:
-    """Its output; an error where it failed."""
+    """Its output; an error if it failed."""
     if result.returncode:
         sys.exit(f"mutate: {' '.join(result.args)}\n{(result.stdout + result.stderr)[-4000:]}")
     return result.stdout
@@ -123,7 +124,7 @@ def families(files: Iterable[str]) -> set[str]:
 
 
 class Tests:
-    """The emulator tests in the copy: built, and what each object and test depends on."""
+    """The tests in the SIMT emulator, built in the copy, and the files that they depend on."""
 
     def __init__(self, jobs: int):
         self.build_command = ["cmake", "--build", str(BUILD), "-j", str(jobs), "--target"]
@@ -138,14 +139,17 @@ class Tests:
         self.objects = self._objects()
 
     def _emulator_tests(self) -> dict[str, Any]:
-        """What CTest knows of them, by name, which is the target's too. No command before built."""
+        """What CTest knows of them, by name, which is also that of the target.
+
+        Before they are built they have no command.
+        """
         listed = require(run(["ctest", "--test-dir", str(BUILD), "--show-only=json-v1"]))
         label = {"name": "LABELS", "value": ["emulator"]}
         tests = json.loads(listed)["tests"]
         return {test["name"]: test for test in tests if label in test.get("properties", [])}
 
     def _objects(self) -> dict[str, set[str]]:
-        """The files of the tree that each object of the emulator tests was made from."""
+        """The files of the tree that each object of those tests was made from."""
         objects: dict[str, set[str]] = {}
         name = ""
         for line in require(run(["ninja", "-C", str(BUILD), "-t", "deps"])).splitlines():
@@ -159,9 +163,10 @@ class Tests:
         return objects
 
     def covering(self, file: str) -> tuple[list[str], set[str]]:
-        """The tests of a file's kernels, and all files that they depend on.
+        """The tests of the kernels that a file is part of, and all files that they depend on.
 
-        Tests link every kernel, so a kernel's are those that include something of its folder.
+        Every test links every kernel. Those of a kernel are the tests that include something of its
+        folder.
         """
 
         kernels = [files for files in self.objects.values() if file in files]
@@ -180,7 +185,7 @@ class Tests:
         return own.union(*(f for f in self.objects.values() if families(f) & families(own)))
 
     def build(self, tests: list[str]) -> str | None:
-        """Builds them; what the compiler says where it cannot."""
+        """Builds them; what the compiler says if it cannot."""
         result = run([*self.build_command, *tests])
         return (result.stdout + result.stderr)[-2000:] if result.returncode else None
 
@@ -267,7 +272,7 @@ def main() -> int:
     copy_tree()
     sites = [s for s in statements(kernel_sources(TREE)) if options.only in str(s)]
     known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    print(f"{len(sites)} barriers and waits; building the emulator tests", flush=True)
+    print(f"{len(sites)} barriers and waits; building the tests of the SIMT emulator", flush=True)
     emulator = Tests(options.jobs)
 
     bar = tqdm(list(pending(sites, known, emulator)), unit="deletion", disable=None)
@@ -278,7 +283,7 @@ def main() -> int:
         tqdm.write(describe(known[key]))
     results = {site: known[key_of(site, emulator)] for site in sites}
 
-    # A test that failed proves something only if it passes without a deletion.
+    # A test that failed shows something only if it passes without a deletion.
     for test in sorted({result["test"] for result in results.values() if "test" in result}):
         key = f"{test} {digest(emulator.files_of(test))}"
         if key not in known:

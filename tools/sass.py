@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine code of compiled kernels: disassembled, by class of instruction, by loop."""
+"""The machine code of compiled CUDA kernels: disassembled, by class of instruction, by loop."""
 
 import os
 import re
@@ -25,7 +25,7 @@ CLASSES = {
     "integer": r"U?(IMAD|V?I?ADD\w*|LOP3|U?LEA|SHF|V?I?MNMX\w*|ISETP|SEL|PRMT|MOV|CS2R)",
     "branch": "BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT",
 }
-# NOP and what is never executed (@!PT): what ptxas puts in for the hardware's sake.
+# NOP and what is never executed (@!PT): what ptxas inserts because the hardware needs it.
 PADDING = "pad"
 
 
@@ -63,7 +63,7 @@ def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
 
 
 def main_loop(instructions: Sequence[Instruction], having: str = "HMMA") -> list[Instruction]:
-    """The body of the largest loop with such an instruction; empty where there is none."""
+    """The body of the largest loop with such an instruction; empty if there is none."""
     loops = [
         [i for i in instructions if branch.target <= i.address <= branch.address]
         for branch in instructions
@@ -87,9 +87,9 @@ def executed(
 ) -> Counter[str]:
     """Instructions by class in one turn of `loop` by all warps.
 
-    Each counts once a warp; in the inner loops that have an instruction `having`, as often as these
-    turn: `turns` by all warps together, in the order of the code, an outer loop before one in it.
-    Empty where there are other such loops than that.
+    Each counts once a warp. In the inner loops that have an instruction `having`, each counts as
+    often as the loop turns: `turns` by all warps together, in the order of the code, an outer loop
+    before the loops inside it. Empty if there are more or fewer such loops.
     """
     ends = {
         branch.target: branch.address  # the last branch to there

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of kernel_report.py that is about the step of decoding: its tables, and the gates
+"""The part of kernel_report.py about the decode step: its tables, and the gates
 
-bytes      of device memory per row and head differ from the header's by more than 2%
-barriers   of a block differ from the header's
-wavefronts there are bank conflicts
-model      the share of memory bandwidth that the model reaches is below the goal, at the worst
-           batch of those that the goal is for
+bytes      of device memory per batch entry and head differ from the header's by at most 2%
+barriers   of a block are the header's
+wavefronts have no bank conflicts
+model      the share of memory bandwidth that the model reaches is at least the goal, at the worst
+           batch size of those that the goal is for
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ TIMES = ("memory_us", "latency_us", "around_us", "tail_us", "total_us")
 
 
 def check_counts(item: dict[str, Any], fail: Fail) -> None:
-    """The gates of what the emulator counted."""
-    where = f"step {item['dtype']} of {item['cluster']:g} blocks a head"
+    """The gates of what the SIMT emulator counted."""
+    where = f"decode_step {item['dtype']} of {item['cluster']:g} blocks a head"
     counted, header = item["counted"], item["header"]
     stated = header["memory_bytes"]
     if abs(counted["memory_bytes"] - stated) > 0.02 * stated:
@@ -34,31 +34,33 @@ def check_counts(item: dict[str, Any], fail: Fail) -> None:
 def check_goal(goal: dict[str, Any], fail: Fail) -> None:
     """The gate of a goal."""
     if goal["share"] < goal["goal"]:
-        where = f"step {goal['device']} H={goal['heads']:g} B={goal['batch']:g}, share of bandwidth"
+        where = f"decode_step {goal['device']} H={goal['heads']:g} B={goal['batch']:g}"
+        where += ", share of bandwidth"
         fail("model", where, goal["share"], f"at least {goal['goal']:g}")
 
 
 def report(counts: dict[str, Any], fail: Fail, table: Table) -> None:
     """Print the tables and report the gates that fail."""
     rows: list[list[object]] = []
-    for item in counts["step"]:
+    for item in counts["decode_step"]:
         check_counts(item, fail)
         counted, header = item["counted"], item["header"]
         both = [f"{counted[key]:.10g}/{header[key]:.10g}" for key in ("memory_bytes", "barriers")]
         l2_bytes = counted["l2_loaded"] + counted["l2_stored"]
         rows.append([item["dtype"], f"{item['cluster']:g}", *both, f"{l2_bytes:.10g}"])
-    title = "step, K = 256, V = 512, counted / header: bytes per row and head, barriers of a block"
+    title = "decode_step, Dk = 256, Dv = 512, counted / header: bytes per batch entry and head"
+    title += ", barriers of a block"
     table(title, "dtype blocks-a-head memory_bytes barriers l2_bytes", rows)
 
     rows = []
-    for goal in counts["step_goals"]:
+    for goal in counts["decode_step_goals"]:
         check_goal(goal, fail)
         shape = [f"{goal[key]:g}" for key in ("heads", "from", "batch", "cluster")]
         times = [float(goal[key]) for key in TIMES]
         rows.append([goal["device"], goal["dtype"], *shape, *times, goal["share"], goal["goal"]])
     table(
-        "model (not measured) of a step at the worst batch from the goal's on, microseconds; share "
-        "of memory bandwidth",
+        "model (not measured) of a decode step at the worst batch size from the goal's on, "
+        "microseconds; share of memory bandwidth",
         "device dtype H from B blocks-a-head memory latency around tail all share goal",
         rows,
     )

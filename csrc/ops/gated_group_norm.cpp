@@ -102,8 +102,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     std::string_view norm, std::array<bool, 4> output_mask) {
   check_gated_group_norm("gated_group_norm_backward", x, gate, weight, bias, eps, norm);
   check_gated_group_norm_grad(grad_out, x);
-  const auto like = [](bool asked, const std::optional<at::Tensor>& t) {
-    return asked && t ? at::empty_symint(t->sym_sizes(), t->options()) : at::Tensor();
+  const auto like = [](bool needed, const std::optional<at::Tensor>& t) {
+    return needed && t ? at::empty_symint(t->sym_sizes(), t->options()) : at::Tensor();
   };
   return {like(output_mask[0], x), like(output_mask[1], gate), like(output_mask[2], weight),
           like(output_mask[3], bias)};

@@ -32,16 +32,15 @@ namespace retnet::ops {
 RETNET_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias = std::nullopt);
 
-/// Returns whether `linear` computes this call by a faster product than torch's. Modules
-/// ask this first. If the result is false they call torch's linear, which accepts more kinds of
-/// tensors and raises errors that users know.
+/// Whether `linear` computes this call by a faster product than torch's. Modules ask this, and call
+/// torch's linear if the answer is no: it accepts more kinds of tensors, and users know its errors.
 ///
-/// `needs_gradient`: x, weight or bias may need a gradient. The kernel for a few rows gives none.
+/// `needs_gradient`: x, weight or bias may need one, which the kernel for a few rows does not give.
 RETNET_API bool has_faster_linear(const at::Tensor& x, const at::Tensor& weight,
                                   bool needs_gradient);
 
-/// Returns the most rows x that the kernel for a few rows takes. Code that is traced compares them
-/// itself: its sizes may be symbols, for which `has_faster_linear` returns false.
+/// The most rows x that the kernel for a few rows takes. Code that is traced compares them itself:
+/// its sizes may be symbols, for which `has_faster_linear` answers no.
 RETNET_API int64_t linear_few_rows();
 
 /// Checks shapes, dtypes and devices. Every implementation calls it first.

@@ -136,8 +136,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
   check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
-  const auto like = [&](bool asked, const at::Tensor& x) {
-    return asked ? at::empty_symint(x.sym_sizes(), x.options()) : at::Tensor();
+  const auto like = [&](bool needed, const at::Tensor& x) {
+    return needed ? at::empty_symint(x.sym_sizes(), x.options()) : at::Tensor();
   };
   return {like(output_mask[0], q), like(output_mask[1], k), like(output_mask[2], v),
           like(output_mask[3], log_decay),

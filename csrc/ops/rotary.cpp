@@ -109,8 +109,8 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward_meta(
     const std::optional<at::Tensor>& grad_rotated_k, const at::Tensor& positions,
     const at::Tensor& frequencies, std::string_view style, std::array<bool, 2> output_mask) {
   check_rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style);
-  const auto like = [](bool asked, const std::optional<at::Tensor>& grad) {
-    return asked && grad ? at::empty_symint(grad->sym_sizes(), grad->options()) : at::Tensor();
+  const auto like = [](bool needed, const std::optional<at::Tensor>& grad) {
+    return needed && grad ? at::empty_symint(grad->sym_sizes(), grad->options()) : at::Tensor();
   };
   return {like(output_mask[0], grad_rotated_q), like(output_mask[1], grad_rotated_k)};
 }

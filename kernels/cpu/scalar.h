@@ -5,7 +5,7 @@
 
 namespace retnet::kernels::cpu {
 
-/// Elements of tensors of 16 bits: their bits alone.
+/// An element of a 16-bit tensor as its bits.
 struct BFloat16 {
   uint16_t bits;
 };

@@ -5,9 +5,12 @@
 
 namespace retnet::ops {
 
-/// The powers gamma^n of every head, finite for every log_decay in [-inf, 0]: exponents are never
-/// negative, gamma^0 is 1, and what gamma = 0 forgets is dropped by a select, since NaN * 0 is NaN.
-/// Computed in float64, rounded once to log_decay's dtype. A positive or NaN log_decay gives NaN.
+/// The powers gamma^n of every head. They are computed in float64 and rounded once to log_decay's
+/// dtype.
+///   - Every log_decay in [-inf, 0] gives finite powers: exponents are never negative, and gamma^0
+///     is 1.
+///   - If gamma is 0 a select drops the old state, because NaN * 0 is NaN.
+///   - A positive or NaN log_decay gives NaN.
 class Decay {
  public:
   explicit Decay(const at::Tensor& log_decay);
@@ -22,20 +25,20 @@ class Decay {
   /// matrix D of the paper's Eq. 5.
   at::Tensor matrix(int64_t rows, int64_t cols, int64_t first_row = 0) const;
 
-  /// state <- gamma^n state, in place; state is [..., H, Dk, Dv] and n >= 1. Multiplies by
-  /// expm1(n log gamma) and adds, because gamma^n rounded to float32 is off by the same factor
-  /// every time, which accumulates over 1 / (1 - gamma) tokens.
+  /// state <- state + (gamma^n - 1) state, in place; state is [..., H, Dk, Dv] and n >= 1. A
+  /// product with gamma^n rounded to float32 would be off by the same factor every time, which
+  /// accumulates over 1 / (1 - gamma) tokens.
   void decay_(at::Tensor& state, int64_t n) const;
 
-  /// state <- 0 in the heads with gamma = 0, in place: what such a head has forgotten.
-  void forget_(at::Tensor& state) const;
+  /// state <- 0 in the heads with gamma = 0, in place.
+  void zero_where_gamma_is_zero_(at::Tensor& state) const;
 
   /// [H] bool: the heads with gamma = 0.
-  const at::Tensor& is_zero() const { return is_zero_; }
+  const at::Tensor& gamma_is_zero() const { return gamma_is_zero_; }
 
  private:
-  at::Tensor log_decay_;  // [H] float64
-  at::Tensor is_zero_;    // [H] bool
+  at::Tensor log_decay_;      // [H] float64
+  at::Tensor gamma_is_zero_;  // [H] bool
   at::ScalarType dtype_;
 };
 

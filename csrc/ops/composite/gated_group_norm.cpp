@@ -38,8 +38,10 @@ at::Tensor affine(const at::Tensor& normed, const std::optional<at::Tensor>& wei
   return result;
 }
 
-/// Whether the rows of x [B, ..., H, Dv] are computed one by one.
-bool is_split(const at::Tensor& x) { return rows_apart() && x.dim() >= 3 && x.numel() > 0; }
+/// Whether the entries of the batch x [B, ..., H, Dv] are computed one by one.
+bool is_split(const at::Tensor& x) {
+  return batch_invariance_required() && x.dim() >= 3 && x.numel() > 0;
+}
 
 /// x rounded to the dtype of `input`, contiguous whatever the strides of what it came from.
 at::Tensor rounded_like(const at::Tensor& x, const at::Tensor& input) {
@@ -71,35 +73,35 @@ at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>
 
 namespace {
 
-/// The gradients of x, gate, weight and bias that `asked` names; the others are undefined.
+/// The gradients of x, gate, weight and bias. Those that `needed` leaves out are undefined.
 using Grads = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Grads backward_of(const at::Tensor& grad_out, const at::Tensor& x,
                   const std::optional<at::Tensor>& gate, const std::optional<at::Tensor>& weight,
                   const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
-                  std::array<bool, 4> asked) {
+                  std::array<bool, 4> needed) {
   const auto dtype = accumulate_dtype(x);
   const auto [normed, inverse_deviation] = normalise(x.to(dtype), eps, norm);
   auto grad_affine = grad_out.to(dtype);  // in turn the gradient of each intermediate value
   at::Tensor grad_x, grad_gate, grad_weight, grad_bias;
   if (gate) {
     const auto g = gate->to(dtype), s = g.sigmoid();
-    if (asked[1]) {
+    if (needed[1]) {
       const auto slope = (1 - s).mul_(g).add_(1).mul_(s);
       grad_gate = rounded_like(slope.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
     }
     grad_affine = grad_affine * s.mul_(g);
   }
-  if (bias && asked[3]) {
+  if (bias && needed[3]) {
     // A copy, since where there is nothing to sum over this is grad_out itself.
     grad_bias = at::sum_to(grad_affine, bias->sizes())
                     .to(bias->scalar_type(), /*non_blocking=*/false, /*copy=*/true,
                         at::MemoryFormat::Contiguous);
   }
-  if (weight && asked[2]) {
+  if (weight && needed[2]) {
     grad_weight = rounded_like(at::sum_to(grad_affine * normed, weight->sizes()), *weight);
   }
-  if (asked[0]) {
+  if (needed[0]) {
     const auto grad_normed = weight ? grad_affine * weight->to(dtype) : grad_affine;
     auto grad = grad_normed - normed * (grad_normed * normed).mean(-1, /*keepdim=*/true);
     if (norm == "layer") grad.sub_(grad_normed.mean(-1, /*keepdim=*/true));

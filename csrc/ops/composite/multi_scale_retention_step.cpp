@@ -52,7 +52,7 @@ at::Tensor multi_scale_retention_step(
     clear_skipped_rows_(out, slots);
     return out.to(q.scalar_type()).contiguous();
   };
-  if (!rows_apart() || q.size(0) == 0) return step(q, k, v, gate, positions, slots);
+  if (!batch_invariance_required() || q.size(0) == 0) return step(q, k, v, gate, positions, slots);
   const auto row_slots = slots_or_rows(slots, q);
   return each_row(q.size(0), [&](int64_t b) {
     return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(gate, b), row_of(positions, b),

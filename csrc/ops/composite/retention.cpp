@@ -20,10 +20,10 @@ namespace composite {
 
 at::Tensor heads_first(const at::Tensor& x, int64_t first, int64_t n, const Decay& decay) {
   if (!x.defined()) return x;
-  // Where rows are computed apart also a copy of what is contiguous, since alignment chooses code.
+  // If batch invariance is required, contiguous tensors are copied too: alignment chooses code.
   return x.narrow(1, first, n)
       .transpose(1, 2)
-      .to(decay.dtype(), /*non_blocking=*/false, /*copy=*/rows_apart(),
+      .to(decay.dtype(), /*non_blocking=*/false, /*copy=*/batch_invariance_required(),
           at::MemoryFormat::Contiguous)
       .contiguous();
 }
@@ -74,13 +74,13 @@ struct Span {
   int64_t first_token, num_tokens;
 };
 
-/// The whole batch as one span or, where rows are computed apart, one for each; one for each packed
-/// sequence. Reads cu_seqlens on the host.
-std::vector<Span> spans_of(const char* op, const at::Tensor& q,
-                           const std::optional<at::Tensor>& cu_seqlens) {
+/// One span for each packed sequence, or for each row of the batch if batch invariance is required;
+/// otherwise one for the whole batch. Reads cu_seqlens on the host.
+std::vector<Span> split_into_spans(const char* op, const at::Tensor& q,
+                                   const std::optional<at::Tensor>& cu_seqlens) {
   const int64_t T = q.size(1);
   if (!cu_seqlens) {
-    const int64_t rows = composite::rows_apart() ? 1 : q.size(0);
+    const int64_t rows = composite::batch_invariance_required() ? 1 : q.size(0);
     std::vector<Span> spans;
     for (int64_t row = 0; row < q.size(0); row += rows) spans.push_back({row, row, rows, 0, T});
     return spans;
@@ -94,11 +94,11 @@ std::vector<Span> spans_of(const char* op, const at::Tensor& q,
   return spans;
 }
 
-at::Tensor rows_of(const std::optional<at::Tensor>& state, const Span& span) {
+at::Tensor span_states(const std::optional<at::Tensor>& state, const Span& span) {
   return state && state->defined() ? state->narrow(0, span.row, span.num_rows) : at::Tensor();
 }
 
-at::Tensor tokens_of(const std::optional<at::Tensor>& x, const Span& span) {
+at::Tensor span_tokens(const std::optional<at::Tensor>& x, const Span& span) {
   return x && x->defined() ? x->narrow(0, span.batch_row, span.num_rows)
                                  .narrow(1, span.first_token, span.num_tokens)
                            : at::Tensor();
@@ -108,13 +108,13 @@ double scale_or_default(std::optional<double> scale, const at::Tensor& q) {
   return scale ? *scale : 1.0 / std::sqrt(static_cast<double>(q.size(3)));
 }
 
-Inputs inputs_of(const Span& span, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                 const std::optional<at::Tensor>& initial_state, const Decay& decay,
-                 std::optional<double> scale, std::optional<int64_t> chunk_size) {
-  return {tokens_of(q, span),
-          tokens_of(k, span),
-          tokens_of(v, span),
-          rows_of(initial_state, span),
+Inputs make_inputs(const Span& span, const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                   const std::optional<at::Tensor>& initial_state, const Decay& decay,
+                   std::optional<double> scale, std::optional<int64_t> chunk_size) {
+  return {span_tokens(q, span),
+          span_tokens(k, span),
+          span_tokens(v, span),
+          span_states(initial_state, span),
           decay,
           scale_or_default(scale, q),
           std::min(chunk_size.value_or(kDefaultChunkSize), span.num_tokens)};
@@ -128,7 +128,7 @@ std::tuple<at::Tensor, at::Tensor> composite::retention(
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens) {
   check_retention("retention", q, k, v, log_decay, initial_state, form, chunk_size, cu_seqlens);
-  const auto spans = spans_of("retention", q, cu_seqlens);
+  const auto spans = split_into_spans("retention", q, cu_seqlens);
   const int64_t N = cu_seqlens ? cu_seqlens->size(0) - 1 : q.size(0);
   auto out = at::empty(v.sizes(), q.options());
   auto final_state = at::empty({N, q.size(2), q.size(3), v.size(3)}, log_decay.options());
@@ -138,31 +138,29 @@ std::tuple<at::Tensor, at::Tensor> composite::retention(
                                             : composite::recurrent_forward;
   const Decay decay(log_decay);
   for (const auto& span : spans) {
-    const auto in = inputs_of(span, q, k, v, initial_state, decay, scale, chunk_size);
+    const auto in = make_inputs(span, q, k, v, initial_state, decay, scale, chunk_size);
     if (span.num_tokens == 0) {
-      rows_of(final_state, span).copy_(composite::state_or_zeros(in.initial_state, in));
+      span_states(final_state, span).copy_(composite::state_or_zeros(in.initial_state, in));
     } else {
-      forward(in, {tokens_of(out, span), rows_of(final_state, span)});
+      forward(in, {span_tokens(out, span), span_states(final_state, span)});
     }
   }
   return {out, final_state};
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
-composite::retention_backward(const std::optional<at::Tensor>& grad_out,
-                              const std::optional<at::Tensor>& grad_state, const at::Tensor& q,
-                              const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
-                              const std::optional<at::Tensor>& initial_state,
-                              std::optional<double> scale, std::string_view form,
-                              std::optional<int64_t> chunk_size,
-                              const std::optional<at::Tensor>& cu_seqlens,
-                              std::array<bool, 5> output_mask) {
+composite::retention_backward(
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_final_state,
+    const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
+    const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
+    std::string_view form, std::optional<int64_t> chunk_size,
+    const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
   check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
-  check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
-  const auto spans = spans_of("retention_backward", q, cu_seqlens);
-  const auto like = [](bool asked, const at::Tensor& x) {
-    return asked ? at::empty(x.sizes(), x.options()) : at::Tensor();
+  check_retention_grads(grad_out, grad_final_state, q, k, v, log_decay, cu_seqlens);
+  const auto spans = split_into_spans("retention_backward", q, cu_seqlens);
+  const auto like = [](bool needed, const at::Tensor& x) {
+    return needed ? at::empty(x.sizes(), x.options()) : at::Tensor();
   };
   const InputGrads grads{like(output_mask[0], q), like(output_mask[1], k), like(output_mask[2], v),
                          output_mask[3] ? at::zeros_like(log_decay, at::kDouble) : at::Tensor(),
@@ -174,12 +172,12 @@ composite::retention_backward(const std::optional<at::Tensor>& grad_out,
   const bool any_element = q.size(2) > 0 && q.size(0) > 0;
   for (const auto& span : spans) {
     if (!any_element) break;
-    const OutputGrads grad{tokens_of(grad_out, span), rows_of(grad_state, span)};
-    const InputGrads target{tokens_of(grads.q, span), tokens_of(grads.k, span),
-                            tokens_of(grads.v, span), grads.log_decay,
-                            rows_of(grads.initial_state, span)};
+    const OutputGrads grad{span_tokens(grad_out, span), span_states(grad_final_state, span)};
+    const InputGrads target{span_tokens(grads.q, span), span_tokens(grads.k, span),
+                            span_tokens(grads.v, span), grads.log_decay,
+                            span_states(grads.initial_state, span)};
     if (span.num_tokens > 0 && (grad.out.defined() || grad.final_state.defined())) {
-      backward(inputs_of(span, q, k, v, initial_state, decay, scale, chunk_size), grad, target);
+      backward(make_inputs(span, q, k, v, initial_state, decay, scale, chunk_size), grad, target);
       continue;
     }
     for (const auto& x : {target.q, target.k, target.v, target.initial_state}) {
@@ -192,7 +190,8 @@ composite::retention_backward(const std::optional<at::Tensor>& grad_out,
   }
   at::Tensor grad_log_decay;
   if (grads.log_decay.defined()) {
-    grad_log_decay = grads.log_decay.masked_fill(decay.is_zero(), 0.0).to(log_decay.scalar_type());
+    grad_log_decay =
+        grads.log_decay.masked_fill(decay.gamma_is_zero(), 0.0).to(log_decay.scalar_type());
   }
   return {grads.q, grads.k, grads.v, grad_log_decay, grads.initial_state};
 }

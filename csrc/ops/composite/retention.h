@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Retention by ATen operations: what runs on every device and dtype without a kernel of ours, and
-// the yardstick of error and speed for the kernels. `retention.cpp` checks, splits packed batches
-// and calls one of the three forms; a form sees a batch of equally long sequences.
+// Retention composed of ATen ops. It runs on every device and dtype that has no kernel of ours, and
+// is the yardstick for the error and the speed of the kernels. `retention.cpp` checks, splits
+// packed batches and calls one of the three forms; a form sees a batch of equally long sequences.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@
 
 namespace retnet::ops::composite {
 
-/// The operators' implementations, for kernels to fall back on.
+/// The implementations of the ops, to which calls without a kernel fall back.
 std::tuple<at::Tensor, at::Tensor> retention(const at::Tensor& q, const at::Tensor& k,
                                              const at::Tensor& v, const at::Tensor& log_decay,
                                              const std::optional<at::Tensor>& initial_state,
@@ -25,7 +25,7 @@ std::tuple<at::Tensor, at::Tensor> retention(const at::Tensor& q, const at::Tens
                                              const std::optional<at::Tensor>& cu_seqlens);
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward(
-    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_final_state,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
     std::string_view form, std::optional<int64_t> chunk_size,

@@ -32,7 +32,7 @@ struct Group {
 };
 
 /// All tokens in groups of whole chunks; the rest of the last chunk is a group of its own.
-std::vector<Group> groups_of(const Inputs& in) {
+std::vector<Group> split_into_groups(const Inputs& in) {
   const int64_t T = in.num_tokens(), C = in.chunk_size, Dk = in.q.size(3), Dv = in.v.size(3);
   const int64_t elements = in.q.size(0) * in.q.size(2) * (Dk * Dv + C * (2 * Dk + 2 * Dv + C));
   const int64_t at_once = std::max<int64_t>(1, kGroupElements / elements);
@@ -51,15 +51,15 @@ struct ChunkDecay {
   ChunkDecay(const Decay& decay, double scale, int64_t L)
       : length(L),
         D(decay.matrix(L, L).mul_(scale).unsqueeze(1)),
-        readout(decay.powers(L, 1).mul_(scale).view({-1, 1, L, 1})),
-        update(decay.powers(L).flip(-1).view({-1, 1, L, 1})),
+        state_weight(decay.powers(L, 1).mul_(scale).view({-1, 1, L, 1})),
+        token_weight(decay.powers(L).flip(-1).view({-1, 1, L, 1})),
         position(at::arange(L, D.options()).unsqueeze(-1)) {}
 
   int64_t length;
-  at::Tensor D;         // [H, 1, L, L]  scale gamma^(i-j), 0 above the diagonal
-  at::Tensor readout;   // [H, 1, L, 1]  scale gamma^(i+1), the weight of S in row i
-  at::Tensor update;    // [H, 1, L, 1]  gamma^(L-1-j), the weight of token j in the next state
-  at::Tensor position;  // [L, 1]        i
+  at::Tensor D;             // [H, 1, L, L]  scale gamma^(i-j), 0 above the diagonal
+  at::Tensor state_weight;  // [H, 1, L, 1]  scale gamma^(i+1), the weight of S in out_i
+  at::Tensor token_weight;  // [H, 1, L, 1]  gamma^(L-1-j), the weight of token j in the next state
+  at::Tensor position;      // [L, 1]        i
 };
 
 /// The tables of the current group's chunk length: computed for the first group, and once more
@@ -80,7 +80,7 @@ class ChunkDecays {
 };
 
 /// The tokens of a group, [B, H, chunks, L, D].
-at::Tensor chunks_of(const at::Tensor& x, const Group& group, const Decay& decay) {
+at::Tensor load_chunks(const at::Tensor& x, const Group& group, const Decay& decay) {
   if (!x.defined()) return x;
   return heads_first(x, group.first_token, group.num_tokens(), decay)
       .unflatten(2, {group.num_chunks, group.chunk_size});
@@ -111,16 +111,16 @@ void scan_(at::Tensor& x, at::Tensor& state, const Decay& decay, int64_t L, bool
 void chunkwise_forward(const Inputs& in, const Outputs& out) {
   const auto& decay = in.decay;
   auto S = state_or_zeros(in.initial_state, in);
-  decay.forget_(S);
+  decay.zero_where_gamma_is_zero_(S);
   ChunkDecays tables(in);
-  for (const auto& group : groups_of(in)) {
+  for (const auto& group : split_into_groups(in)) {
     const auto& table = tables.of(group);
-    const auto q = chunks_of(in.q, group, decay), k = chunks_of(in.k, group, decay),
-               v = chunks_of(in.v, group, decay);
-    auto states = at::matmul(transposed(k * table.update), v);
+    const auto q = load_chunks(in.q, group, decay), k = load_chunks(in.k, group, decay),
+               v = load_chunks(in.v, group, decay);
+    auto states = at::matmul(transposed(k * table.token_weight), v);
     scan_(states, S, decay, group.chunk_size);
     auto o = at::matmul(at::matmul(q, transposed(k)).mul_(table.D), v);
-    o.add_(at::matmul(q * table.readout, states));
+    o.add_(at::matmul(q * table.state_weight, states));
     store_chunks(out.out, group, o);
   }
   out.final_state.copy_(S);
@@ -130,70 +130,71 @@ namespace {
 
 /// grad_q and grad_log_decay: forward in time, with the state and its derivative in log_decay,
 ///     S' <- gamma^L (S' + L S) + sum_j (L-1-j) gamma^(L-1-j) k_j^T v_j.
-void backward_of_readout(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+void backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
   const auto& decay = in.decay;
   const bool derivative = out.log_decay.defined();
   auto S = state_or_zeros(in.initial_state, in);
-  decay.forget_(S);
-  auto S1 = derivative ? at::zeros_like(S) : at::Tensor();
+  decay.zero_where_gamma_is_zero_(S);
+  auto state_derivative = derivative ? at::zeros_like(S) : at::Tensor();
   ChunkDecays tables(in);
-  for (const auto& group : groups_of(in)) {
+  for (const auto& group : split_into_groups(in)) {
     const auto& table = tables.of(group);
     const int64_t L = group.chunk_size;
-    const auto k = chunks_of(in.k, group, decay), v = chunks_of(in.v, group, decay);
-    auto states = at::matmul(transposed(k * table.update), v);
+    const auto k = load_chunks(in.k, group, decay), v = load_chunks(in.v, group, decay);
+    auto states = at::matmul(transposed(k * table.token_weight), v);
     scan_(states, S, decay, L);
-    at::Tensor states1;
+    at::Tensor state_derivatives;
     if (derivative) {
       const auto age = table.position.flip(0);  // L-1-j
-      states1 = at::matmul(transposed(k * (table.update * age)), v);
-      states1.add_(states * (decay.powers(1, L) * L).view({-1, 1, 1, 1}));
-      scan_(states1, S1, decay, L);
+      state_derivatives = at::matmul(transposed(k * (table.token_weight * age)), v);
+      state_derivatives.add_(states * (decay.powers(1, L) * L).view({-1, 1, 1, 1}));
+      scan_(state_derivatives, state_derivative, decay, L);
     }
     if (!grad.out.defined()) continue;
-    const auto grad_out = chunks_of(grad.out, group, decay);
+    const auto grad_out = load_chunks(grad.out, group, decay);
     const auto grad_scores = at::matmul(grad_out, transposed(v)).mul_(table.D);
-    const auto through_state = at::matmul(grad_out * table.readout, transposed(states));
+    const auto through_state = at::matmul(grad_out * table.state_weight, transposed(states));
     if (derivative) {
-      const auto q = chunks_of(in.q, group, decay);
+      const auto q = load_chunks(in.q, group, decay);
       const auto distance = table.position - transposed(table.position);
-      const auto inner = at::matmul(q, transposed(k)).mul_(grad_scores).mul_(distance);
-      const auto outer = (through_state * (table.position + 1))
-                             .add_(at::matmul(grad_out * table.readout, transposed(states1)))
-                             .mul_(q);
-      out.log_decay.add_(sum_per_head(inner)).add_(sum_per_head(outer));
+      const auto within_chunk = at::matmul(q, transposed(k)).mul_(grad_scores).mul_(distance);
+      const auto across_chunks =
+          (through_state * (table.position + 1))
+              .add_(at::matmul(grad_out * table.state_weight, transposed(state_derivatives)))
+              .mul_(q);
+      out.log_decay.add_(sum_per_head(within_chunk)).add_(sum_per_head(across_chunks));
     }
     if (out.q.defined()) {
       store_chunks(out.q, group, at::matmul(grad_scores, k).add_(through_state));
     }
   }
   if (derivative && grad.final_state.defined()) {
-    out.log_decay.add_(sum_per_head(S1 * grad.final_state));
+    out.log_decay.add_(sum_per_head(state_derivative * grad.final_state));
   }
   if (out.q.defined() && !grad.out.defined()) out.q.zero_();
 }
 
-/// grad_k, grad_v and grad_initial_state: backward in time. X is the adjoint of the state at the
-/// end of a chunk as its last token sees it, undecayed: grad_state for the last chunk, and before
-/// a chunk
-///     X <- gamma^L X + sum_i scale gamma^(i+1) q_i^T grad_out_i.
-void backward_of_update(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+/// grad_k, grad_v and grad_initial_state: backward in time. dS is the gradient of the state at the
+/// end of a chunk as its last token sees it, undecayed. It is grad_final_state for the last chunk,
+/// and before a chunk
+///     dS <- gamma^L dS + sum_i scale gamma^(i+1) q_i^T grad_out_i.
+void backward_of_k_v_and_state(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
   const auto& decay = in.decay;
-  auto X = state_or_zeros(grad.final_state, in);
+  auto grad_state = state_or_zeros(grad.final_state, in);
   ChunkDecays tables(in);
-  auto groups = groups_of(in);
+  auto groups = split_into_groups(in);
   std::reverse(groups.begin(), groups.end());
   for (const auto& group : groups) {
     const auto& table = tables.of(group);
-    const auto q = chunks_of(in.q, group, decay), k = chunks_of(in.k, group, decay),
-               v = chunks_of(in.v, group, decay), grad_out = chunks_of(grad.out, group, decay);
-    at::Tensor adjoints =
+    const auto q = load_chunks(in.q, group, decay), k = load_chunks(in.k, group, decay),
+               v = load_chunks(in.v, group, decay), grad_out = load_chunks(grad.out, group, decay);
+    at::Tensor grad_states =
         grad_out.defined()
-            ? at::matmul(transposed(q * table.readout), grad_out)
+            ? at::matmul(transposed(q * table.state_weight), grad_out)
             : at::zeros({q.size(0), q.size(1), q.size(2), q.size(4), v.size(4)}, q.options());
-    scan_(adjoints, X, decay, group.chunk_size, /*reverse=*/true);
+    scan_(grad_states, grad_state, decay, group.chunk_size, /*reverse=*/true);
     if (out.k.defined()) {
-      auto grad_k = at::matmul(v * table.update, transposed(adjoints));
+      auto grad_k = at::matmul(v * table.token_weight, transposed(grad_states));
       if (grad_out.defined()) {
         const auto grad_scores = at::matmul(grad_out, transposed(v)).mul_(table.D);
         grad_k.add_(at::matmul(transposed(grad_scores), q));
@@ -201,7 +202,7 @@ void backward_of_update(const Inputs& in, const OutputGrads& grad, const InputGr
       store_chunks(out.k, group, grad_k);
     }
     if (out.v.defined()) {
-      auto grad_v = at::matmul(k * table.update, adjoints);
+      auto grad_v = at::matmul(k * table.token_weight, grad_states);
       if (grad_out.defined()) {
         const auto scores = at::matmul(q, transposed(k)).mul_(table.D);
         grad_v.add_(at::matmul(transposed(scores), grad_out));
@@ -209,15 +210,15 @@ void backward_of_update(const Inputs& in, const OutputGrads& grad, const InputGr
       store_chunks(out.v, group, grad_v);
     }
   }
-  if (out.initial_state.defined()) out.initial_state.copy_(X);
+  if (out.initial_state.defined()) out.initial_state.copy_(grad_state);
 }
 
 }  // namespace
 
 void chunkwise_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
-  if (out.q.defined() || out.log_decay.defined()) backward_of_readout(in, grad, out);
+  if (out.q.defined() || out.log_decay.defined()) backward_of_q_and_log_decay(in, grad, out);
   if (out.k.defined() || out.v.defined() || out.initial_state.defined()) {
-    backward_of_update(in, grad, out);
+    backward_of_k_v_and_state(in, grad, out);
   }
 }
 

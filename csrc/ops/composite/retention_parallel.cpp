@@ -44,7 +44,7 @@ at::Tensor decayed_initial_state(const Inputs& in) {
 /// The initial state as the output sees it: nothing where gamma = 0.
 at::Tensor visible_initial_state(const Inputs& in) {
   auto S = state_or_zeros(in.initial_state, in);
-  in.decay.forget_(S);
+  in.decay.zero_where_gamma_is_zero_(S);
   return S;
 }
 
@@ -81,15 +81,15 @@ void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGra
   };
 
   // Through the final state: gamma^T S_0 + sum_j gamma^(T-1-j) k_j^T v_j.
-  auto R = state_or_zeros(grad.final_state, in);
-  auto grad_k = at::matmul(v, R.transpose(-1, -2)).mul_(weight);
-  auto grad_v = at::matmul(k, R).mul_(weight);
+  auto grad_state = state_or_zeros(grad.final_state, in);
+  auto grad_k = at::matmul(v, grad_state.transpose(-1, -2)).mul_(weight);
+  auto grad_v = at::matmul(k, grad_state).mul_(weight);
   if (derivative && grad.final_state.defined()) {
     const auto age = exponents(0, T).flip(0);  // T-1-j
     out.log_decay.add_(sum_per_head(grad_k * k * age));
     out.log_decay.add_(sum_per_head(decayed_initial_state(in) * grad.final_state), T);
   }
-  decay.decay_(R, T);
+  decay.decay_(grad_state, T);
 
   // Through the output, a block of rows at a time.
   if (!grad.out.defined() && out.q.defined()) out.q.zero_();
@@ -98,10 +98,10 @@ void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGra
     const int64_t end = first + n;
     const auto q = heads_first(in.q, first, n, decay);
     const auto grad_out = heads_first(grad.out, first, n, decay);
-    const auto keys = k.narrow(2, 0, end), values = v.narrow(2, 0, end);
+    const auto past_k = k.narrow(2, 0, end), past_v = v.narrow(2, 0, end);
     const auto D = decay.matrix(n, end, first).mul_(in.scale);
-    const auto scores = at::matmul(q, keys.transpose(-1, -2)).mul_(D);
-    auto grad_scores = at::matmul(grad_out, values.transpose(-1, -2));
+    const auto scores = at::matmul(q, past_k.transpose(-1, -2)).mul_(D);
+    auto grad_scores = at::matmul(grad_out, past_v.transpose(-1, -2));
     if (derivative) {
       const auto distance = exponents(first, n) - exponents(0, end).transpose(-1, -2);
       out.log_decay.add_(sum_per_head(scores * grad_scores * distance));
@@ -111,22 +111,22 @@ void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGra
     grad_k.narrow(2, 0, end).add_(at::matmul(grad_scores.transpose(-1, -2), q));
 
     const auto row_weight = weight_of_initial_state(in, first, n);
-    auto grad_q = at::matmul(grad_scores, keys);
+    auto grad_q = at::matmul(grad_scores, past_k);
     if (in.initial_state.defined()) {
       const auto through_state = at::matmul(grad_out, S0.transpose(-1, -2)).mul_(row_weight);
       grad_q.add_(through_state);
       if (derivative) {
         out.log_decay.add_(sum_per_head(through_state * q * exponents(first + 1, n)));
       }
-      R.add_(at::matmul((q * row_weight).transpose(-1, -2), grad_out));
+      grad_state.add_(at::matmul((q * row_weight).transpose(-1, -2), grad_out));
     }
     if (out.q.defined()) store_heads_first(out.q, first, grad_q);
   });
-  decay.forget_(R);
+  decay.zero_where_gamma_is_zero_(grad_state);
 
   if (out.k.defined()) store_heads_first(out.k, 0, grad_k);
   if (out.v.defined()) store_heads_first(out.v, 0, grad_v);
-  if (out.initial_state.defined()) out.initial_state.copy_(R);
+  if (out.initial_state.defined()) out.initial_state.copy_(grad_state);
 }
 
 }  // namespace retnet::ops::composite

@@ -34,16 +34,16 @@ void recurrent_forward(const Inputs& in, const Outputs& out) {
 namespace {
 
 /// Forward in time, with the state S and, for the gradient of log_decay, its derivative S'.
-void recurrent_backward_of_readout(const Inputs& in, const OutputGrads& grad,
-                                   const InputGrads& out) {
+void recurrent_backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad,
+                                           const InputGrads& out) {
   const auto& decay = in.decay;
   const bool derivative = out.log_decay.defined();
   auto S = state_or_zeros(in.initial_state, in);
-  auto dS = derivative ? state_or_zeros({}, in) : at::Tensor();
+  auto state_derivative = derivative ? state_or_zeros({}, in) : at::Tensor();
   for (int64_t t = 0; t < in.num_tokens(); ++t) {
     if (derivative) {
-      dS.add_(S);
-      decay.decay_(dS, 1);
+      state_derivative.add_(S);
+      decay.decay_(state_derivative, 1);
     }
     decay.decay_(S, 1);
     S.addcmul_(column(in.k, t, decay), row(in.v, t, decay));
@@ -53,41 +53,42 @@ void recurrent_backward_of_readout(const Inputs& in, const OutputGrads& grad,
       store_heads_first(out.q, t, at::matmul(S, grad_out).mul_(in.scale).transpose(-1, -2));
     }
     if (derivative) {
-      const auto product = column(in.q, t, decay) * at::matmul(dS, grad_out);
+      const auto product = column(in.q, t, decay) * at::matmul(state_derivative, grad_out);
       out.log_decay.add_(sum_per_head(product), in.scale);
     }
   }
   if (derivative && grad.final_state.defined()) {
-    out.log_decay.add_(sum_per_head(dS * grad.final_state));
+    out.log_decay.add_(sum_per_head(state_derivative * grad.final_state));
   }
   if (out.q.defined() && !grad.out.defined()) out.q.zero_();
 }
 
-/// Backward in time, with the adjoint R of the state.
-void recurrent_backward_of_update(const Inputs& in, const OutputGrads& grad,
-                                  const InputGrads& out) {
+/// Backward in time, with the gradient of the state.
+void recurrent_backward_of_k_v_and_state(const Inputs& in, const OutputGrads& grad,
+                                         const InputGrads& out) {
   const auto& decay = in.decay;
-  auto R = state_or_zeros(grad.final_state, in);
+  auto grad_state = state_or_zeros(grad.final_state, in);
   for (int64_t t = in.num_tokens() - 1; t >= 0; --t) {
     if (grad.out.defined()) {
-      R.addcmul_(column(in.q, t, decay), row(grad.out, t, decay), in.scale);
+      grad_state.addcmul_(column(in.q, t, decay), row(grad.out, t, decay), in.scale);
     }
     if (out.k.defined()) {
-      const auto grad_k = at::matmul(R, column(in.v, t, decay));
+      const auto grad_k = at::matmul(grad_state, column(in.v, t, decay));
       store_heads_first(out.k, t, grad_k.transpose(-1, -2));
     }
-    if (out.v.defined()) store_heads_first(out.v, t, at::matmul(row(in.k, t, decay), R));
-    decay.decay_(R, 1);
+    if (out.v.defined()) store_heads_first(out.v, t, at::matmul(row(in.k, t, decay), grad_state));
+    decay.decay_(grad_state, 1);
   }
-  if (out.initial_state.defined()) out.initial_state.copy_(R);
+  if (out.initial_state.defined()) out.initial_state.copy_(grad_state);
 }
 
 }  // namespace
 
 void recurrent_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
-  if (out.q.defined() || out.log_decay.defined()) recurrent_backward_of_readout(in, grad, out);
+  if (out.q.defined() || out.log_decay.defined())
+    recurrent_backward_of_q_and_log_decay(in, grad, out);
   if (out.k.defined() || out.v.defined() || out.initial_state.defined()) {
-    recurrent_backward_of_update(in, grad, out);
+    recurrent_backward_of_k_v_and_state(in, grad, out);
   }
 }
 

@@ -28,7 +28,7 @@ void update_(at::Tensor& state, const at::Tensor& k, const at::Tensor& v,
   state.addcmul_(k.unsqueeze(-1), v.unsqueeze(-2));
 }
 
-at::Tensor read_out(const at::Tensor& q, const at::Tensor& state, double scale) {
+at::Tensor multiply_q_state(const at::Tensor& q, const at::Tensor& state, double scale) {
   return at::matmul(q.unsqueeze(-2), state).squeeze(-2).mul_(scale);
 }
 
@@ -58,10 +58,10 @@ at::Tensor accumulate_retention_step(const at::Tensor& q, const at::Tensor& k, c
   const double factor = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(q.size(2)));
   // No row, no head, or (with no slot at all) nothing but skipped rows.
   if (v.numel() == 0 || state.numel() == 0) return at::zeros(v.sizes(), v.options());
-  if (slots) return read_out(q, update_rows_(state, k, v, log_decay, *slots), factor);
+  if (slots) return multiply_q_state(q, update_rows_(state, k, v, log_decay, *slots), factor);
   auto target = state;
   update_(target, k, v, log_decay);
-  return read_out(q, target, factor);
+  return multiply_q_state(q, target, factor);
 }
 
 void clear_skipped_rows_(const at::Tensor& out, const std::optional<at::Tensor>& slots) {
@@ -86,7 +86,7 @@ at::Tensor retention_step(const at::Tensor& q, const at::Tensor& k, const at::Te
     clear_skipped_rows_(out, slots);
     return out.to(q.scalar_type());
   };
-  if (!rows_apart() || q.size(0) == 0) return step(q, k, v, slots);
+  if (!batch_invariance_required() || q.size(0) == 0) return step(q, k, v, slots);
   const auto row_slots = slots_or_rows(slots, q);
   return each_row(q.size(0), [&](int64_t b) {
     return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(row_slots, b));

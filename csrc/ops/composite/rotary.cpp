@@ -61,8 +61,8 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward(const std::optional<at::Tenso
   const auto& any = grad_rotated_q ? grad_rotated_q : grad_rotated_k;
   if (!any) return {};
   const auto rotation = inverse(rotation_of(positions, frequencies, style, accumulate_dtype(*any)));
-  const auto turned_back = [&](bool asked, const std::optional<at::Tensor>& grad) {
-    return asked && grad ? rotate(*grad, rotation, grad->scalar_type()) : at::Tensor();
+  const auto turned_back = [&](bool needed, const std::optional<at::Tensor>& grad) {
+    return needed && grad ? rotate(*grad, rotation, grad->scalar_type()) : at::Tensor();
   };
   return {turned_back(output_mask[0], grad_rotated_q), turned_back(output_mask[1], grad_rotated_k)};
 }

@@ -9,7 +9,7 @@
 
 namespace retnet::ops::cpu {
 
-/// An uninitialised tensor. Where it is large, the system is advised to back it by huge pages: page
+/// An uninitialised tensor. If it is large, the system is advised to back it by huge pages: page
 /// faults are a third of the time of a fast forward pass.
 inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
   constexpr uintptr_t kPage = uintptr_t{1} << 21, kLarge = uintptr_t{4} << 20;
@@ -18,7 +18,7 @@ inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& o
     const auto begin = reinterpret_cast<uintptr_t>(x.data_ptr());
     const auto first = (begin + kPage - 1) / kPage * kPage,
                last = (begin + x.nbytes()) / kPage * kPage;
-    // Advice: where the system does not take it, nothing is lost.
+    // If the system does not take this advice, nothing is lost.
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
   }
   return x;

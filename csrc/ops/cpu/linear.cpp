@@ -22,18 +22,18 @@ namespace retnet::ops {
 namespace {
 
 using retnet::kernels::cpu::BFloat16;
-using retnet::kernels::cpu::kLinearPart;
-using retnet::kernels::cpu::kLinearRows;
+using retnet::kernels::cpu::kLinearMaxTokens;
+using retnet::kernels::cpu::kLinearRowMultiple;
 
-constexpr int64_t kPart = 65536;  // elements of the weight that a thread takes at once
+constexpr int64_t kWeightsPerTask = 65536;
 
 bool is_known_on_cpu(const at::Tensor& x, at::ScalarType dtype) {
   return x.device().is_cpu() && x.scalar_type() == dtype && !x.is_nested() &&
          x.layout() == at::kStrided && !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
 }
 
-/// "0", "1" or, where nothing is asked for, "".
-std::string asked() {
+/// The environment variable RETNET_CPU_LINEAR: "0", "1", or "" if it is not set.
+std::string linear_setting() {
   const auto value = c10::utils::get_env("RETNET_CPU_LINEAR").value_or("");
   TORCH_CHECK_VALUE(value.empty() || value == "0" || value == "1",
                     "RETNET_CPU_LINEAR must be 0 or 1, got ", value);
@@ -49,40 +49,44 @@ const BFloat16* elements(const at::Tensor& x) {
 
 bool takes_few_rows(const at::Tensor& x, const at::Tensor& weight) {
   return is_known_on_cpu(x, at::kBFloat16) && is_known_on_cpu(weight, at::kBFloat16) &&
-         x.dim() >= 1 && weight.dim() == 2 && x.numel() <= kLinearRows * x.size(-1) &&
-         x.numel() > 0 && weight.numel() > 0 && weight.stride(1) == 1 && asked() != "0";
+         x.dim() >= 1 && weight.dim() == 2 && x.numel() <= kLinearMaxTokens * x.size(-1) &&
+         x.numel() > 0 && weight.numel() > 0 && weight.stride(1) == 1 && linear_setting() != "0";
 }
 
 at::Tensor linear_by_few_rows(const at::Tensor& x, const at::Tensor& weight,
                               const std::optional<at::Tensor>& bias) {
   const auto& set = cpu::instruction_set();
-  const int64_t in = weight.size(1), out = weight.size(0), tokens = x.numel() / in;
-  const int64_t size = retnet::kernels::cpu::linear_token_size(in);
-  const auto rows = x.contiguous();
-  const auto floats = std::make_unique_for_overwrite<float[]>(tokens * size);
+  const int64_t in_features = weight.size(1), out_features = weight.size(0),
+                tokens = x.numel() / in_features;
+  const int64_t size = retnet::kernels::cpu::linear_token_size(in_features);
+  const auto dense_x = x.contiguous();
+  const auto packed_x = std::make_unique_for_overwrite<float[]>(tokens * size);
   for (int64_t t = 0; t < tokens; ++t) {
-    set.linear_token({in, elements(rows) + t * in, floats.get() + t * size});
+    set.pack_linear_token(
+        {in_features, elements(dense_x) + t * in_features, packed_x.get() + t * size});
   }
   const auto dense_bias = bias ? bias->contiguous() : at::Tensor();
   auto sizes = x.sizes().vec();
-  sizes.back() = out;
-  auto y = at::empty(sizes, x.options());
-  auto* result = static_cast<BFloat16*>(y.mutable_data_ptr());
+  sizes.back() = out_features;
+  auto out = at::empty(sizes, x.options());
+  auto* out_ptr = static_cast<BFloat16*>(out.mutable_data_ptr());
   const int64_t stride = weight.stride(0);
-  const int64_t part = std::max<int64_t>(1, kPart / in / kLinearPart) * kLinearPart;
-  cpu::run_tasks((out + part - 1) / part, 0, [&](int64_t task, void*) {
-    const int64_t first = task * part;
-    set.linear({tokens, in, std::min(part, out - first), floats.get(),
+  // Rows of the weight that a thread takes at once.
+  const int64_t rows =
+      std::max<int64_t>(1, kWeightsPerTask / in_features / kLinearRowMultiple) * kLinearRowMultiple;
+  cpu::run_tasks((out_features + rows - 1) / rows, 0, [&](int64_t task, void*) {
+    const int64_t first = task * rows;
+    set.linear({tokens, in_features, std::min(rows, out_features - first), packed_x.get(),
                 elements(weight) + first * stride, stride,
-                bias ? elements(dense_bias) + first : nullptr, result + first, out});
+                bias ? elements(dense_bias) + first : nullptr, out_ptr + first, out_features});
   });
-  return y;
+  return out;
 }
 
 // Many tokens of float32
 // -------------------------------------------------------------------------------------------------
 
-// oneDNN copies the weight to an order of its own, for which small products do not pay.
+// oneDNN copies the weight into a layout of its own, which does not pay for small products.
 constexpr int64_t kOnednnRows = 128, kOnednnChannels = 256;
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
@@ -90,7 +94,7 @@ using OnednnLinear = at::Tensor(const at::Tensor&, const at::Tensor&,
                                 const std::optional<at::Tensor>&, std::string_view, Scalars,
                                 std::optional<std::string_view>);
 
-/// torch's operator, which not every build of torch has.
+/// The operator of torch, which not every build of torch has.
 const std::optional<c10::TypedOperatorHandle<OnednnLinear>>& onednn_linear() {
   static const auto op = [] {
     const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
@@ -108,9 +112,9 @@ bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
       !at::globalContext().userEnabledMkldnn()) {
     return false;
   }
-  const auto wish = asked();
-  return wish == "1" ||
-         (wish.empty() && at::hasMKL() && retnet::kernels::cpu::is_amd_with_avx512());
+  const auto setting = linear_setting();
+  return setting == "1" ||
+         (setting.empty() && at::hasMKL() && retnet::kernels::cpu::is_amd_with_avx512());
 }
 
 at::Tensor linear_by_onednn(const at::Tensor& x, const at::Tensor& weight,
@@ -137,7 +141,7 @@ bool has_faster_linear(const at::Tensor& x, const at::Tensor& weight, bool needs
   return takes_onednn(x, weight) || (!needs_gradient && takes_few_rows(x, weight));
 }
 
-int64_t linear_few_rows() { return kLinearRows; }
+int64_t linear_few_rows() { return kLinearMaxTokens; }
 
 TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }
 

@@ -6,21 +6,23 @@
 #include <vector>
 
 #include "ops/composite/multi_scale_retention_step.h"
-#include "ops/cpu/floats.h"
-#include "ops/cpu/step.h"
+#include "ops/cpu/affine.h"
+#include "ops/cpu/decode_step.h"
 
 namespace retnet::ops {
 namespace {
 
-/// Cosines and sines of a position for each row of the batch, [B, Dk/2] each.
-struct Turns {
-  Turns(const at::Tensor& positions, const at::Tensor& frequencies)
+/// The cosines and sines of the position of each entry of the batch, [B, Dk/2] each.
+struct Rotations {
+  Rotations(const at::Tensor& positions, const at::Tensor& frequencies)
       : pairs(frequencies.numel()), cos(positions.numel() * pairs), sin(cos.size()) {
-    const auto at = positions.to(at::kLong).contiguous(), f = frequencies.contiguous();
-    for (int64_t b = 0; b < at.numel(); ++b) {
-      cpu::instruction_set().cos_sin({pairs, static_cast<double>(at.const_data_ptr<int64_t>()[b]),
-                                      f.const_data_ptr<float>(), cos.data() + b * pairs,
-                                      sin.data() + b * pairs});
+    const auto dense_positions = positions.to(at::kLong).contiguous(),
+               dense_frequencies = frequencies.contiguous();
+    for (int64_t b = 0; b < dense_positions.numel(); ++b) {
+      cpu::instruction_set().cos_sin(
+          {pairs, static_cast<double>(dense_positions.const_data_ptr<int64_t>()[b]),
+           dense_frequencies.const_data_ptr<float>(), cos.data() + b * pairs,
+           sin.data() + b * pairs});
     }
   }
   int64_t pairs;
@@ -33,7 +35,7 @@ at::Tensor multi_scale_retention_step_cpu(
     const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,
     const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
     std::string_view style, std::optional<double> scale, const std::optional<at::Tensor>& slots) {
-  if (!cpu::takes_step(q, state)) {
+  if (!cpu::supports_decode_step(q, state)) {
     return composite::multi_scale_retention_step(q, k, v, gate, log_decay, state, positions,
                                                  frequencies, weight, bias, eps, norm, style, scale,
                                                  slots);
@@ -41,39 +43,32 @@ at::Tensor multi_scale_retention_step_cpu(
   check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
                                    bias, eps, norm, style, slots);
   composite::check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
-  const int64_t H = q.size(1), K = q.size(2), V = v.size(2);
-  const auto affine_of = [](const std::optional<at::Tensor>& x) {
-    return x ? std::optional<cpu::Floats>(*x) : std::nullopt;
-  };
-  const auto weights = affine_of(weight), biases = affine_of(bias);
-  // [Dv] is the same in every head.
-  const auto affine_row = [&](const std::optional<cpu::Floats>& x,
-                              const std::optional<at::Tensor>& of, int64_t h) {
-    return x ? x->row(of->dim() == 2 ? h : 0, V) : nullptr;
-  };
-  const Turns turns(positions, frequencies);
+  const int64_t H = q.size(1), Dk = q.size(2), Dv = v.size(2);
+  const cpu::Affine weight_rows(weight), bias_rows(bias);
+  const Rotations rotations(positions, frequencies);
   const auto& set = cpu::instruction_set();
-  const cpu::FloatRows gates(set, gate);
-  const auto body = [&](int64_t row, const auto& p, const auto& run, float* scratch) {
+  const cpu::FloatRows gate_rows(set, gate);
+  const auto body = [&](int64_t row, const auto& p, const auto& decode_step, float* workspace) {
     const int64_t b = row / H, h = row % H;
-    float *rotated_q = scratch, *rotated_k = rotated_q + K, *retained = rotated_k + K,
-          *gate_row = retained + V;
-    const auto turn = [&](const float* x, float* to) {
-      set.float32.rotary({turns.pairs, style == "interleaved", turns.cos.data() + b * turns.pairs,
-                          turns.sin.data() + b * turns.pairs, x, to});
+    float *rotated_q = workspace, *rotated_k = rotated_q + Dk, *retained = rotated_k + Dk,
+          *gate_row = retained + Dv;
+    const auto rotate = [&](const float* x, float* out) {
+      set.float32.rotary({rotations.pairs, style == "interleaved",
+                          rotations.cos.data() + b * rotations.pairs,
+                          rotations.sin.data() + b * rotations.pairs, x, out});
     };
-    turn(p.q, rotated_q);
-    turn(p.k, rotated_k);
+    rotate(p.q, rotated_q);
+    rotate(p.k, rotated_k);
     auto rotated = p;
     rotated.q = rotated_q;
     rotated.k = rotated_k;
     rotated.out = retained;
-    run(rotated);
-    gates.load(row, gate_row);
-    set.float32.gated_norm({V, static_cast<float>(eps), norm == "layer", retained, gate_row,
-                            affine_row(weights, weight, h), affine_row(biases, bias, h), p.out});
+    decode_step(rotated);
+    gate_rows.load(row, gate_row);
+    set.float32.gated_norm({Dv, static_cast<float>(eps), norm == "layer", retained, gate_row,
+                            weight_rows.row(h), bias_rows.row(h), p.out});
   };
-  return cpu::each_step(q, k, v, log_decay, state, scale, slots, 2 * K + 2 * V, body);
+  return cpu::run_decode_step(q, k, v, log_decay, state, scale, slots, 2 * Dk + 2 * Dv, body);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.retnet._multiply_adds(dtype, steps): what the kernels' instruction set can do at most,
-// for benchmarks, which time it.
+// torch.ops.retnet._multiply_adds(dtype, steps): the most that the instruction set of the kernels
+// can do. Benchmarks time it.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -12,8 +12,8 @@
 namespace retnet::ops {
 namespace {
 
-/// Multiply-adds between registers, `steps` times some side by side on each of torch's threads.
-/// Returns the floating-point operations.
+/// Multiplies and adds between registers `steps` times on each thread of torch. Returns the number
+/// of floating-point operations.
 double multiply_adds(at::ScalarType dtype, int64_t steps) {
   const auto& set = cpu::instruction_set();
   const auto peak = dtype == at::kBFloat16 ? set.peak_bfloat16 : set.peak_float32;

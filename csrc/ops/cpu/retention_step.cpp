@@ -4,7 +4,7 @@
 #include <torch/library.h>
 
 #include "ops/composite/retention_step.h"
-#include "ops/cpu/step.h"
+#include "ops/cpu/decode_step.h"
 #include "ops/state.h"
 
 namespace retnet::ops {
@@ -13,14 +13,15 @@ namespace {
 at::Tensor retention_step_cpu(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                               const at::Tensor& log_decay, const at::Tensor& state,
                               std::optional<double> scale, const std::optional<at::Tensor>& slots) {
-  if (!cpu::takes_step(q, state)) {
+  if (!cpu::supports_decode_step(q, state)) {
     return composite::retention_step(q, k, v, log_decay, state, scale, slots);
   }
   constexpr auto op = "retention_step";
   check_retention_step(op, q, k, v, log_decay, state, slots);
   check_state_memory(op, state, {{"q", q}, {"k", k}, {"v", v}, {"log_decay", log_decay}});
-  return cpu::each_step(q, k, v, log_decay, state, scale, slots, 0,
-                        [](int64_t, const auto& p, const auto& run, float*) { run(p); });
+  return cpu::run_decode_step(
+      q, k, v, log_decay, state, scale, slots, 0,
+      [](int64_t, const auto& p, const auto& decode_step, float*) { decode_step(p); });
 }
 
 }  // namespace

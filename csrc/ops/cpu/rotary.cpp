@@ -14,51 +14,53 @@
 namespace retnet::ops {
 namespace {
 
-constexpr int64_t kGrain = 32768;  // elements: fewer are not worth another thread
+constexpr int64_t kGrain = 32768;  // elements that are worth another thread
 
-bool takes(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
+bool is_supported(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
 
-/// x and y [..., H, Dk] turned in one pass, or turned back; undefined: as they are.
-std::tuple<at::Tensor, at::Tensor> turned(const at::Tensor& x, const at::Tensor& y,
+/// q and k [..., H, Dk] rotated in one pass, by the negative angles if `inverse`. An undefined one
+/// stays undefined.
+std::tuple<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& positions,
                                           const at::Tensor& frequencies, std::string_view style,
-                                          bool back) {
-  struct Rows {
-    explicit Rows(const at::Tensor& x) : from(x.contiguous()) {
+                                          bool inverse) {
+  struct Rotated {
+    explicit Rotated(const at::Tensor& x) : from(x.contiguous()) {
       to = cpu::empty_output(x.sizes(), x.options());
     }
     at::Tensor from, to;
   };
-  std::vector<Rows> all;
-  for (const auto* tensor : {&x, &y}) {
+  std::vector<Rotated> all;
+  for (const auto* tensor : {&q, &k}) {
     if (tensor->defined()) all.emplace_back(*tensor);
   }
   const auto& any = all.front().from;
   const int64_t H = any.size(-2), Dk = any.size(-1), pairs = Dk / 2;
-  const auto at = positions.to(at::kLong).contiguous();
-  const auto turns = frequencies.contiguous();
+  const auto dense_positions = positions.to(at::kLong).contiguous();
+  const auto dense_frequencies = frequencies.contiguous();
   const auto cos_sin = cpu::instruction_set().cos_sin;
-  const auto rotate = cpu::kernels_of(cpu::instruction_set(), any.scalar_type()).rotary;
+  const auto rotate_row = cpu::kernels_for(cpu::instruction_set(), any.scalar_type()).rotary;
   const auto bytes = static_cast<int64_t>(any.element_size());
   const int64_t grain = std::max<int64_t>(1, kGrain / (H * Dk));
   at::parallel_for(0, any.numel() / (H * Dk), grain, [&](int64_t begin, int64_t end) {
     std::vector<float> cos(pairs), sin(pairs);
     for (int64_t token = begin; token < end; ++token) {
-      // The same for every row where positions is [T].
-      const auto position = at.const_data_ptr<int64_t>()[token % at.numel()];
-      cos_sin({pairs, static_cast<double>(back ? -position : position),
-               turns.const_data_ptr<float>(), cos.data(), sin.data()});
+      // Positions [T] are the same for every entry of the batch.
+      const auto position =
+          dense_positions.const_data_ptr<int64_t>()[token % dense_positions.numel()];
+      cos_sin({pairs, static_cast<double>(inverse ? -position : position),
+               dense_frequencies.const_data_ptr<float>(), cos.data(), sin.data()});
       for (const auto& [from, to] : all) {
-        const auto* source = static_cast<const char*>(from.const_data_ptr());
-        auto* target = static_cast<char*>(to.mutable_data_ptr());
-        for (int64_t head = token * H; head < (token + 1) * H; ++head) {
-          rotate({pairs, style == "interleaved", cos.data(), sin.data(), source + head * Dk * bytes,
-                  target + head * Dk * bytes});
+        const auto* x = static_cast<const char*>(from.const_data_ptr());
+        auto* out = static_cast<char*>(to.mutable_data_ptr());
+        for (int64_t row = token * H; row < (token + 1) * H; ++row) {
+          rotate_row({pairs, style == "interleaved", cos.data(), sin.data(), x + row * Dk * bytes,
+                      out + row * Dk * bytes});
         }
       }
     }
   });
-  return {x.defined() ? all.front().to : x, y.defined() ? all.back().to : y};
+  return {q.defined() ? all.front().to : q, k.defined() ? all.back().to : k};
 }
 
 std::tuple<at::Tensor, at::Tensor> rotary_cpu(const at::Tensor& q, const at::Tensor& k,
@@ -66,8 +68,8 @@ std::tuple<at::Tensor, at::Tensor> rotary_cpu(const at::Tensor& q, const at::Ten
                                               const at::Tensor& frequencies,
                                               std::string_view style) {
   check_rotary("rotary", q, k, positions, frequencies, style);
-  if (!takes(q)) return composite::rotary(q, k, positions, frequencies, style);
-  return turned(q, k, positions, frequencies, style, false);
+  if (!is_supported(q)) return composite::rotary(q, k, positions, frequencies, style);
+  return rotate(q, k, positions, frequencies, style, false);
 }
 
 std::tuple<at::Tensor, at::Tensor> rotary_backward_cpu(
@@ -78,11 +80,11 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward_cpu(
   const at::Tensor grad_q = output_mask[0] ? grad_rotated_q.value_or(at::Tensor()) : at::Tensor();
   const at::Tensor grad_k = output_mask[1] ? grad_rotated_k.value_or(at::Tensor()) : at::Tensor();
   const auto& any = grad_q.defined() ? grad_q : grad_k;
-  if (!any.defined() || !takes(any)) {
+  if (!any.defined() || !is_supported(any)) {
     return composite::rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style,
                                       output_mask);
   }
-  return turned(grad_q, grad_k, positions, frequencies, style, true);
+  return rotate(grad_q, grad_k, positions, frequencies, style, true);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ namespace {
 
 using cuda::kernel_dtype;
 
-/// t [..., H, Dv] as [N, H, Dv] with contiguous channels: a view wherever the strides allow it.
+/// t [..., H, Dv] as [N, H, Dv] with contiguous channels: a view if the strides allow it.
 at::Tensor as_rows(const at::Tensor& t) {
   const auto rows = t.reshape({-1, t.size(-2), t.size(-1)});
   return rows.stride(-1) == 1 ? rows : rows.contiguous();
@@ -33,7 +33,8 @@ std::optional<at::Tensor> contiguous_channels(const std::optional<at::Tensor>& t
 
 int64_t stride_h(const at::Tensor& affine) { return affine.dim() == 2 ? affine.stride(0) : 0; }
 
-/// What forward and backward share, or nothing where x has no kernel. `x` and `gate` are rows.
+/// The parameters that forward and backward share, or nothing if no kernel takes the dtype of x. `x`
+/// and `gate` are [N, H, Dv].
 template <class Params>
 std::optional<Params> make_params(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                                   const std::optional<at::Tensor>& weight,
@@ -44,7 +45,7 @@ std::optional<Params> make_params(const at::Tensor& x, const std::optional<at::T
   Params p;
   p.tokens = x.size(0);
   p.heads = x.size(1);
-  p.value_dim = x.size(2);
+  p.head_dim_v = x.size(2);
   p.dtype = *dtype;
   p.norm = norm == "layer" ? kernels::cuda::Norm::kLayer : kernels::cuda::Norm::kRms;
   p.eps = static_cast<float>(eps);

@@ -5,20 +5,20 @@
 #include <torch/library.h>
 
 #include "ops/composite/multi_scale_retention_step.h"
+#include "ops/cuda/decode_step.h"
 #include "ops/cuda/dtype.h"
-#include "ops/cuda/step.h"
 
 namespace retnet::ops {
 namespace {
 
 /// weight or bias [Dv] or [H, Dv].
-void set_affine(cuda::StepCall& call, const std::optional<at::Tensor>& affine, const void*& ptr,
-                int64_t& stride_h, kernels::cuda::DType& dtype) {
+void set_affine(cuda::DecodeStepLaunch& launch, const std::optional<at::Tensor>& affine,
+                const void*& ptr, int64_t& stride_h, kernels::cuda::DType& dtype) {
   if (!affine) return;
-  const auto rows = call.readable(*affine);
-  ptr = rows.const_data_ptr();
-  stride_h = rows.dim() == 2 ? rows.stride(0) : 0;
-  dtype = cuda::kernel_dtype(rows).value();  // the check admits q's dtype and float32
+  const auto kept = launch.keep_contiguous(*affine);
+  ptr = kept.const_data_ptr();
+  stride_h = kept.dim() == 2 ? kept.stride(0) : 0;
+  dtype = cuda::kernel_dtype(kept).value();  // the check admits q's dtype and float32
 }
 
 at::Tensor multi_scale_retention_step_cuda(
@@ -30,28 +30,28 @@ at::Tensor multi_scale_retention_step_cuda(
   check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
                                    bias, eps, norm, style, slots);
   const c10::cuda::CUDAGuard guard(q.device());
-  auto call = cuda::step_call(q, k, v, log_decay, state, scale, slots);
-  if (!call) {
+  auto launch = cuda::prepare_decode_step(q, k, v, log_decay, state, scale, slots);
+  if (!launch) {
     return composite::multi_scale_retention_step(q, k, v, gate, log_decay, state, positions,
                                                  frequencies, weight, bias, eps, norm, style, scale,
                                                  slots);
   }
   composite::check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
-  auto& p = call->params;
-  p.frequencies_ptr = call->readable(frequencies).const_data_ptr<float>();
+  auto& p = launch->params;
+  p.frequencies_ptr = launch->keep_contiguous(frequencies).const_data_ptr<float>();
   p.positions_ptr = positions.const_data_ptr();
   p.positions_stride_b = positions.stride(0);
   p.positions_64 = positions.scalar_type() == at::kLong;
   p.interleaved = style == "interleaved";
-  const auto gate_rows = call->readable(gate);
-  p.gate_ptr = gate_rows.const_data_ptr();
-  p.gate_stride_b = gate_rows.stride(0);
-  p.gate_stride_h = gate_rows.stride(1);
+  const auto kept_gate = launch->keep_contiguous(gate);
+  p.gate_ptr = kept_gate.const_data_ptr();
+  p.gate_stride_b = kept_gate.stride(0);
+  p.gate_stride_h = kept_gate.stride(1);
   p.norm = norm == "layer" ? kernels::cuda::Norm::kLayer : kernels::cuda::Norm::kRms;
   p.eps = static_cast<float>(eps);
-  set_affine(*call, weight, p.weight_ptr, p.weight_stride_h, p.weight_dtype);
-  set_affine(*call, bias, p.bias_ptr, p.bias_stride_h, p.bias_dtype);
-  return cuda::launch(*call, v);
+  set_affine(*launch, weight, p.weight_ptr, p.weight_stride_h, p.weight_dtype);
+  set_affine(*launch, bias, p.bias_ptr, p.bias_stride_h, p.bias_dtype);
+  return cuda::run(*launch, v);
 }
 
 }  // namespace

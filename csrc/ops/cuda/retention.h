@@ -14,35 +14,38 @@ namespace retnet::ops::cuda {
 
 kernels::cuda::DeviceLimits device_limits(c10::DeviceIndex device);
 
-/// A call of the kernel: its parameters but for the pointers to device memory, and its plan.
-struct Call {
+/// A launch of the chunkwise kernel: its plan, and its parameters, whose pointers to device memory the
+/// caller sets.
+struct ChunkwiseLaunch {
   kernels::cuda::ChunkwiseParams params;
   kernels::cuda::ChunkwisePlan plan;
 };
 
 /// Plans the forward pass of a checked call; copies nothing.
-Call plan_call(const at::Tensor& q, const at::Tensor& v, std::optional<double> scale,
-               std::string_view form, std::optional<int64_t> chunk_size,
-               const std::optional<at::Tensor>& cu_seqlens);
+ChunkwiseLaunch plan_forward(const at::Tensor& q, const at::Tensor& v, std::optional<double> scale,
+                             std::string_view form, std::optional<int64_t> chunk_size,
+                             const std::optional<at::Tensor>& cu_seqlens);
 
-/// Plans the pass of a gradient for a call whose forward pass the kernel takes. The chunk is the
-/// plan's choice.
-Call plan_gradient(kernels::cuda::ChunkwisePass pass, const kernels::cuda::ChunkwiseParams& forward,
-                   const kernels::cuda::ChunkwiseGradients& gradients,
-                   const kernels::cuda::DeviceLimits& device);
+/// Plans the pass of a gradient for a call whose forward pass the kernel takes. The plan chooses the
+/// chunk.
+ChunkwiseLaunch plan_gradient(kernels::cuda::ChunkwisePass pass,
+                              const kernels::cuda::ChunkwiseParams& forward,
+                              const kernels::cuda::ChunkwiseGradients& gradients,
+                              const kernels::cuda::DeviceLimits& device);
 
-/// Why the kernels do not compute the gradients of a planned call, log_decay's where it is asked for, or
-/// null.
-const char* backward_refusal(const Call& forward, const kernels::cuda::DeviceLimits& device,
-                             bool ask_log_decay);
+/// Why the kernels do not compute the gradients of a planned forward pass, that of log_decay among them if
+/// it is needed; null if they do.
+const char* backward_unsupported_reason(const ChunkwiseLaunch& forward,
+                                        const kernels::cuda::DeviceLimits& device,
+                                        bool needs_log_decay_grad);
 
-kernels::cuda::RetentionOperand operand_of(const at::Tensor& x);
+kernels::cuda::RetentionOperand make_operand(const at::Tensor& x);
 
-/// Whether the kernel reads x [B, T, H, D] where it lies; else it reads a contiguous copy.
-bool readable(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p);
-at::Tensor readable_or_copy(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p);
+/// Whether the kernel reads x [B, T, H, D] in place. Otherwise it needs a contiguous copy.
+bool can_read_in_place(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p);
+at::Tensor in_place_or_copy(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p);
 
-/// Runs a planned call whose pointers are set, but for the workspace, a temporary with the options.
-void launch(Call& call, const at::TensorOptions& options);
+/// Launches it. All pointers are set except the workspace, which is a temporary with the options.
+void run(ChunkwiseLaunch& launch, const at::TensorOptions& options);
 
 }  // namespace retnet::ops::cuda

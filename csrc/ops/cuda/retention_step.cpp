@@ -5,7 +5,7 @@
 #include <torch/library.h>
 
 #include "ops/composite/retention_step.h"
-#include "ops/cuda/step.h"
+#include "ops/cuda/decode_step.h"
 #include "ops/state.h"
 
 namespace retnet::ops {
@@ -18,10 +18,10 @@ at::Tensor retention_step_cuda(const at::Tensor& q, const at::Tensor& k, const a
   constexpr auto op = "retention_step";
   check_retention_step(op, q, k, v, log_decay, state, slots);
   const c10::cuda::CUDAGuard guard(q.device());
-  auto call = cuda::step_call(q, k, v, log_decay, state, scale, slots);
-  if (!call) return composite::retention_step(q, k, v, log_decay, state, scale, slots);
+  auto launch = cuda::prepare_decode_step(q, k, v, log_decay, state, scale, slots);
+  if (!launch) return composite::retention_step(q, k, v, log_decay, state, scale, slots);
   check_state_memory(op, state, {{"q", q}, {"k", k}, {"v", v}, {"log_decay", log_decay}});
-  return cuda::launch(*call, v);
+  return cuda::run(*launch, v);
 }
 
 }  // namespace

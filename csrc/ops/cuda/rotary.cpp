@@ -14,8 +14,8 @@
 namespace retnet::ops {
 namespace {
 
-/// Turns `q` and `k`, of which one may be undefined, into new tensors; nothing where the kernel does
-/// not take them.
+/// Rotates `q` and `k`, of which one may be undefined, into new tensors. Returns nothing if the kernel
+/// does not take them.
 std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tensor k,
                                                          const at::Tensor& positions,
                                                          const at::Tensor& frequencies,
@@ -23,34 +23,35 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   const at::Tensor& any = q.defined() ? q : k;
   const auto dtype = cuda::kernel_dtype(any);
   if (!dtype) return std::nullopt;
-  const bool step = any.dim() == 3;  // [B, H, Dk]: a token in each row
+  const bool one_token = any.dim() == 3;  // [B, H, Dk]: one of each batch entry
   kernels::cuda::RotaryParams p;
   p.batch = any.size(0);
-  p.tokens = step ? 1 : any.size(1);
+  p.tokens = one_token ? 1 : any.size(1);
   p.heads = any.size(-2);
-  p.key_dim = any.size(-1);
+  p.head_dim_qk = any.size(-1);
   p.dtype = *dtype;
   p.half = style == "half";
   p.inverse = inverse;
   p.position_ptr = positions.const_data_ptr();
   p.position_64 = positions.scalar_type() == at::kLong;
-  const bool per_row = step || positions.dim() == 2;
-  p.position_stride_b = per_row ? positions.stride(0) : 0;
-  p.position_stride_t = step ? 0 : positions.stride(-1);
+  const bool per_batch_entry = one_token || positions.dim() == 2;
+  p.position_stride_b = per_batch_entry ? positions.stride(0) : 0;
+  p.position_stride_t = one_token ? 0 : positions.stride(-1);
   const auto radians = frequencies.contiguous();
   p.frequency_ptr = radians.const_data_ptr<float>();
 
   if (!kernels::cuda::rotary_supported(p)) return std::nullopt;  // whatever the layout of q and k
   const auto set = [&](kernels::cuda::RotaryOperand& operand, const at::Tensor& x) {
     if (!x.defined()) return;
-    operand = {x.const_data_ptr(), x.stride(0), step ? 0 : x.stride(1), x.stride(-2)};
+    operand = {x.const_data_ptr(), x.stride(0), one_token ? 0 : x.stride(1), x.stride(-2)};
   };
   for (at::Tensor* x : {&q, &k}) {
     if (x->defined() && x->stride(-1) != 1) *x = x->contiguous();
   }
   set(p.q, q);
   set(p.k, k);
-  if (!kernels::cuda::rotary_supported(p)) {  // rows that start between accesses: copies do not
+  if (!kernels::cuda::rotary_supported(
+          p)) {  // rows are not aligned to accesses; those of copies are
     for (at::Tensor* x : {&q, &k}) {
       if (x->defined()) *x = x->clone(at::MemoryFormat::Contiguous);
     }
@@ -85,10 +86,10 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward_cuda(
     const std::optional<at::Tensor>& grad_rotated_k, const at::Tensor& positions,
     const at::Tensor& frequencies, std::string_view style, std::array<bool, 2> output_mask) {
   check_rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style);
-  const auto asked = [&](int i, const std::optional<at::Tensor>& grad) {
+  const auto needed = [&](int i, const std::optional<at::Tensor>& grad) {
     return output_mask[i] && grad ? *grad : at::Tensor();
   };
-  const auto q = asked(0, grad_rotated_q), k = asked(1, grad_rotated_k);
+  const auto q = needed(0, grad_rotated_q), k = needed(1, grad_rotated_k);
   if (!q.defined() && !k.defined()) return {};
   const c10::cuda::CUDAGuard guard((q.defined() ? q : k).device());
   if (auto grads = rotate(q, k, positions, frequencies, style, /*inverse=*/true)) return *grads;

@@ -1,16 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // How a matrix product holds its factors. An Item is what one lane multiplies at once: a float, or
-// a pair of bfloat16 that follow one another along the reduction. Sums are floats in both.
+// a pair of bfloat16 that follow one another along the depth, the dimension that the product
+// reduces. Sums are floats in both cases.
 //
-// An instruction set `Isa` is
-//     kLanes        floats in a vector
-//     kTileRows     rows of a register tile, whose columns are two vectors: kTileRows * 2 sums, two
-//                   vectors of the right factor and one broadcast have to fit the registers
-//     dot(sum, a, b), round(x, y)   only where pairs are multiplied: sum + a.low b.low + a.high b.high,
-//                   and x, then y, rounded to bfloat16
+// An instruction set `Isa` has
+//     kLanes        floats of a vector
+//     kTileRows     rows of a register tile, which has two vectors of columns. 2 kTileRows sums,
+//     two
+//                   vectors of the right factor and one broadcast item have to fit the registers
+//     dot(sum, a, b), round(x, y)   if it multiplies pairs: sum + a.low b.low + a.high b.high, and
+//                   x followed by y, rounded to bfloat16
 #pragma once
 
+#include "kernels/cpu/simd/float16.h"
 #include "kernels/cpu/simd/vector.h"
 
 namespace retnet::kernels::cpu {
@@ -21,29 +24,29 @@ struct FloatOperand {
   using Isa = Isa_;
   using Item = float;
   static constexpr int kLanes = Isa::kLanes;
-  static constexpr int kDepth = 1;  // values of an item
+  static constexpr int kItemDepth = 1;  // values of an item
   using V = F<kLanes>;
 
   static RETNET_INLINE V multiply_add(Item a, V b, V sum) { return a * b + sum; }
   static RETNET_INLINE V load_items(const Item* p) { return load<V>(p); }
 
-  /// 2 kLanes neighbouring values of a row of items, or of a tensor.
+  /// Stores 2 kLanes neighbouring values of a row, of items or of a tensor.
   template <class Scalar>
   static RETNET_INLINE void store_row(Scalar* p, const V& x, const V& y) {
     store_rounded<kLanes>(p, x);
     store_rounded<kLanes>(p + kLanes, y);
   }
 
-  /// kLanes items, of rows that follow one another along the reduction.
-  static RETNET_INLINE void store_step(Item* p, const V (&x)[1]) { store(p, x[0]); }
+  /// Stores kLanes items from kItemDepth rows that follow one another along the depth.
+  static RETNET_INLINE void store_items(Item* p, const V (&rows)[1]) { store(p, rows[0]); }
 };
 
 template <class Isa_>
-struct PairOperand {
+struct BFloat16PairOperand {
   using Isa = Isa_;
   using Item = uint32_t;  // the low half comes first
   static constexpr int kLanes = Isa::kLanes;
-  static constexpr int kDepth = 2;
+  static constexpr int kItemDepth = 2;
   using V = F<kLanes>;
   using Items = U<kLanes>;
 
@@ -54,16 +57,17 @@ struct PairOperand {
   static RETNET_INLINE void store_row(void* p, const V& x, const V& y) {
     store(p, Isa::round(x, y));
   }
-  static RETNET_INLINE void store_step(Item* p, const V (&x)[2]) {
-    const auto values = Isa::round(x[0], x[1]);
+  static RETNET_INLINE void store_items(Item* p, const V (&rows)[2]) {
+    const auto values = Isa::round(rows[0], rows[1]);
     store(p, pairs<0, kLanes>(values, values, std::make_integer_sequence<int, 2 * kLanes>{}));
   }
 
-  /// 2 kLanes items of two rows that follow one another along the reduction.
-  static RETNET_INLINE void store_steps(Item* p, const H<2 * kLanes>& x, const H<2 * kLanes>& y) {
+  /// Stores 2 kLanes items from two rows that follow one another along the depth.
+  static RETNET_INLINE void store_interleaved(Item* p, const H<2 * kLanes>& first,
+                                              const H<2 * kLanes>& second) {
     using Lanes = std::make_integer_sequence<int, 2 * kLanes>;
-    store(p, pairs<0, 2 * kLanes>(x, y, Lanes{}));
-    store(p + kLanes, pairs<kLanes, 3 * kLanes>(x, y, Lanes{}));
+    store(p, pairs<0, 2 * kLanes>(first, second, Lanes{}));
+    store(p + kLanes, pairs<kLanes, 3 * kLanes>(first, second, Lanes{}));
   }
 
  private:

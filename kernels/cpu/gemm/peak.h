@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The most that an instruction set can do: multiply-adds between registers, whose rate is the
-// ceiling that benchmarks measure kernels by.
+// The most that an instruction set can do: multiply-adds between registers. Benchmarks report the
+// speed of kernels as a share of their rate.
 #pragma once
 
 #include "kernels/cpu/gemm/operand.h"
@@ -9,34 +9,38 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// Enough sums that none waits for its own last step, few enough for the registers of every set.
+/// Enough sums that none waits for its previous multiply-add, few enough for the registers of every
+/// instruction set.
 constexpr int kPeakSums = 12;
 
-template <class Op, int... i>
-RETNET_INLINE void peak_step(F<Op::kLanes> (&sum)[kPeakSums], const F<Op::kLanes>& factor,
-                             const F<Op::kLanes>& x, std::integer_sequence<int, i...>) {
-  const auto step = [&](F<Op::kLanes>& s) {
-    if constexpr (Op::kDepth == 1) {
-      s = s * factor + x;  // not s + factor x, which is a sum and a constant
+template <class Operand, int... i>
+RETNET_INLINE void multiply_add_sums(F<Operand::kLanes> (&sum)[kPeakSums],
+                                     const F<Operand::kLanes>& factor, const F<Operand::kLanes>& x,
+                                     std::integer_sequence<int, i...>) {
+  const auto multiply_add = [&](F<Operand::kLanes>& s) {
+    if constexpr (Operand::kItemDepth == 1) {
+      s = s * factor + x;  // in s + factor x the compiler would compute the product once
     } else {
-      s = Op::Isa::dot(s, bits<typename Op::Items>(factor), bits<typename Op::Items>(x));
+      using Items = typename Operand::Items;
+      s = Operand::Isa::dot(s, bits<Items>(factor), bits<Items>(x));
     }
   };
-  (step(sum[i]), ...);
+  (multiply_add(sum[i]), ...);
 }
 
-/// Makes `steps` steps and adds up what they did to *sink. Returns the floating-point operations.
-template <class Op>
-double peak(int64_t steps, float* sink) {
-  using V = F<Op::kLanes>;
+/// Multiplies and adds `repetitions` times in each sum, and adds the sums to *sink. Returns the
+/// number of floating-point operations.
+template <class Operand>
+double peak(int64_t repetitions, float* sink) {
+  using V = F<Operand::kLanes>;
   V sum[kPeakSums];
   for (int i = 0; i < kPeakSums; ++i) sum[i] = V{} + *sink + static_cast<float>(i);
   const V factor = V{} + *sink * 0.5F, x = V{} + *sink;
-  for (int64_t s = 0; s < steps; ++s) {
-    peak_step<Op>(sum, factor, x, std::make_integer_sequence<int, kPeakSums>{});
+  for (int64_t n = 0; n < repetitions; ++n) {
+    multiply_add_sums<Operand>(sum, factor, x, std::make_integer_sequence<int, kPeakSums>{});
   }
   for (const auto& s : sum) *sink += s[0];
-  return static_cast<double>(steps) * kPeakSums * Op::kLanes * Op::kDepth * 2;
+  return static_cast<double>(repetitions) * kPeakSums * Operand::kLanes * Operand::kItemDepth * 2;
 }
 
 }  // namespace

@@ -31,6 +31,6 @@ bool is_supported() {
 
 }  // namespace
 
-extern const InstructionSet kAvx2 = instruction_set<Avx2>("avx2", is_supported);
+extern const InstructionSet kAvx2 = make_instruction_set<Avx2>("avx2", is_supported);
 
 }  // namespace retnet::kernels::cpu

@@ -18,6 +18,6 @@ bool is_supported() {
 
 }  // namespace
 
-extern const InstructionSet kAvx512 = instruction_set<Avx512>("avx512", is_supported);
+extern const InstructionSet kAvx512 = make_instruction_set<Avx512>("avx512", is_supported);
 
 }  // namespace retnet::kernels::cpu

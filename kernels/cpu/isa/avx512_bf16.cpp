@@ -8,7 +8,7 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// Rounds what is below the smallest normal number to zero.
+/// Values below the smallest normal number become zero.
 template <>
 RETNET_INLINE H<16> narrow<16>(F<16> x, BFloat16) {
   return bits<H<16>>(_mm512_cvtneps_pbh(x));
@@ -34,6 +34,6 @@ bool is_supported() {
 }  // namespace
 
 extern const InstructionSet kAvx512Bf16 =
-    instruction_set<Avx512Bf16, PairOperand<Avx512Bf16>>("avx512_bf16", is_supported);
+    make_instruction_set<Avx512Bf16, BFloat16PairOperand<Avx512Bf16>>("avx512_bf16", is_supported);
 
 }  // namespace retnet::kernels::cpu

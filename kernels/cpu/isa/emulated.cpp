@@ -23,16 +23,16 @@ struct Emulated {
 
 }  // namespace
 
-// Its other dtypes are kPortable's.
+// The kernels of the other dtypes are those of kPortable.
 extern const InstructionSet kEmulated{"emulated",
                                       [] { return true; },
                                       kPortable.float32,
-                                      kernels<PairOperand<Emulated>, BFloat16>(),
+                                      make_kernel_table<BFloat16PairOperand<Emulated>, BFloat16>(),
                                       kPortable.float16,
                                       cos_sin<16>,
-                                      step<16>,
-                                      linear_token<PairOperand<Emulated>>,
-                                      linear<PairOperand<Emulated>>,
+                                      decode_step<16>,
+                                      pack_linear_token<BFloat16PairOperand<Emulated>>,
+                                      linear<BFloat16PairOperand<Emulated>>,
                                       kPortable.peak_float32,
                                       kPortable.peak_bfloat16};
 

@@ -5,6 +5,7 @@
 
 #include "kernels/cpu/cross_entropy/kernel.h"
 #include "kernels/cpu/gemm/peak.h"
+#include "kernels/cpu/kernel_table.h"
 #include "kernels/cpu/linear/kernel.h"
 #include "kernels/cpu/norm/kernel.h"
 #include "kernels/cpu/retention/backward.h"
@@ -16,34 +17,35 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-template <class Op, class Scalar>
-constexpr Kernels kernels() {
-  return {readout_scratch<Op>,
-          readout<Op, Scalar>,
-          update_scratch<Op>,
-          update<Op, Scalar>,
-          gated_norm<Op::kLanes, Scalar>,
-          gated_norm_grad<Op::kLanes, Scalar>,
-          rotary<Op::kLanes, Scalar>,
-          cross_entropy<Op::kLanes, Scalar>,
-          to_floats<Op::kLanes, Scalar>,
-          from_floats<Op::kLanes, Scalar>};
+template <class Operand, class Scalar>
+constexpr KernelTable make_kernel_table() {
+  return {retention_forward_workspace_bytes<Operand>,
+          retention_forward<Operand, Scalar>,
+          retention_backward_workspace_bytes<Operand>,
+          retention_backward<Operand, Scalar>,
+          gated_norm<Operand::kLanes, Scalar>,
+          gated_norm_grad<Operand::kLanes, Scalar>,
+          rotary<Operand::kLanes, Scalar>,
+          cross_entropy<Operand::kLanes, Scalar>,
+          to_floats<Operand::kLanes, Scalar>,
+          from_floats<Operand::kLanes, Scalar>};
 }
 
-/// Bfloat16Op multiplies bfloat16's factors; those of the other dtypes are floats.
-template <class Isa, class Bfloat16Op = FloatOperand<Isa>>
-constexpr InstructionSet instruction_set(const char* name, bool (*is_supported)()) {
+/// The products of bfloat16 tensors multiply BFloat16Operand; those of the other dtypes multiply
+/// floats.
+template <class Isa, class BFloat16Operand = FloatOperand<Isa>>
+constexpr InstructionSet make_instruction_set(const char* name, bool (*is_supported)()) {
   return {name,
           is_supported,
-          kernels<FloatOperand<Isa>, float>(),
-          kernels<Bfloat16Op, BFloat16>(),
-          kernels<FloatOperand<Isa>, Float16>(),
+          make_kernel_table<FloatOperand<Isa>, float>(),
+          make_kernel_table<BFloat16Operand, BFloat16>(),
+          make_kernel_table<FloatOperand<Isa>, Float16>(),
           cos_sin<Isa::kLanes>,
-          step<Isa::kLanes>,
-          linear_token<Bfloat16Op>,
-          linear<Bfloat16Op>,
+          decode_step<Isa::kLanes>,
+          pack_linear_token<BFloat16Operand>,
+          linear<BFloat16Operand>,
           peak<FloatOperand<Isa>>,
-          peak<Bfloat16Op>};
+          peak<BFloat16Operand>};
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ struct Portable {
 
 }  // namespace
 
-// kEmulated takes parts of it, when it is initialised.
+// The initialisation of kEmulated reads it.
 constinit const InstructionSet kPortable =
-    instruction_set<Portable>("portable", [] { return true; });
+    make_instruction_set<Portable>("portable", [] { return true; });
 
 }  // namespace retnet::kernels::cpu

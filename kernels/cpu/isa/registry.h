@@ -3,24 +3,24 @@
 
 #include <vector>
 
-#include "kernels/cpu/retention/params.h"
+#include "kernels/cpu/kernel_table.h"
 
 namespace retnet::kernels::cpu {
 
-/// Four lanes of whatever the compiler has: the baseline of x86-64 or of another architecture.
+/// Four lanes of what the compiler has for its baseline, of x86-64 or of another architecture.
 extern const InstructionSet kPortable;
-/// The kernels of kAvx512Bf16, pairs of bfloat16 included, on plain arrays: tests run by it what
-/// they cannot run on a machine without those instructions.
+/// The emulated instruction set: the kernels of kAvx512Bf16, which multiply pairs of bfloat16, on
+/// plain arrays. Tests use it on machines without those instructions.
 extern const InstructionSet kEmulated;
-// x86-64 alone:
+// On x86-64 only:
 extern const InstructionSet kAvx2;        // with FMA
 extern const InstructionSet kAvx512;      // F, BW, DQ, VL
 extern const InstructionSet kAvx512Bf16;  // and BF16
 
-/// Those compiled for this architecture, best first.
+/// The instruction sets that are compiled for this architecture, best first.
 const std::vector<const InstructionSet*>& instruction_sets();
 
-/// Whether this is a CPU of AMD with AVX-512, which MKL leaves unused there.
+/// Whether this is an AMD CPU with AVX-512, which MKL does not use there.
 bool is_amd_with_avx512();
 
 }  // namespace retnet::kernels::cpu

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The linear layer of a decoding step on the CPU: a few tokens, bfloat16, bound by reading the
-// weight.
+// The linear layer of a decode step: a few tokens of bfloat16, bound by reading the weight.
 #pragma once
 
 #include <cstdint>
@@ -10,28 +9,30 @@
 
 namespace retnet::kernels::cpu {
 
-constexpr int64_t kLinearRows = 4;  // tokens at most
-/// Rows of the weight that are best computed at once are a multiple.
-constexpr int64_t kLinearPart = 24;
+constexpr int64_t kLinearMaxTokens = 4;
+/// The kernel is fastest on a multiple of so many rows of the weight.
+constexpr int64_t kLinearRowMultiple = 24;
 
-/// A token as the kernel of an instruction set reads it.
+/// The floats that a packed token takes.
+inline int64_t linear_token_size(int64_t in_features) { return (in_features + 31) / 32 * 32; }
+
+/// Packs a token as the linear kernel of the instruction set reads it.
 struct LinearTokenParams {
-  int64_t channels;
+  int64_t in_features;
   const BFloat16* x;
-  float* to;  // of as many floats as linear_token_size says
+  float* packed;  // [linear_token_size(in_features)]
 };
-inline int64_t linear_token_size(int64_t channels) { return (channels + 31) / 32 * 32; }
 
-/// y = x W^T + bias. Products are exact, sums are float, y is rounded once. A token's bits do not
-/// depend on how many there are.
+/// out = x weight^T + bias. Products are exact, sums are float, and out is rounded once. The bits
+/// of a token do not depend on the number of tokens.
 struct LinearParams {
-  int64_t tokens, in, out;
-  const float* x;          // the tokens, linear_token_size(in) apart
-  const BFloat16* weight;  // [out, in], dense rows
+  int64_t tokens, in_features, out_features;
+  const float* packed_x;   // [tokens, linear_token_size(in_features)]
+  const BFloat16* weight;  // [out_features, in_features], dense rows
   int64_t weight_stride;   // of a row
-  const BFloat16* bias;    // [out]; null: none
-  BFloat16* y;             // [tokens, out]
-  int64_t y_stride;        // of a token
+  const BFloat16* bias;    // [out_features]; null: none
+  BFloat16* out;           // [tokens, out_features]
+  int64_t out_stride;      // of a token
 };
 
 }  // namespace retnet::kernels::cpu

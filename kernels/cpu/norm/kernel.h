@@ -11,7 +11,7 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// A row's statistics, and its normalised channels.
+/// The statistics of a row, and its normalised channels.
 template <int kLanes, class Scalar>
 struct Normed {
   using V = F<kLanes>;
@@ -19,25 +19,26 @@ struct Normed {
     const auto count = static_cast<float>(p.channels);
     if (p.centred) {
       V sum = {};
-      each_vector<kLanes>(
-          p.channels, [&](int64_t c, int64_t n) { sum += channels_at<kLanes, Scalar>(p.x, c, n); });
-      mean = sum_of<kLanes>(sum) / count;
+      each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
+        sum += load_channels<kLanes, Scalar>(p.x, c, n);
+      });
+      mean = sum_lanes<kLanes>(sum) / count;
     }
-    // Of the centred values: mean(x^2) - mean(x)^2 cancels.
+    // The variance is taken of the centred values, because mean(x^2) - mean(x)^2 cancels.
     V squares = {};
     each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
-      V x = channels_at<kLanes, Scalar>(p.x, c, n) - mean;
+      V x = load_channels<kLanes, Scalar>(p.x, c, n) - mean;
       for (int64_t i = n; i < kLanes; ++i) x[i] = 0;
       squares += x * x;
     });
-    factor = 1 / std::sqrt(sum_of<kLanes>(squares) / count + p.eps);
+    factor = 1 / std::sqrt(sum_lanes<kLanes>(squares) / count + p.eps);
   }
   RETNET_INLINE V at(int64_t c, int64_t n) const {
-    return (channels_at<kLanes, Scalar>(p.x, c, n) - mean) * factor;
+    return (load_channels<kLanes, Scalar>(p.x, c, n) - mean) * factor;
   }
   RETNET_INLINE V affine(V normed, int64_t c, int64_t n) const {
-    if (p.weight) normed *= channels_at<kLanes, float>(p.weight, c, n);
-    if (p.bias) normed += channels_at<kLanes, float>(p.bias, c, n);
+    if (p.weight) normed *= load_channels<kLanes, float>(p.weight, c, n);
+    if (p.bias) normed += load_channels<kLanes, float>(p.bias, c, n);
     return normed;
   }
   const GatedNormParams& p;
@@ -49,12 +50,12 @@ void gated_norm(const GatedNormParams& p) {
   using V = F<kLanes>;
   const Normed<kLanes, Scalar> normed(p);
   each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
-    V y = normed.affine(normed.at(c, n), c, n);
+    V out = normed.affine(normed.at(c, n), c, n);
     if (p.gate) {
-      const V gate = channels_at<kLanes, Scalar>(p.gate, c, n);
-      y *= gate * sigmoid<kLanes>(gate);
+      const V gate = load_channels<kLanes, Scalar>(p.gate, c, n);
+      out *= gate * sigmoid<kLanes>(gate);
     }
-    store_channels<kLanes, Scalar>(p.out, c, n, y);
+    store_channels<kLanes, Scalar>(p.out, c, n, out);
   });
 }
 
@@ -63,37 +64,39 @@ void gated_norm_grad(const GatedNormGradParams& g) {
   using V = F<kLanes>;
   const auto& p = g.forward;
   const Normed<kLanes, Scalar> normed(p);
-  V sum = {}, products = {};  // of the gradient of normed, and of it times normed
+  V sum = {}, products = {};  // of the gradient of normed, and of its products with normed
   each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
     const V x = normed.at(c, n);
-    V grad = channels_at<kLanes, Scalar>(g.grad_out, c, n);  // of each intermediate value in turn
+    V grad = load_channels<kLanes, Scalar>(g.grad_out, c, n);  // of out, then of each value before
     if (p.gate) {
-      const V gate = channels_at<kLanes, Scalar>(p.gate, c, n), s = sigmoid<kLanes>(gate);
+      const V gate = load_channels<kLanes, Scalar>(p.gate, c, n), s = sigmoid<kLanes>(gate);
       if (g.grad_gate) {
-        const V slope = s * ((1.0F - s) * gate + 1.0F);
-        store_channels<kLanes, Scalar>(g.grad_gate, c, n, grad * normed.affine(x, c, n) * slope);
+        const V swish_grad = s * ((1.0F - s) * gate + 1.0F);
+        store_channels<kLanes, Scalar>(g.grad_gate, c, n,
+                                       grad * normed.affine(x, c, n) * swish_grad);
       }
       grad *= gate * s;
     }
     if (g.grad_bias) {
       store_channels<kLanes, float>(g.grad_bias, c, n,
-                                    channels_at<kLanes, float>(g.grad_bias, c, n) + grad);
+                                    load_channels<kLanes, float>(g.grad_bias, c, n) + grad);
     }
     if (g.grad_weight) {
       store_channels<kLanes, float>(g.grad_weight, c, n,
-                                    channels_at<kLanes, float>(g.grad_weight, c, n) + grad * x);
+                                    load_channels<kLanes, float>(g.grad_weight, c, n) + grad * x);
     }
-    if (p.weight) grad *= channels_at<kLanes, float>(p.weight, c, n);
-    store_channels<kLanes, float>(g.scratch, c, n, grad);
+    if (p.weight) grad *= load_channels<kLanes, float>(p.weight, c, n);
+    store_channels<kLanes, float>(g.workspace, c, n, grad);
     sum += grad;  // grad_out is zero beyond the row
     products += grad * x;
   });
   if (!g.grad_x) return;
   const auto count = static_cast<float>(p.channels);
-  const float mean = p.centred ? sum_of<kLanes>(sum) / count : 0;
-  const float slope = sum_of<kLanes>(products) / count;
+  const float mean = p.centred ? sum_lanes<kLanes>(sum) / count : 0;
+  const float mean_product = sum_lanes<kLanes>(products) / count;
   each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
-    const V grad = channels_at<kLanes, float>(g.scratch, c, n) - mean - normed.at(c, n) * slope;
+    const V grad =
+        load_channels<kLanes, float>(g.workspace, c, n) - mean - normed.at(c, n) * mean_product;
     store_channels<kLanes, Scalar>(g.grad_x, c, n, grad * normed.factor);
   });
 }

@@ -1,31 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gated group norm of one row (one token of one head) on the CPU. Rows are dense, of the
-// kernel's dtype; weight, bias and sums are float. Null: absent, or not asked for.
+// The gated group norm of one row, one token of one head. Rows are dense and of the kernel's dtype;
+// weight, bias and sums are float. A null pointer means absent, or not asked for.
 #pragma once
 
 #include <cstdint>
 
 namespace retnet::kernels::cpu {
 
-/// out = (normed weight + bias) gate sigmoid(gate), with normed = (x - mean) / sqrt(var + eps), or
-/// without the mean.
+/// out = (normed weight + bias) gate sigmoid(gate)
+///     "layer": normed = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)
+///     "rms":   normed = x / sqrt(mean(x^2) + eps)
 struct GatedNormParams {
   int64_t channels;
   float eps;
-  bool centred;          // "layer", or "rms"
-  const void *x, *gate;  // [channels], as all others
+  bool centred;          // "layer"; else "rms"
+  const void *x, *gate;  // [channels], like all others
   const float *weight, *bias;
   void *out;
 };
 
-/// The gradients of x and gate are written, those of weight and bias added to.
+/// Writes the gradients of x and gate. Adds to those of weight and bias.
 struct GatedNormGradParams {
-  GatedNormParams forward;  // but for out
+  GatedNormParams forward;  // out is not used
   const void *grad_out;
   void *grad_x, *grad_gate;
   float *grad_weight, *grad_bias;
-  float *scratch;  // [channels]
+  float *workspace;  // [channels]
 };
 
 }  // namespace retnet::kernels::cpu

@@ -1,113 +1,122 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The pass that goes backward in time: the gradients of k and v share the adjoint X of the state,
-// [inner][outer] in blocks as in retention_readout.h. dk = V X^T reads X as a left factor, item by
-// item, and so comes out transposed, [inner][kChunk], in floats; it is turned back on its way out.
-// Where bfloat16 pairs are multiplied, X has two copies: pairs along `inner` for dv and along
-// `outer` for dk.
+// The pass backward in time, of `RetentionBackwardParams`: the gradients of k and v share dS, the
+// gradient of the state, which is carried as `grad_state` in blocks like the state of forward.h.
+// V dS^T reads dS as a left factor, item by item, so grad_k comes out transposed,
+// [head_dim_qk][kChunk], in floats. It is transposed back on its way out. If the operand is a pair
+// of bfloat16, dS has two copies: pairs along head_dim_qk for grad_v, and along head_dim_v for
+// grad_k.
 //
-// The blocks of X are taken in groups, so that X goes through the caches once a chunk: a group's
-// part of dk, its columns of dv, its update.
+// The blocks of dS are taken in groups, so that dS goes through the caches once a chunk: for each
+// group the pass computes its part of grad_k, its columns of grad_v, and its update.
 #pragma once
 
 #include <algorithm>
 
+#include "kernels/cpu/gemm/packing.h"
+#include "kernels/cpu/gemm/prefetch.h"
 #include "kernels/cpu/gemm/register_tile.h"
-#include "kernels/cpu/retention/forward.h"
+#include "kernels/cpu/gemm/workspace.h"
+#include "kernels/cpu/retention/chunk.h"
 #include "kernels/cpu/retention/params.h"
 
 namespace retnet::kernels::cpu {
 namespace {
 
-template <class Op>
-struct UpdateBuffers {
-  using Item = typename Op::Item;
-  int64_t inner, outer;  // padded to whole blocks
-  // In items: of tokens of `inner` and of `outer` channels as rows, of `inner` channels as steps.
-  int64_t inner_stride, outer_stride, step_stride;
-  Arena arena;
-  BlockedState<Op> adjoint;
-  Item* adjoint_rows;  // [outer / block][inner][block / kDepth]; floats: the adjoint itself
-  Item *k, *grad_out;  // [kChunk] rows of inner_stride, of outer_stride
-  Item *q_transposed, *v_transposed;  // [inner or outer / kDepth] rows of kChunkStride
-  Item *q, *q_weighted;               // [kChunk / kDepth] rows of step_stride
-  Item* grad_out_steps;               // [outer / block][kChunk / kDepth][block]
-  Item* scores;                       // the scores' transpose, [j][i / kDepth]
-  Item* grad_scores;                  // [i / kDepth] rows of kChunkStride, j
-  float *grad_k, *grad_k_rows;        // [inner] rows of kChunkStride, [kChunk] rows of inner
+template <class Operand>
+struct BackwardWorkspace {
+  using Item = typename Operand::Item;
+  static constexpr int kItemDepth = Operand::kItemDepth;
+  int64_t head_dim_qk, head_dim_v;  // padded to whole tiles
+  // In items: of tokens as rows of q's and of v's channels, and of tokens as depth of q's channels.
+  int64_t qk_row_stride, v_row_stride, qk_depth_stride;
+  Workspace workspace;
+  BlockedState<Operand> grad_state;
+  Item* grad_state_rows;     // [head_dim_v / block][head_dim_qk][block / kItemDepth]; of floats:
+                             // those of grad_state itself
+  Item* k_rows;              // [kChunk] rows of qk_row_stride
+  Item* grad_out_rows;       // [kChunk] rows of v_row_stride
+  Item* q_transposed;        // [head_dim_qk / kItemDepth] rows of kChunkStride
+  Item* v_transposed;        // [head_dim_v / kItemDepth] rows of kChunkStride
+  Item* q_depth;             // [kChunk / kItemDepth] rows of qk_depth_stride; before, q's rows
+  Item* q_weighted;          // [kChunk / kItemDepth] rows of qk_depth_stride
+  Item* grad_out_blocks;     // [head_dim_v / block][kChunk / kItemDepth][block]; before, v's rows
+  Item* scores_transposed;   // [j][i / kItemDepth]
+  Item* grad_scores;         // [i / kItemDepth] rows of kChunkStride, j
+  float* grad_k_transposed;  // [head_dim_qk] rows of kChunkStride
+  float* grad_k_rows;        // [kChunk] rows of head_dim_qk
 
-  UpdateBuffers(const UpdateParams& p, void* scratch)
-      : inner(round_up(p.inner, kBlock<Op>)),
-        outer(round_up(p.outer, kBlock<Op>)),
-        inner_stride(inner / Op::kDepth + kLine),
-        outer_stride(outer / Op::kDepth + kLine),
-        step_stride(inner + kLine),
-        arena(scratch),
-        adjoint(arena, inner, outer),
-        adjoint_rows(Op::kDepth == 1 ? adjoint.steps
-                                     : arena.take<Item>(inner * outer / Op::kDepth)),
-        k(arena.take<Item>(kChunk * inner_stride)),
-        grad_out(arena.take<Item>(kChunk * outer_stride)),
-        q_transposed(arena.take<Item>(inner / Op::kDepth * kChunkStride)),
-        v_transposed(arena.take<Item>(outer / Op::kDepth * kChunkStride)),
-        q(arena.take<Item>(kChunk * step_stride)),
-        q_weighted(arena.take<Item>(kChunk / Op::kDepth * step_stride)),
-        grad_out_steps(arena.take<Item>(kChunk * outer_stride)),
-        scores(arena.take<Item>(kChunk * kChunk / Op::kDepth)),
-        grad_scores(arena.take<Item>(kChunk / Op::kDepth * kChunkStride)),
-        grad_k(arena.take<float>(inner * kChunkStride)),
-        grad_k_rows(arena.take<float>(kChunk * inner)) {}
+  BackwardWorkspace(const RetentionBackwardParams& p, void* memory)
+      : head_dim_qk(round_up(p.head_dim_qk, kTileColumns<Operand>)),
+        head_dim_v(round_up(p.head_dim_v, kTileColumns<Operand>)),
+        qk_row_stride(padded_stride(head_dim_qk / kItemDepth)),
+        v_row_stride(padded_stride(head_dim_v / kItemDepth)),
+        qk_depth_stride(padded_stride(head_dim_qk)),
+        workspace(memory),
+        grad_state(workspace, head_dim_qk, head_dim_v),
+        grad_state_rows(kItemDepth == 1
+                            ? grad_state.items
+                            : workspace.take<Item>(head_dim_qk * head_dim_v / kItemDepth)),
+        k_rows(workspace.take<Item>(kChunk * qk_row_stride)),
+        grad_out_rows(workspace.take<Item>(kChunk * v_row_stride)),
+        q_transposed(workspace.take<Item>(head_dim_qk / kItemDepth * kChunkStride)),
+        v_transposed(workspace.take<Item>(head_dim_v / kItemDepth * kChunkStride)),
+        q_depth(workspace.take<Item>(kChunk * qk_depth_stride)),
+        q_weighted(workspace.take<Item>(kChunk / kItemDepth * qk_depth_stride)),
+        grad_out_blocks(workspace.take<Item>(kChunk * v_row_stride)),
+        scores_transposed(workspace.take<Item>(kChunk * kChunk / kItemDepth)),
+        grad_scores(workspace.take<Item>(kChunk / kItemDepth * kChunkStride)),
+        grad_k_transposed(workspace.take<float>(head_dim_qk * kChunkStride)),
+        grad_k_rows(workspace.take<float>(kChunk * head_dim_qk)) {}
 };
 
-template <class Op>
-size_t update_scratch(const UpdateParams& p) {
-  return UpdateBuffers<Op>(p, nullptr).arena.bytes();
+template <class Operand>
+size_t retention_backward_workspace_bytes(const RetentionBackwardParams& p) {
+  return BackwardWorkspace<Operand>(p, nullptr).workspace.bytes();
 }
 
-template <class Op, class Scalar>
-class Update {
-  using Item = typename Op::Item;
-  using V = typename Op::V;
-  static constexpr int kDepth = Op::kDepth, kLanes = Op::kLanes;
-  static constexpr int64_t kWidth = kBlock<Op>;
-  static constexpr int64_t kGroup = 64;  // columns: long sums for dk, and a group fits the L2 cache
+template <class Operand, class Scalar>
+class BackwardPass {
+  using Item = typename Operand::Item;
+  using V = typename Operand::V;
+  static constexpr int kItemDepth = Operand::kItemDepth, kLanes = Operand::kLanes;
+  static constexpr int64_t kWidth = kTileColumns<Operand>;
+  static constexpr int64_t kBlockItems = kChunk / kItemDepth * kWidth;  // of grad_out_blocks
+  // Columns of a group: sums of grad_k are long, and a group fits the L2 cache.
+  static constexpr int64_t kGroup = 64;
 
  public:
-  Update(const UpdateParams& p, void* scratch) : p_(p), x_(p, scratch) {}
+  BackwardPass(const RetentionBackwardParams& p, void* memory) : p_(p), w_(p, memory) {}
 
   void run() {
-    read_adjoint();
+    read_grad_state();
     first_ = round_up(p_.tokens, kChunk);
     while ((first_ -= kChunk) >= 0) chunk();
-    if (p_.grad_initial) {
-      x_.adjoint.each(p_.inner, p_.outer, [&](float value, int64_t i, int64_t o) {
-        p_.grad_initial[i * p_.grad_initial_inner + o] = value;
-      });
+    if (p_.grad_initial_state.ptr) {
+      w_.grad_state.write(p_.grad_initial_state, p_.head_dim_qk, p_.head_dim_v);
     }
   }
 
  private:
-  void read_adjoint() {
-    x_.adjoint.read(p_.grad_state, p_.inner, p_.outer, p_.grad_state_inner, p_.grad_state_outer);
-    if constexpr (kDepth > 1) {
-      for (int64_t col = 0; col < x_.outer; col += kWidth) {
-        for (int64_t k = 0; k < x_.inner; ++k) {
-          const float* p = x_.adjoint.block(col) + k * kWidth;
-          Op::store_row(x_.adjoint_rows + (col * x_.inner + k * kWidth) / kDepth, load<V>(p),
-                        load<V>(p + kLanes));
+  void read_grad_state() {
+    w_.grad_state.read(p_.grad_final_state, p_.head_dim_qk, p_.head_dim_v);
+    if constexpr (kItemDepth > 1) {
+      for (int64_t column = 0; column < w_.head_dim_v; column += kWidth) {
+        for (int64_t row = 0; row < w_.head_dim_qk; ++row) {
+          const float* p = w_.grad_state.block(column) + row * kWidth;
+          Operand::store_row(
+              w_.grad_state_rows + (column * w_.head_dim_qk + row * kWidth) / kItemDepth,
+              load<V>(p), load<V>(p + kLanes));
         }
       }
     }
   }
 
-  /// Tokens of the chunk that begins at `first`; none where that is before all tokens.
-  Source<Scalar> source(const TokenRows& rows, int64_t cols, int64_t first) const {
-    const auto* ptr = first < 0 ? nullptr : static_cast<const Scalar*>(rows.ptr);
-    const int64_t length = std::min(kChunk, p_.tokens - first);
-    return {ptr ? ptr + first * rows.stride : nullptr, rows.stride, length, cols};
+  OperandView<Scalar> view(const TokenView& x, int64_t columns) const {
+    return chunk_view<Scalar>(x, columns, first_, p_.tokens);
   }
-  Source<Scalar> source(const TokenRows& rows, int64_t cols) const {
-    return source(rows, cols, first_);
+  OperandView<Scalar> previous_view(const TokenView& x, int64_t columns) const {
+    return chunk_view<Scalar>(x, columns, first_ - kChunk, p_.tokens);
   }
 
   void chunk() {
@@ -117,179 +126,198 @@ class Update {
     for (int64_t j = 0; j < kChunk; ++j) {
       weight_[j] = j < length_ ? p_.decay.power[length_ - 1 - j] : 0;
     }
-    ahead_.start((tiles_of<Op>(x_.inner) + (p_.grad_v ? tiles_of<Op>(even_) : 0)) *
-                 (x_.outer / kWidth));
-    ahead_.add(source(p_.q, p_.inner, first_ - kChunk));
-    if (p_.grad_v) ahead_.add(source(p_.k, p_.inner, first_ - kChunk));
-    if (p_.grad_k) ahead_.add(source(p_.v, p_.outer, first_ - kChunk));
-    ahead_.add(source(p_.grad_out, p_.outer, first_ - kChunk));
-    const auto q = source(p_.q, p_.inner), k = source(p_.k, p_.inner), v = source(p_.v, p_.outer),
-               grad_out = source(p_.grad_out, p_.outer);
-    const int64_t chunk_block = kChunk / kDepth * kWidth;
-    if (p_.grad_v) {
-      pack_rows<Op>(k, even_, x_.inner, x_.k, x_.inner_stride);
-      // x_.q and x_.grad_out_steps hold rows until they are transposed.
-      pack_rows<Op>(q, padded_, x_.inner, x_.q, x_.inner_stride);
-      transpose<kLanes>(x_.q, x_.inner_stride, padded_, x_.inner / kDepth, x_.q_transposed,
-                        kChunkStride);
-      scores();
-    }
-    if (p_.grad_k) {
-      pack_rows<Op>(grad_out, even_, x_.outer, x_.grad_out, x_.outer_stride);
-      pack_rows<Op>(v, padded_, x_.outer, x_.grad_out_steps, x_.outer_stride);
-      transpose<kLanes>(x_.grad_out_steps, x_.outer_stride, padded_, x_.outer / kDepth,
-                        x_.v_transposed, kChunkStride);
-      grad_scores();
-      pack_steps<Op>(q, even_, x_.inner, nullptr, x_.q, x_.step_stride, x_.inner, 0);
-    }
-    pack_steps<Op>(q, even_, x_.inner, p_.decay.readout, x_.q_weighted, x_.step_stride, x_.inner,
-                   0);
-    pack_steps<Op>(grad_out, even_, x_.outer, nullptr, x_.grad_out_steps, kWidth, kWidth,
-                   chunk_block);
-    for (int64_t group = 0; group < x_.outer; group += kGroup) {
-      const int64_t end = std::min(group + kGroup, x_.outer);
-      if (p_.grad_k) {
-        each_tile<Op>(x_.inner, [&](auto rows, int64_t i) {
-          for (int64_t j = 0; j < padded_; j += kWidth) grad_k_of_group(rows, i, j, group, end);
+    prefetcher_.start(
+        (num_tiles<Operand>(w_.head_dim_qk) + (p_.grad_v.ptr ? num_tiles<Operand>(even_) : 0)) *
+        (w_.head_dim_v / kWidth));
+    prefetcher_.add(previous_view(p_.q, p_.head_dim_qk));
+    if (p_.grad_v.ptr) prefetcher_.add(previous_view(p_.k, p_.head_dim_qk));
+    if (p_.grad_k.ptr) prefetcher_.add(previous_view(p_.v, p_.head_dim_v));
+    prefetcher_.add(previous_view(p_.grad_out, p_.head_dim_v));
+    pack();
+    for (int64_t group = 0; group < w_.head_dim_v; group += kGroup) {
+      const int64_t end = std::min(group + kGroup, w_.head_dim_v);
+      if (p_.grad_k.ptr) {
+        each_tile<Operand>(w_.head_dim_qk, [&](auto rows, int64_t i) {
+          for (int64_t j = 0; j < padded_; j += kWidth) add_group_to_grad_k(rows, i, j, group, end);
         });
       }
-      for (int64_t col = group; col < end; col += kWidth) {
-        const Item* steps = x_.grad_out_steps + col / kWidth * chunk_block;
-        if (p_.grad_v) {
-          each_tile<Op>(even_, [&](auto rows, int64_t j) {
-            grad_v(rows, j, col, steps);
-            ahead_.fetch();
+      for (int64_t column = group; column < end; column += kWidth) {
+        const Item* grad_out = w_.grad_out_blocks + column / kWidth * kBlockItems;
+        if (p_.grad_v.ptr) {
+          each_tile<Operand>(even_, [&](auto rows, int64_t j) {
+            compute_grad_v(rows, j, column, grad_out);
+            prefetcher_.fetch();
           });
         }
-        each_tile<Op>(x_.inner, [&](auto rows, int64_t i) {
-          update(rows, i, col, steps);
-          ahead_.fetch();
+        each_tile<Operand>(w_.head_dim_qk, [&](auto rows, int64_t first) {
+          update_grad_state(rows, first, column, grad_out);
+          prefetcher_.fetch();
         });
       }
     }
-    if (p_.grad_k) {
-      each_tile<Op>(x_.inner, [&](auto rows, int64_t i) {
+    if (p_.grad_k.ptr) {
+      each_tile<Operand>(w_.head_dim_qk, [&](auto rows, int64_t i) {
         for (int64_t j = 0; j < padded_; j += kWidth) finish_grad_k(rows, i, j);
       });
       store_grad_k();
     }
   }
 
+  /// Packs the chunk and computes its scores and their gradients, as far as they are needed.
+  void pack() {
+    const auto q = view(p_.q, p_.head_dim_qk), k = view(p_.k, p_.head_dim_qk),
+               v = view(p_.v, p_.head_dim_v), grad_out = view(p_.grad_out, p_.head_dim_v);
+    if (p_.grad_v.ptr) {
+      pack_row_major<Operand>(k, even_, w_.head_dim_qk, w_.k_rows, w_.qk_row_stride);
+      // q_depth and grad_out_blocks hold rows until these are transposed.
+      pack_row_major<Operand>(q, padded_, w_.head_dim_qk, w_.q_depth, w_.qk_row_stride);
+      transpose<kLanes>(w_.q_depth, w_.qk_row_stride, padded_, w_.head_dim_qk / kItemDepth,
+                        w_.q_transposed, kChunkStride);
+      compute_scores_transposed();
+    }
+    if (p_.grad_k.ptr) {
+      pack_row_major<Operand>(grad_out, even_, w_.head_dim_v, w_.grad_out_rows, w_.v_row_stride);
+      pack_row_major<Operand>(v, padded_, w_.head_dim_v, w_.grad_out_blocks, w_.v_row_stride);
+      transpose<kLanes>(w_.grad_out_blocks, w_.v_row_stride, padded_, w_.head_dim_v / kItemDepth,
+                        w_.v_transposed, kChunkStride);
+      compute_grad_scores();
+      pack_depth_major<Operand>(q, even_, w_.head_dim_qk, nullptr, w_.q_depth, w_.qk_depth_stride,
+                                w_.head_dim_qk, 0);
+    }
+    pack_depth_major<Operand>(q, even_, w_.head_dim_qk, p_.decay.state_weight, w_.q_weighted,
+                              w_.qk_depth_stride, w_.head_dim_qk, 0);
+    pack_depth_major<Operand>(grad_out, even_, w_.head_dim_v, nullptr, w_.grad_out_blocks, kWidth,
+                              kWidth, kBlockItems);
+  }
+
   /// The transposed scores, [j][i], from the diagonal's block on.
-  void scores() {
-    each_tile<Op>(even_, [&](auto rows, int64_t j) {
+  void compute_scores_transposed() {
+    each_tile<Operand>(even_, [&](auto rows, int64_t j) {
       constexpr int kRows = decltype(rows)::value;
       for (int64_t i = j / kWidth * kWidth; i < padded_; i += kWidth) {
-        Tile<Op, kRows> tile;
+        RegisterTile<Operand, kRows> tile;
         tile.clear();
-        tile.multiply_add(x_.k + j * x_.inner_stride, x_.inner_stride, 1, x_.q_transposed + i,
-                          kChunkStride, x_.inner / kDepth);
-        tile.each([&](int r, int c, V& sum) {
-          sum *= load<V>(p_.decay.column + kChunk - 1 - (j + r) + i + c * kLanes);
+        tile.multiply_add(w_.k_rows + j * w_.qk_row_stride, w_.qk_row_stride, 1,
+                          w_.q_transposed + i, kChunkStride, w_.head_dim_qk / kItemDepth);
+        tile.each([&](int r, int vector, V& sum) {
+          sum *= load<V>(p_.decay.score_weight_transposed + kChunk - 1 - (j + r) + i +
+                         vector * kLanes);
         });
-        tile.store_rows(x_.scores + (j * kChunk + i) / kDepth, kChunk / kDepth);
+        tile.store_row_major(w_.scores_transposed + (j * kChunk + i) / kItemDepth,
+                             kChunk / kItemDepth);
       }
     });
   }
 
-  /// The gradient of the scores, steps along i: [i / kDepth][j], and zeros beyond the diagonal to
-  /// the end of its block.
-  void grad_scores() {
-    each_tile<Op>(even_, [&](auto rows, int64_t i) {
+  /// The gradients of the scores with i as the depth, [i / kItemDepth][j], up to the diagonal, and
+  /// zeros from there to the end of its block.
+  void compute_grad_scores() {
+    each_tile<Operand>(even_, [&](auto rows, int64_t i) {
       constexpr int kRows = decltype(rows)::value;
       for (int64_t j = 0; j < i + kRows; j += kWidth) {
-        Tile<Op, kRows> tile;
+        RegisterTile<Operand, kRows> tile;
         tile.clear();
-        tile.multiply_add(x_.grad_out + i * x_.outer_stride, x_.outer_stride, 1,
-                          x_.v_transposed + j, kChunkStride, x_.outer / kDepth);
-        tile.each([&](int r, int c, V& sum) {
-          sum *= load<V>(p_.decay.row + kChunk - 1 - (i + r) + j + c * kLanes);
+        tile.multiply_add(w_.grad_out_rows + i * w_.v_row_stride, w_.v_row_stride, 1,
+                          w_.v_transposed + j, kChunkStride, w_.head_dim_v / kItemDepth);
+        tile.each([&](int r, int vector, V& sum) {
+          sum *= load<V>(p_.decay.score_weight + kChunk - 1 - (i + r) + j + vector * kLanes);
         });
-        tile.store_steps(x_.grad_scores + i / kDepth * kChunkStride + j, kChunkStride);
+        tile.store_depth_major(w_.grad_scores + i / kItemDepth * kChunkStride + j, kChunkStride);
       }
     });
   }
 
-  /// grad_k^T += X V^T over a group's columns.
+  /// grad_k^T += dS V^T over the columns of a group.
   template <int kRows>
-  RETNET_NOINLINE void grad_k_of_group(Rows<kRows>, int64_t i, int64_t j, int64_t group,
-                                       int64_t end) {
-    Tile<Op, kRows> tile;
-    float* to = x_.grad_k + i * kChunkStride + j;
-    tile.each([&](int r, int c, V& sum) {
-      sum = group == 0 ? V{} : load<V>(to + r * kChunkStride + c * kLanes);
+  RETNET_NOINLINE void add_group_to_grad_k(TileRows<kRows>, int64_t i, int64_t j, int64_t group,
+                                           int64_t end) {
+    RegisterTile<Operand, kRows> tile;
+    float* to = w_.grad_k_transposed + i * kChunkStride + j;
+    tile.each([&](int r, int vector, V& sum) {
+      sum = group == 0 ? V{} : load<V>(to + r * kChunkStride + vector * kLanes);
     });
-    for (int64_t col = group; col < end; col += kWidth) {
-      tile.multiply_add(x_.adjoint_rows + (col * x_.inner + i * kWidth) / kDepth, kWidth / kDepth,
-                        1, x_.v_transposed + col / kDepth * kChunkStride + j, kChunkStride,
-                        kWidth / kDepth);
+    for (int64_t column = group; column < end; column += kWidth) {
+      tile.multiply_add(w_.grad_state_rows + (column * w_.head_dim_qk + i * kWidth) / kItemDepth,
+                        kWidth / kItemDepth, 1,
+                        w_.v_transposed + column / kItemDepth * kChunkStride + j, kChunkStride,
+                        kWidth / kItemDepth);
     }
-    tile.each([&](int r, int c, V& sum) { store(to + r * kChunkStride + c * kLanes, sum); });
+    tile.each(
+        [&](int r, int vector, V& sum) { store(to + r * kChunkStride + vector * kLanes, sum); });
   }
 
-  /// grad_k^T <- weight_j grad_k^T + Q^T (grad of scores): rows i >= j alone.
+  /// grad_k^T <- weight_j grad_k^T + Q^T grad_scores, with the tokens i >= j only.
   template <int kRows>
-  RETNET_NOINLINE void finish_grad_k(Rows<kRows>, int64_t i, int64_t j) {
-    Tile<Op, kRows> tile;
-    float* to = x_.grad_k + i * kChunkStride + j;
-    tile.each([&](int r, int c, V& sum) {
-      sum = load<V>(to + r * kChunkStride + c * kLanes) * load<V>(weight_ + j + c * kLanes);
+  RETNET_NOINLINE void finish_grad_k(TileRows<kRows>, int64_t i, int64_t j) {
+    RegisterTile<Operand, kRows> tile;
+    float* to = w_.grad_k_transposed + i * kChunkStride + j;
+    tile.each([&](int r, int vector, V& sum) {
+      sum =
+          load<V>(to + r * kChunkStride + vector * kLanes) * load<V>(weight_ + j + vector * kLanes);
     });
-    tile.multiply_add(x_.q + j / kDepth * x_.step_stride + i, 1, x_.step_stride,
-                      x_.grad_scores + j / kDepth * kChunkStride + j, kChunkStride,
-                      (even_ - j) / kDepth);
-    tile.each([&](int r, int c, V& sum) { store(to + r * kChunkStride + c * kLanes, sum); });
+    tile.multiply_add(w_.q_depth + j / kItemDepth * w_.qk_depth_stride + i, 1, w_.qk_depth_stride,
+                      w_.grad_scores + j / kItemDepth * kChunkStride + j, kChunkStride,
+                      (even_ - j) / kItemDepth);
+    tile.each(
+        [&](int r, int vector, V& sum) { store(to + r * kChunkStride + vector * kLanes, sum); });
   }
 
   void store_grad_k() {
-    transpose<kLanes>(x_.grad_k, kChunkStride, x_.inner, padded_, x_.grad_k_rows, x_.inner);
+    transpose<kLanes>(w_.grad_k_transposed, kChunkStride, w_.head_dim_qk, padded_, w_.grad_k_rows,
+                      w_.head_dim_qk);
     for (int64_t j = 0; j < length_; ++j) {
-      auto* to = static_cast<Scalar*>(p_.grad_k) + (first_ + j) * p_.grad_k_stride;
-      const float* from = x_.grad_k_rows + j * x_.inner;
-      for (int64_t i = 0; i < p_.inner; i += kWidth) {
-        store_block<Op>(to + i, load<V>(from + i), load<V>(from + i + kLanes), p_.inner - i);
+      auto* to = static_cast<Scalar*>(p_.grad_k.ptr) + (first_ + j) * p_.grad_k.stride;
+      const float* from = w_.grad_k_rows + j * w_.head_dim_qk;
+      for (int64_t i = 0; i < p_.head_dim_qk; i += kWidth) {
+        store_columns<Operand>(to + i, load<V>(from + i), load<V>(from + i + kLanes),
+                               p_.head_dim_qk - i);
       }
     }
   }
 
-  /// grad_v = weight_j K X + (scores)^T grad_out: rows i >= j alone.
+  /// grad_v = weight_j K dS + scores^T grad_out, with the tokens i >= j only.
   template <int kRows>
-  RETNET_NOINLINE void grad_v(Rows<kRows>, int64_t j, int64_t col, const Item* steps) {
-    Tile<Op, kRows> tile;
+  RETNET_NOINLINE void compute_grad_v(TileRows<kRows>, int64_t j, int64_t column,
+                                      const Item* grad_out) {
+    RegisterTile<Operand, kRows> tile;
     tile.clear();
-    tile.multiply_add(x_.k + j * x_.inner_stride, x_.inner_stride, 1, x_.adjoint.block_steps(col),
-                      kWidth, x_.inner / kDepth);
+    tile.multiply_add(w_.k_rows + j * w_.qk_row_stride, w_.qk_row_stride, 1,
+                      w_.grad_state.block_items(column), kWidth, w_.head_dim_qk / kItemDepth);
     tile.each([&](int r, int, V& sum) { sum *= weight_[j + r]; });
-    tile.multiply_add(x_.scores + (j * kChunk + j) / kDepth, kChunk / kDepth, 1,
-                      steps + j / kDepth * kWidth, kWidth, (even_ - j) / kDepth);
-    store_output(tile, length_ - j,
-                 static_cast<Scalar*>(p_.grad_v) + (first_ + j) * p_.grad_v_stride,
-                 p_.grad_v_stride, col, p_.outer);
+    tile.multiply_add(w_.scores_transposed + (j * kChunk + j) / kItemDepth, kChunk / kItemDepth, 1,
+                      grad_out + j / kItemDepth * kWidth, kWidth, (even_ - j) / kItemDepth);
+    store_tile(tile, length_ - j,
+               static_cast<Scalar*>(p_.grad_v.ptr) + (first_ + j) * p_.grad_v.stride,
+               p_.grad_v.stride, column, p_.head_dim_v);
   }
 
   template <int kRows>
-  RETNET_NOINLINE void update(Rows<kRows>, int64_t i, int64_t col, const Item* steps) {
-    Tile<Op, kRows> tile;
+  RETNET_NOINLINE void update_grad_state(TileRows<kRows>, int64_t first, int64_t column,
+                                         const Item* grad_out) {
+    RegisterTile<Operand, kRows> tile;
     tile.clear();
-    tile.multiply_add(x_.q_weighted + i, 1, x_.step_stride, steps, kWidth, even_ / kDepth);
-    add_decayed(tile, x_.adjoint.block(col) + i * kWidth, p_.decay.change[length_],
-                p_.decay.is_zero);
-    x_.adjoint.store(tile, i, col);
-    if constexpr (kDepth > 1) {
-      tile.store_rows(x_.adjoint_rows + (col * x_.inner + i * kWidth) / kDepth, kWidth / kDepth);
+    tile.multiply_add(w_.q_weighted + first, 1, w_.qk_depth_stride, grad_out, kWidth,
+                      even_ / kItemDepth);
+    add_decayed_state(tile, w_.grad_state.block(column) + first * kWidth,
+                      p_.decay.power_minus_one[length_], p_.decay.gamma_is_zero);
+    w_.grad_state.store(tile, first, column);
+    if constexpr (kItemDepth > 1) {
+      tile.store_row_major(
+          w_.grad_state_rows + (column * w_.head_dim_qk + first * kWidth) / kItemDepth,
+          kWidth / kItemDepth);
     }
   }
 
-  const UpdateParams& p_;
-  UpdateBuffers<Op> x_;
+  const RetentionBackwardParams& p_;
+  BackwardWorkspace<Operand> w_;
   int64_t first_ = 0, length_ = 0, even_ = 0, padded_ = 0;  // of the chunk
-  Ahead ahead_;                                             // the chunk before
+  Prefetcher prefetcher_;                                   // of the previous chunk
   float weight_[kChunk];  // gamma^(L-1-j) of the chunk's tokens, then zeros
 };
 
-template <class Op, class Scalar>
-void update(const UpdateParams& p, void* scratch) {
-  Update<Op, Scalar>(p, scratch).run();
+template <class Operand, class Scalar>
+void retention_backward(const RetentionBackwardParams& p, void* workspace) {
+  BackwardPass<Operand, Scalar>(p, workspace).run();
 }
 
 }  // namespace

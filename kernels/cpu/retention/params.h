@@ -1,113 +1,105 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise form of retention on the CPU: one head of one sequence, or a slice of its columns,
-// by one thread, with the state in cache from the first token to the last. No torch header; strides
-// in elements; the last dimension is dense.
+// The parameters of the retention kernels. One call of a kernel is the work of one thread on one
+// head of one sequence, or on a slice of its columns; the state stays in cache from the first token
+// to the last. Strides are in elements.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "kernels/cpu/cross_entropy/params.h"
-#include "kernels/cpu/linear/params.h"
-#include "kernels/cpu/norm/params.h"
-#include "kernels/cpu/retention/decode_step_params.h"
-#include "kernels/cpu/rotary/params.h"
-#include "kernels/cpu/scalar.h"
-
 namespace retnet::kernels::cpu {
 
+/// Tokens of a chunk.
 constexpr int64_t kChunk = 64;
 
-/// One head's powers of gamma. No exponent is negative, and gamma^0 is 1 for every gamma.
+/// The powers of gamma of one head. No exponent is negative, and gamma^0 is 1 for every gamma.
 struct DecayTables {
-  bool is_zero;          // gamma = 0: the old state is dropped, not multiplied: NaN * 0 is NaN
-  const float* power;    // [kChunk + 1] gamma^n
-  const float* change;   // [kChunk + 1] gamma^n - 1, by which a state decays
-  const float* readout;  // [kChunk]     scale gamma^(i+1)
-  const float* row;      // [2 kChunk]   scale gamma^(kChunk-1-x), then zeros: row i of the scores
-                         //              starts at row + kChunk - 1 - i
-  const float* column;   // [2 kChunk]   kChunk - 1 zeros, then scale gamma^n: row j of the scores'
-                         //              transpose starts at column + kChunk - 1 - j
-  // For the derivative in log_decay:
-  const float* power_slope;  // [kChunk + 1] n gamma^n
-  const float* row_slope;    // [2 kChunk]   row's entries times their exponents
+  bool gamma_is_zero;            // the old state is dropped and not multiplied, as NaN * 0 is NaN
+  const float* power;            // [kChunk + 1] gamma^n
+  const float* power_minus_one;  // [kChunk + 1] gamma^n - 1, by which a state decays
+  const float* state_weight;     // [kChunk]     scale gamma^(i+1): of the state in out_i
+  // The weights of row i of the scores begin at score_weight + kChunk - 1 - i.
+  const float* score_weight;  // [2 kChunk]   scale gamma^(kChunk-1-x), then zeros
+  // Those of row j of the transposed scores begin at score_weight_transposed + kChunk - 1 - j.
+  const float* score_weight_transposed;  // [2 kChunk]   kChunk - 1 zeros, then scale gamma^n
+  // For the derivatives with respect to log_decay:
+  const float* power_derivative;         // [kChunk + 1] n gamma^n
+  const float* score_weight_derivative;  // [2 kChunk]   score_weight times its exponents
 };
 
-/// Rows of tokens; null = all zeros.
-struct TokenRows {
+/// The tokens of one head, rows of dense channels of the kernel's dtype. Null: all zeros.
+struct TokenView {
   const void* ptr = nullptr;
+  int64_t stride = 0;  // of a token
+};
+/// The same, to be written. Null: not asked for.
+struct MutableTokenView {
+  void* ptr = nullptr;
   int64_t stride = 0;
 };
 
-/// y_i = scale sum_{j <= i} gamma^(i-j) (a_i . b_j) c_j + scale gamma^(i+1) a_i S, and S moves on:
-/// out by (q, k, v), the gradient of q by (grad_out, v, k) and the transposed state.
-struct ReadoutParams {
-  int64_t tokens, inner, outer;
-  TokenRows a, b, c;  // [tokens, inner], [tokens, inner], [tokens, outer]
-  void* y = nullptr;  // [tokens, outer]; null: not asked for
-  int64_t y_stride = 0;
-  // [inner, outer], strides of both dimensions; null = zeros / not asked for
-  const float* initial = nullptr;
-  int64_t initial_inner = 0, initial_outer = 0;
-  float* final_state = nullptr;
-  int64_t final_inner = 0, final_outer = 0;
+/// The state of one head, [head_dim_qk, head_dim_v]. Null: all zeros.
+struct StateView {
+  const float* ptr = nullptr;
+  int64_t row_stride = 0, column_stride = 0;
+};
+/// The same, to be written. Null: not asked for.
+struct MutableStateView {
+  float* ptr = nullptr;
+  int64_t row_stride = 0, column_stride = 0;
+};
+
+/// The pass forward in time. With S the state before a chunk of L tokens, and i, j tokens of the
+/// chunk:
+///     out_i = scale sum_{j <= i} gamma^(i-j) (q_i . k_j) v_j + scale gamma^(i+1) q_i S
+///     S    <- gamma^L S + sum_j gamma^(L-1-j) k_j^T v_j
+/// It computes
+///     out     of the retention op
+///     grad_q  with q = grad_out, k = v, v = k, grad_out = q, and the states transposed
+/// Columns of v, out and the states may be computed alone.
+struct RetentionForwardParams {
+  int64_t tokens, head_dim_qk, head_dim_v;
+  TokenView q, k, v;     // [tokens, head_dim_qk] twice, [tokens, head_dim_v]
+  MutableTokenView out;  // [tokens, head_dim_v]
+  StateView initial_state;
+  MutableStateView final_state;
   DecayTables decay{};
-  // The gradient of log_decay, sum_i q_i . dy_i/dlog_decay + <dS/dlog_decay, grad_state>:
-  double* slope = nullptr;  // written; null: not asked for
-  TokenRows q;              // [tokens, outer]
-  const float* grad_state = nullptr;
-  int64_t grad_state_inner = 0, grad_state_outer = 0;
+  // The derivative with respect to log_decay, of the columns at hand:
+  //     sum_i grad_out_i . dout_i/dlog_decay + <dS/dlog_decay, grad_final_state>
+  double* log_decay_grad = nullptr;  // null: not asked for
+  TokenView grad_out;                // [tokens, head_dim_v]
+  StateView grad_final_state;
 };
 
-/// The gradients of k and v, with the adjoint of the state X going backward in time:
-///     dv_j = scale sum_{i >= j} gamma^(i-j) (q_i . k_j) do_i + gamma^(L-1-j) k_j X
-///     dk_j = scale sum_{i >= j} gamma^(i-j) (do_i . v_j) q_i + gamma^(L-1-j) X v_j
-///     X   <- gamma^L X + scale sum_i gamma^(i+1) q_i^T do_i
-/// A slice of v's columns may be computed alone where dk is not asked for, a slice of k's where dv
-/// is not.
-struct UpdateParams {
-  int64_t tokens, inner, outer;
-  TokenRows q, k, v, grad_out;  // [tokens, inner] twice, [tokens, outer] twice
-  void* grad_k = nullptr;       // [tokens, inner]; null: not asked for
-  void* grad_v = nullptr;       // [tokens, outer]; null: not asked for
-  int64_t grad_k_stride = 0, grad_v_stride = 0;
-  const float* grad_state = nullptr;  // [inner, outer]; null = zeros
-  int64_t grad_state_inner = 0, grad_state_outer = 0;
-  float* grad_initial = nullptr;  // [inner, outer], dense columns; null: not asked for
-  int64_t grad_initial_inner = 0;
+/// The pass backward in time: the gradients of k and v, with dS the gradient of the state. Over a
+/// chunk of L tokens:
+///     grad_v_j = scale sum_{i >= j} gamma^(i-j) (q_i . k_j) grad_out_i + gamma^(L-1-j) k_j dS
+///     grad_k_j = scale sum_{i >= j} gamma^(i-j) (grad_out_i . v_j) q_i + gamma^(L-1-j) dS v_j
+///     dS      <- gamma^L dS + scale sum_i gamma^(i+1) q_i^T grad_out_i
+/// Columns of v may be computed alone if grad_k is not asked for, columns of k if grad_v is not.
+struct RetentionBackwardParams {
+  int64_t tokens, head_dim_qk, head_dim_v;
+  TokenView q, k, v, grad_out;  // [tokens, head_dim_qk] twice, [tokens, head_dim_v] twice
+  MutableTokenView grad_k;      // [tokens, head_dim_qk]
+  MutableTokenView grad_v;      // [tokens, head_dim_v]
+  StateView grad_final_state;
+  MutableStateView grad_initial_state;
   DecayTables decay{};
 };
 
-/// The kernels of one dtype on one instruction set. Each writes what is asked for, all of it. Those
-/// of retention work in `scratch`, of as many bytes as the function beside it says.
-struct Kernels {
-  size_t (*readout_scratch)(const ReadoutParams&);
-  void (*readout)(const ReadoutParams&, void* scratch);
-  size_t (*update_scratch)(const UpdateParams&);
-  void (*update)(const UpdateParams&, void* scratch);
-  void (*gated_norm)(const GatedNormParams&);
-  void (*gated_norm_grad)(const GatedNormGradParams&);
-  void (*rotary)(const RotaryParams&);
-  double (*cross_entropy)(const CrossEntropyParams&);
-  /// A dense row [channels] of the kernels' dtype, to floats and, rounded, from them.
-  void (*to_floats)(const void* row, int64_t channels, float* floats);
-  void (*from_floats)(const float* floats, int64_t channels, void* row);
-};
-
-/// The kernels of an instruction set.
-struct InstructionSet {
-  const char* name;
-  bool (*is_supported)();
-  Kernels float32, bfloat16, float16;
-  void (*cos_sin)(const CosSinParams&);
-  void (*step)(const StepParams&);
-  void (*linear_token)(const LinearTokenParams&);
-  void (*linear)(const LinearParams&);
-  /// Multiply-adds between registers, of floats and of what bfloat16 is multiplied by; `steps` of them
-  /// side by side, *sink keeps them. Gives the floating-point operations: what a kernel's are a share of.
-  double (*peak_float32)(int64_t steps, float* sink);
-  double (*peak_bfloat16)(int64_t steps, float* sink);
+/// A decode step of one head: S <- gamma S + k^T v, out = scale q S, in one pass over the state.
+/// All values are float.
+struct DecodeStepParams {
+  int64_t head_dim_qk, head_dim_v;
+  const float *q, *k;     // [head_dim_qk]
+  const float* v;         // [head_dim_v]
+  float* state;           // [head_dim_qk] rows of head_dim_v
+  int64_t state_stride;   // of a row
+  bool gamma_is_zero;     // the old state is dropped, as NaN * 0 is NaN
+  float power_minus_one;  // gamma - 1
+  float scale;
+  float* out;  // [head_dim_v]
 };
 
 }  // namespace retnet::kernels::cpu

@@ -5,8 +5,8 @@
 
 namespace retnet::kernels::cpu {
 
-/// Cosine and sine of position * frequencies[i]: the angle, below 2^51, and its remainder in float64:
-/// up to 2^31 far positions are as good as near ones.
+/// Cosine and sine of the angles position * frequencies[i]. The angle, below 2^51, and its
+/// remainder are float64: up to position 2^31 the error does not grow with the position.
 struct CosSinParams {
   int64_t pairs;
   double position;
@@ -14,11 +14,11 @@ struct CosSinParams {
   float *cos, *sin;          // [pairs]
 };
 
-/// The rotation of one row (one token of one head), of the kernel's dtype and dense: of each pair
-/// (a, b) of channels, a <- a cos - b sin, b <- a sin + b cos.
+/// The rotation of one dense row, one token of one head, of the kernel's dtype. Each pair (a, b) of
+/// channels becomes (a cos - b sin, a sin + b cos).
 struct RotaryParams {
   int64_t pairs;
-  bool interleaved;        // pairs of neighbours, or of the two halves
+  bool interleaved;        // pairs of neighbours; else of channels of the two halves
   const float *cos, *sin;  // [pairs]
   const void* x;           // [2 pairs]
   void* out;               // [2 pairs]

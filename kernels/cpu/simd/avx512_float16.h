@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Conversions of 16-bit floats by AVX-512. Of the intrinsics those with a mask: GCC 12 warns of the
-// others.
+// Conversions of 16-bit floats by AVX-512. They use the masked intrinsics, because GCC 12 warns of
+// the others.
 #pragma once
 
 #include <immintrin.h>
 
-#include "kernels/cpu/simd/vector.h"
+#include "kernels/cpu/simd/float16.h"
 
 namespace retnet::kernels::cpu {
 namespace {

@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A dense row of a tensor, by vectors.
+// A dense row of a tensor, taken vector by vector.
 #pragma once
 
 #include <cstdint>
 
+#include "kernels/cpu/simd/float16.h"
 #include "kernels/cpu/simd/vector.h"
 
 namespace retnet::kernels::cpu {
 namespace {
 
 template <int kLanes>
-RETNET_INLINE float sum_of(F<kLanes> x) {
+RETNET_INLINE float sum_lanes(F<kLanes> x) {
   float sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += x[i];
   return sum;
 }
 
-/// n channels at column c of a row: kLanes, or fewer and zeros beyond.
+/// n <= kLanes channels of a row from column c on, and zeros beyond them.
 template <int kLanes, class Scalar>
-RETNET_INLINE F<kLanes> channels_at(const void* row, int64_t c, int64_t n) {
+RETNET_INLINE F<kLanes> load_channels(const void* row, int64_t c, int64_t n) {
   const auto* p = static_cast<const Scalar*>(row) + c;
   return n == kLanes ? load_as_float<kLanes>(p) : load_first_as_float<kLanes>(p, n);
 }
@@ -33,7 +34,8 @@ RETNET_INLINE void store_channels(void* row, int64_t c, int64_t n, const F<kLane
   }
 }
 
-/// f(c, n) over vectors of n channels, the last of fewer than kLanes.
+/// Calls f(c, n) for the vectors of n channels that make up a row. Only the last may have n <
+/// kLanes.
 template <int kLanes, class Function>
 RETNET_INLINE void each_vector(int64_t channels, const Function& f) {
   int64_t c = 0;
@@ -41,17 +43,17 @@ RETNET_INLINE void each_vector(int64_t channels, const Function& f) {
   if (c < channels) f(c, channels - c);
 }
 
-/// Kernels::to_floats and from_floats.
+/// KernelTable::to_floats and from_floats.
 template <int kLanes, class Scalar>
 void to_floats(const void* row, int64_t channels, float* floats) {
   each_vector<kLanes>(channels, [&](int64_t c, int64_t n) {
-    store_channels<kLanes, float>(floats, c, n, channels_at<kLanes, Scalar>(row, c, n));
+    store_channels<kLanes, float>(floats, c, n, load_channels<kLanes, Scalar>(row, c, n));
   });
 }
 template <int kLanes, class Scalar>
 void from_floats(const float* floats, int64_t channels, void* row) {
   each_vector<kLanes>(channels, [&](int64_t c, int64_t n) {
-    store_channels<kLanes, Scalar>(row, c, n, channels_at<kLanes, float>(floats, c, n));
+    store_channels<kLanes, Scalar>(row, c, n, load_channels<kLanes, float>(floats, c, n));
   });
 }
 

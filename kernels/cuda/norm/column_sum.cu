@@ -4,22 +4,21 @@
 //
 //  1. Equation. out[c] = sum over r of in[r, c].
 //  2. Shapes. in [rows, columns] contiguous, out [columns].
-//  3. CTA -> problem. A block of 512 threads takes 32 columns at a time: the groups b, b + grid,
-//  ...
+//  3. CTA -> problem. A block of 512 threads takes 32 columns at a time: the groups b, b + grid, ...
 //  4. Warp roles. Warp w sums the rows w, w + 16, ..., lane l column l; warp 0 adds the 16 sums.
 //  5. Tile and budget. One accumulator a thread, 2 KB of shared memory. Reads the matrix once.
 //  6. Pipeline. None; four loads in flight a thread by unrolling.
-//  7. Sync contract. Every warp writes its row of sPartial; barrier; warp 0 reads them; barrier
-//     before the next group of columns is written. All threads take every turn of the loop.
+//  7. Sync contract. Every warp writes its row of sPartial; barrier; warp 0 reads them; barrier before
+//     the next group of columns is written. All threads take every turn of the loop.
 //  8. Numerics. fp32; rows of a warp in ascending order, then warps in ascending order.
 //  9. Tails. Columns past the end are neither loaded nor stored; any number of rows.
 // 10. Writes. Each out[c] once. The same bits for the same matrix.
 // 11. Parameters. Any size, any architecture.
 //
-// Why this way: partial rows come in hundreds and columns in hundreds, so rows must be split over
-// warps to have enough loads in flight; atomics would not be deterministic.
+// Why this way: there are hundreds of partial rows and hundreds of columns, so warps must share the rows to
+// have enough loads in flight. Atomics would not be deterministic.
 
-#include "kernels/cuda/norm/column_sum.h"
+#include "kernels/cuda/norm/launch.h"
 #include "kernels/cuda/prim/prim.cuh"
 
 namespace retnet::kernels::cuda {

@@ -3,37 +3,35 @@
 // Gated group norm, forward.
 //
 //  1. Equation. Per row (n, h): normed = (x - mean) rsqrt(var + eps), or x rsqrt(mean(x^2) + eps);
-//     out = (normed * weight + bias) * gate * sigmoid(gate). Absent weight, bias, gate: 1, 0, no
-//     factor.
-//  2. Shapes. x, gate [N, H, V] with any strides of n and h; weight, bias [V] or [H, V]; out
-//     [N, H, V] contiguous.
-//  3. CTA -> problem. Rows n * H + h in order; a block of 128 threads takes 128 / kThreads
-//     consecutive ones, each row kThreads threads. One row per thread group: the grid covers all.
-//  4. Warp roles. None; up to V = 512 a row lies inside a warp, above it spans two warps.
-//  5. Tile and budget. 16 elements a thread in fp32 and 16 of the gate as loaded; 8 threads a row
-//     up to V = 128, 16 up to 256, 32 up to 512, 64 up to 1,024. Shared memory: 64 bytes.
-//     Registers: at most 64, so 8 blocks, 1,024 threads and 64 KB of loads in flight per
-//     multiprocessor (fp32: 128). Device memory, per row: 2 V elements read (without a gate V), V
-//     written. Model (`make kernel-report`), not measured: on an H100 25 KB in flight hide 1 us of
-//     latency at 3.35 TB/s, and issuing a row takes at most 77% of the cycles that moving it takes
-//     (bf16, V = 428).
+//     out = (normed * weight + bias) * gate * sigmoid(gate). Absent weight, bias, gate: 1, 0, no factor.
+//  2. Shapes. x, gate [N, H, Dv] with any strides of n and h; weight, bias [Dv] or [H, Dv]; out
+//     [N, H, Dv] contiguous.
+//  3. CTA -> problem. Rows n * H + h in order. A block of 128 threads takes 128 / kThreads consecutive
+//     rows, each with kThreads threads. The grid covers all rows: a group of threads has one row.
+//  4. Warp roles. None. Up to Dv = 512 a row lies inside a warp; above, it spans two warps.
+//  5. Tile and budget. 16 elements a thread in fp32 and 16 of the gate as loaded; 8 threads a row up to
+//     Dv = 128, 16 up to 256, 32 up to 512, 64 up to 1,024. Shared memory: 64 bytes. Registers: at most
+//     64, so 8 blocks, 1,024 threads and 64 KB of loads in flight per multiprocessor (fp32: 128). Device
+//     memory, per row: 2 Dv elements read (without a gate Dv), Dv written (cost_model.h). Model (`make
+//     kernel-report`), not measured: on an H100 25 KB in flight hide 1 us of latency at 3.35 TB/s, and
+//     issuing a row takes at most 77% of the cycles that moving it takes (bf16, Dv = 428).
 //  6. Pipeline. None: x and gate are loaded together up front; other blocks hide the latency.
-//  7. Sync contract. That of prim::RowSum: one block barrier a sum, and only where rows are wider
-//     than a warp. So a thread whose row lies past the end brings zeros and stores nothing.
-//  8. Numerics. fp32 throughout; mean first, then the second moment about it; one rounding, at the
-//     store. Order of sums: within a thread by column, a butterfly over lanes, then over warps.
-//  9. Tails. V need not fill the tile: slots past V are neither loaded nor stored nor counted.
-// 10. Writes. Each element of out once, by one thread. The bits of a row depend on that row, weight
-//     and bias alone.
-// 11. Parameters. fp32, bf16, fp16; V a multiple of 4 up to 1,024; 16-byte accesses, or 8-byte ones
-//     for 16-bit types whose rows are only 8-byte aligned (V = 428). Any architecture from sm_75.
+//  7. Sync contract. That of prim::RowSum: one block barrier a sum, and only if rows are wider than a warp.
+//     So a thread whose row lies past the end brings zeros and stores nothing.
+//  8. Numerics. fp32 throughout; mean first, then the second moment about it; one rounding, at the store.
+//     Order of sums: within a thread by column, a butterfly over lanes, then over warps.
+//  9. Tails. Dv need not fill the tile: slots past Dv are neither loaded nor stored nor counted.
+// 10. Writes. Each element of out once, by one thread. The bits of a row depend only on that row, weight
+//     and bias.
+// 11. Parameters. fp32, bf16, fp16; Dv a multiple of 4 up to 1,024; 16-byte accesses, or 8-byte ones for
+//     16-bit types whose rows are only 8-byte aligned (Dv = 428). Any architecture from sm_75.
 //
-// Why this way: the kernel is bound by memory, so one pass with the row in registers is all there
-// is to gain. Norm, gate, weight and bias are branches that a whole launch takes alike; they cost
-// no bytes, and instantiating them all would mean 32 times as many kernels.
+// Why this way: memory bounds the kernel, so the only gain is one pass with the row in registers. Norm, gate,
+// weight and bias are branches that a whole launch takes alike. They cost no bytes, and instantiating them
+// all would mean 32 times as many kernels. See docs/kernels/norm.md.
 #pragma once
 
-#include "kernels/cuda/norm/instances.h"
+#include "kernels/cuda/norm/launch.h"
 #include "kernels/cuda/norm/row.cuh"
 
 namespace retnet::kernels::cuda {
@@ -45,12 +43,12 @@ __global__ void __launch_bounds__(kGatedGroupNormBlock, kGatedGroupNormForwardOc
   RETNET_SHARED(float, sSum, [2][kGatedGroupNormBlock / 32][Row::Sum::kMaxValues]);
   typename Row::Sum sum(sSum);
 
-  // Indices fit into 32 bits (gated_group_norm_supported), where a division is several times
+  // Indices fit into 32 bits (gated_group_norm_supported), in which a division is several times
   // cheaper.
   const uint32_t index = blockIdx.x * Row::kRows + Row::row_of_block();
   const uint32_t heads = static_cast<uint32_t>(p.heads);
   const uint32_t n = index / heads, h = index - n * heads;
-  const Row row(static_cast<int>(p.value_dim), n < static_cast<uint32_t>(p.tokens));
+  const Row row(static_cast<int>(p.head_dim_v), n < static_cast<uint32_t>(p.tokens));
 
   typename Row::Packet rX[Row::kSlots], rGate[Row::kSlots];
   row.load(rX, p.x_ptr, n * p.x_stride_n + h * p.x_stride_h);
@@ -65,7 +63,7 @@ __global__ void __launch_bounds__(kGatedGroupNormBlock, kGatedGroupNormForwardOc
 
   const int64_t weight = h * p.weight_stride_h + Row::column(0);
   const int64_t bias = h * p.bias_stride_h + Row::column(0);
-  const int64_t out = index * p.value_dim + Row::column(0);
+  const int64_t out = index * p.head_dim_v + Row::column(0);
   RETNET_UNROLL
   for (int s = 0; s < Row::kSlots; ++s) {
     if (!row.holds(s)) continue;
@@ -95,7 +93,7 @@ __global__ void __launch_bounds__(kGatedGroupNormBlock, kGatedGroupNormForwardOc
 template <DType kDtype, int kVector>
 cudaError_t gated_group_norm_forward_launch(const GatedGroupNormParams& params,
                                             cudaStream_t stream) {
-  return with_gated_group_norm_tile(params.value_dim, [&]<int kThreads>() {
+  return with_gated_group_norm_tile(params.head_dim_v, [&]<int kThreads>() {
     constexpr int64_t kRows = kGatedGroupNormBlock / kThreads;
     const int64_t blocks = (params.tokens * params.heads + kRows - 1) / kRows;
     return prim::launch(gated_group_norm_kernel<kDtype, kVector, kThreads>,

@@ -1,9 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/norm/launch.h"
 
-#include "kernels/cuda/norm/column_sum.h"
-#include "kernels/cuda/norm/instances.h"
-
 namespace retnet::kernels::cuda {
 namespace {
 
@@ -27,7 +24,7 @@ cudaError_t with_dtype_and_vector(const Params& params, const F& f) {
   return cudaErrorNotSupported;
 }
 
-// `partial` holds `rows` rows [H, V]; without per_head the heads are summed too.
+// Sums the blocks' rows [H, Dv] of `partial` into `out`; without per_head it sums the heads too.
 cudaError_t sum_partials(const GatedGroupNormBackwardParams& params, const float* partial,
                          float* out, bool per_head, cudaStream_t stream) {
   const int64_t rows = gated_group_norm_blocks_per_head(params);
@@ -35,7 +32,7 @@ cudaError_t sum_partials(const GatedGroupNormBackwardParams& params, const float
   sum.in_ptr = partial;
   sum.out_ptr = out;
   sum.rows = per_head ? rows : rows * params.heads;
-  sum.columns = per_head ? params.heads * params.value_dim : params.value_dim;
+  sum.columns = per_head ? params.heads * params.head_dim_v : params.head_dim_v;
   return launch_column_sum(sum, stream);
 }
 
@@ -52,12 +49,12 @@ cudaError_t launch_gated_group_norm(const GatedGroupNormParams& params, cudaStre
 cudaError_t launch_gated_group_norm_backward(const GatedGroupNormBackwardParams& params,
                                              cudaStream_t stream) {
   if (!gated_group_norm_supported(params)) return cudaErrorNotSupported;
-  const bool asks_for_rows = params.grad_x_ptr != nullptr || params.grad_gate_ptr != nullptr;
-  const bool asks_for_sums = params.grad_weight_ptr != nullptr || params.grad_bias_ptr != nullptr;
-  if (!asks_for_rows && !asks_for_sums) return cudaSuccess;
+  const bool wants_rows = params.grad_x_ptr != nullptr || params.grad_gate_ptr != nullptr;
+  const bool wants_sums = params.grad_weight_ptr != nullptr || params.grad_bias_ptr != nullptr;
+  if (!wants_rows && !wants_sums) return cudaSuccess;
 
   if (params.tokens > 0 && params.heads > 0) {
-    if (asks_for_sums && params.workspace_ptr == nullptr) return cudaErrorInvalidValue;
+    if (wants_sums && params.workspace_ptr == nullptr) return cudaErrorInvalidValue;
     const cudaError_t error = with_dtype_and_vector(params, [&]<DType kDtype, int kVector>() {
       return gated_group_norm_backward_launch<kDtype, kVector>(params, stream);
     });
@@ -70,7 +67,7 @@ cudaError_t launch_gated_group_norm_backward(const GatedGroupNormBackwardParams&
     const cudaError_t error =
         sum_partials(params, partial, params.grad_weight_ptr, params.grad_weight_per_head, stream);
     if (error != cudaSuccess) return error;
-    partial += gated_group_norm_blocks_per_head(params) * params.heads * params.value_dim;
+    partial += gated_group_norm_blocks_per_head(params) * params.heads * params.head_dim_v;
   }
   if (params.grad_bias_ptr != nullptr) {
     return sum_partials(params, partial, params.grad_bias_ptr, params.grad_bias_per_head, stream);

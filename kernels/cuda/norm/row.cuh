@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the forward and the backward kernel share: where a row lies in the registers of its threads,
-// its statistics, and the choice of the tile.
+// What the forward and the backward kernel share: where a row lies in the registers of its threads, its
+// statistics, and the choice of the tile.
 #pragma once
-
-#include <cuda_runtime_api.h>
 
 #include "kernels/cuda/norm/plan.h"
 #include "kernels/cuda/prim/prim.cuh"
@@ -28,20 +26,22 @@ struct GatedGroupNormRow {
   static constexpr int kSharedSize = kThreads * kGatedGroupNormElements;  // of one row
 
   static constexpr int kSlotStride = kThreads * kVector;  // columns from a slot to the next
-  int left;  // columns from this thread's first to the row's end; 0 where the row lies past the
-             // end: its threads only take part in sums and barriers
-  float inverse;  // 1 / V
+  // Columns from this thread's first to the row's end; 0 if the row lies past the last token. The threads
+  // of such a row only take part in sums and barriers.
+  int left;
+  float inverse;  // 1 / Dv
 
-  RETNET_DEVICE GatedGroupNormRow(int value_dim, bool active)
-      : left(active ? value_dim - column(0) : 0),
-        inverse(prim::reciprocal(static_cast<float>(value_dim))) {}
+  RETNET_DEVICE GatedGroupNormRow(int head_dim_v, bool active)
+      : left(active ? head_dim_v - column(0) : 0),
+        inverse(prim::reciprocal(static_cast<float>(head_dim_v))) {}
 
   RETNET_DEVICE static int thread() { return threadIdx.x % kThreads; }
   RETNET_DEVICE static int row_of_block() { return threadIdx.x / kThreads; }
   RETNET_DEVICE static int column(int slot) { return slot * kSlotStride + thread() * kVector; }
   RETNET_DEVICE bool holds(int slot) const { return slot * kSlotStride < left; }
 
-  // Slots that this row does not hold become zeros. One address a thread: slots are constants away.
+  // Slots that this row does not hold become zeros. A thread computes one address, from which its slots are
+  // constants away.
   RETNET_DEVICE void load(Packet (&packets)[kSlots], const void* base, int64_t offset) const {
     const char* src =
         static_cast<const char*>(base) + (offset + column(0)) * prim::kElementSize<kDtype>;
@@ -52,8 +52,8 @@ struct GatedGroupNormRow {
     }
   }
 
-  // x becomes x - mean (mean 0 for kRms); returns 1 / sqrt(second moment about the mean + eps). A
-  // second pass over the registers: E[x^2] - E[x]^2 would cancel.
+  // x becomes x - mean (mean 0 for kRms); returns 1 / sqrt(second moment about the mean + eps). The moment
+  // takes a second pass over the registers: E[x^2] - E[x]^2 would cancel.
   RETNET_DEVICE float centre(float (&x)[kSlots][kVector], Norm norm, float eps, Sum& sum) const {
     float total[1] = {0};
     float mean = 0;
@@ -121,16 +121,16 @@ RETNET_DEVICE float sigmoid(float x) {
   return prim::reciprocal(1.0f + prim::ex2(x * -1.44269504088896f));
 }
 
-// Calls f.operator()<threads per row>() for the tile of `value_dim`.
+// Calls f.operator()<threads per row>() for the tile of `head_dim_v`.
 template <int kTile = 0, class F>
-cudaError_t with_gated_group_norm_tile(int64_t value_dim, const F& f) {
+cudaError_t with_gated_group_norm_tile(int64_t head_dim_v, const F& f) {
   if constexpr (kTile == kGatedGroupNormTileCount) {
     return cudaErrorNotSupported;
   } else {
-    if (gated_group_norm_tile(value_dim) == kTile) {
+    if (gated_group_norm_tile(head_dim_v) == kTile) {
       return f.template operator()<kGatedGroupNormTiles[kTile].threads_per_row>();
     }
-    return with_gated_group_norm_tile<kTile + 1>(value_dim, f);
+    return with_gated_group_norm_tile<kTile + 1>(head_dim_v, f);
   }
 }
 

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Clusters: up to 8 consecutive blocks that run at the same time and reach each other's shared
-// memory, from sm_90 on. Included by prim/cuda.cuh; part of the surface that a CPU emulator supplies.
+// memory, from sm_90 on. Included by prim/cuda.cuh; part of the surface that the SIMT emulator supplies.
 #pragma once
 
 #include "kernels/cuda/prim/cuda.cuh"
 
 namespace retnet::kernels::cuda::prim {
 
-// Whether the architecture has what follows; calls compile to nothing where it has not.
+// Whether the architecture has what follows; calls compile to nothing if it has not.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 inline constexpr bool kHasClusters = true;
 #else
@@ -31,7 +31,7 @@ RETNET_DEVICE void sync_cluster() {
   }
 }
 
-// Stores into the shared memory of block `rank` of the cluster, where this block has `shared`.
+// Stores into the shared memory of block `rank` of the cluster, at the place where this block has `shared`.
 RETNET_DEVICE void store_cluster(float* shared, int rank, float value) {
   if constexpr (kHasClusters) {
     const auto own = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
@@ -45,7 +45,7 @@ RETNET_DEVICE void store_cluster(float* shared, int rank, float value) {
 }
 
 // The architecture that the code of a kernel was compiled for, as the current device runs it: 90 for
-// sm_90; 0 where that is unknown.
+// sm_90; 0 if that is unknown.
 template <class... Args>
 int code_architecture(void (*kernel)(Args...)) {
   cudaFuncAttributes attributes{};

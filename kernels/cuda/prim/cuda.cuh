@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What kernels use of CUDA, on a GPU. Every name below, and threadIdx, blockIdx, gridDim,
-// __global__ and __launch_bounds__, is the surface that a CPU emulator has to supply in this file's
-// place (prim.cuh). Kernels use no other intrinsic, attribute or PTX.
+// __global__ and __launch_bounds__, is the surface that the SIMT emulator has to supply in place of this
+// file (prim.cuh). Kernels use no other intrinsic, attribute or PTX.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,7 +17,7 @@
 #define RETNET_UNROLL _Pragma("unroll")
 #define RETNET_PRAGMA(text) _Pragma(#text)
 #define RETNET_UNROLL_BY(count) RETNET_PRAGMA(unroll count)
-// A static shared array: RETNET_SHARED(float, scratch, [2][32]). Its start is aligned for 16-byte
+// A static shared array: RETNET_SHARED(float, sSum, [2][32]). Its start is aligned for 16-byte
 // accesses.
 #define RETNET_SHARED(type, name, extents) __shared__ __align__(16) type name extents
 
@@ -37,7 +37,7 @@ RETNET_DEVICE float rsqrt(float x) { return rsqrtf(x); }
 // x y + z, rounded once; the nearest integer, the even one of two.
 RETNET_DEVICE double fma(double x, double y, double z) { return ::fma(x, y, z); }
 RETNET_DEVICE double rint(double x) { return ::rint(x); }
-// 1 / x to 1 ulp; 0 where |x| is infinite or above 2^126.
+// 1 / x to 1 ulp; 0 if |x| is infinite or above 2^126.
 RETNET_DEVICE float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The primitives that kernels are written in, and the one seam between a GPU and the CPU emulator:
-// with RETNET_EMULATE the emulator's header supplies the names of prim/cuda.cuh. What follows the
-// seam is the same for both.
+// The primitives that kernels are written in, and the one seam between a GPU and the SIMT emulator. With
+// RETNET_EMULATE the emulator's header supplies the names of prim/cuda.cuh. What follows the seam is the
+// same for both.
 #pragma once
 
 #ifdef RETNET_EMULATE

@@ -9,18 +9,18 @@ namespace retnet::kernels::cuda::prim {
 // of kBlock. The order of the additions is fixed and every thread of the row receives the same
 // bits.
 //
-// All threads of the block must call, the same number of times. Rows inside a warp use shuffles
-// alone. Wider rows add one block barrier a call: each warp's sum is written to the scratch half of
-// this call's parity before the barrier and read after it; that half is written again two calls
-// later, behind the next call's barrier, which no thread passes before all have read.
+// All threads of the block must call, the same number of times. Rows inside a warp only use shuffles. Wider
+// rows add one block barrier a call. Each warp writes its sum to the half of the shared array of this call's
+// parity before the barrier, and all read it after the barrier. That half is written again two calls later,
+// behind the next call's barrier, which no thread passes before all have read.
 template <int kThreads, int kBlock>
 class RowSum {
  public:
   static constexpr int kMaxValues = 2;  // sums taken together in one call
-  using Scratch = float[2][kBlock / 32][kMaxValues];
+  using Shared = float[2][kBlock / 32][kMaxValues];
   static_assert((kThreads & (kThreads - 1)) == 0 && kBlock % 32 == 0 && kBlock % kThreads == 0);
 
-  RETNET_DEVICE explicit RowSum(Scratch& shared) : shared_(shared) {}
+  RETNET_DEVICE explicit RowSum(Shared& shared) : shared_(shared) {}
 
   template <int kValues>
   RETNET_DEVICE void operator()(float (&values)[kValues]) {
@@ -49,7 +49,7 @@ class RowSum {
   }
 
  private:
-  Scratch& shared_;
+  Shared& shared_;
   int parity_ = 0;
 };
 

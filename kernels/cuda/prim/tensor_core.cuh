@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What matrix kernels use besides prim/cuda.cuh, which includes this file: warp and named barriers,
-// cp.async, ldmatrix and mma, from sm_80 on. Part of the surface that a CPU emulator supplies.
+// cp.async, ldmatrix and mma, from sm_80 on. Part of the surface that the SIMT emulator supplies.
 //
 // Shared memory is addressed by smem_u32(pointer) plus bytes. Accesses by cp.async and ldmatrix are
 // ordered with others by barriers only: no thread may rely on its own writes being seen by an
@@ -15,7 +15,7 @@
 
 namespace retnet::kernels::cuda::prim {
 
-// Whether the architecture has what follows; kernels are empty where it has not.
+// Whether the architecture has what follows; kernels are empty if it has not.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 inline constexpr bool kHasAsyncMma = true;
 #else
@@ -119,8 +119,8 @@ RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
   }
 }
 
-// Infinite elements of a pair become the largest finite number of their sign; fp16 alone, since bf16
-// has fp32's range.
+// Infinite elements of a pair become the largest finite number of their sign. Only in fp16: bf16 has the
+// range of fp32.
 template <DType kDtype>
 RETNET_DEVICE uint32_t saturate_pair(uint32_t word) {
   if constexpr (kDtype == DType::kFloat16) {
@@ -136,8 +136,8 @@ RETNET_DEVICE float ex2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// x, of which the compiler no longer knows where it comes from: what depends on it is computed here,
-// not ahead of a loop, where it would hold registers.
+// Returns x, but the compiler no longer knows where it comes from. So what depends on it is computed here,
+// and not ahead of a loop, where it would hold registers.
 RETNET_DEVICE float opaque(float x) {
   asm volatile("" : "+f"(x));
   return x;
@@ -149,7 +149,7 @@ RETNET_DEVICE uint32_t opaque(uint32_t x) {
 RETNET_DEVICE float expm1(float x) { return expm1f(x); }
 
 // As launch above, with a grid of up to three dimensions and `shared_bytes` of dynamic shared
-// memory; an error where the device does not have that much.
+// memory. Returns an error if the device does not have that much.
 template <class... Args>
 cudaError_t launch(void (*kernel)(Args...), dim3 grid, unsigned threads, size_t shared_bytes,
                    cudaStream_t stream, Args... args) {

@@ -7,7 +7,7 @@
 
 namespace retnet::kernels::cuda {
 
-// Offset of 16-byte unit `unit` of row `row` in a tile of 16-bit elements with kColumns columns: the
+// Offset of 16-byte unit `unit` of row `row` in a tile of 16-bit elements with kColumns columns. The
 // units of a row change places with the row, so that the same unit of 8 rows lies in 8 different
 // groups of 4 banks.
 template <int kColumns>
@@ -16,15 +16,15 @@ RETNET_DEVICE uint32_t swizzled(uint32_t row, uint32_t unit) {
   return row * kColumns * 2 + ((unit ^ (row * kUnits / 8 % kUnits)) << 4);
 }
 
-// From a swizzled address in the first 16 columns to the same row's k-th 16 columns (in the first 32:
-// with k even). The swizzle changes the address inside 128 bytes alone, which leaves most of the step
-// to the instruction's immediate offset.
-RETNET_DEVICE uint32_t step_columns(uint32_t address, int k) {
+// From a swizzled address in the first 16 columns to the same row's k-th 16 columns. (From an address in
+// the first 32 columns, if k is even.) The swizzle changes the address only inside 128 bytes, which
+// leaves the rest to the instruction's immediate offset.
+RETNET_DEVICE uint32_t advance_columns(uint32_t address, int k) {
   return (address ^ (k % 4 * 32)) + k / 4 * 128;
 }
 
-// The fragment of 16 tokens that ldmatrix_x4_t gives, as 16 columns' A operand, times the weights of its
-// tokens: in shared memory, this lane's first (2 (lane % 4)) at `weights`.
+// Multiplies the fragment of 16 tokens that ldmatrix_x4_t gives, 16 columns as operand a, by the weights
+// of its tokens. `weights` points to this lane's first one (2 (lane % 4)) in shared memory.
 template <DType kDtype>
 RETNET_DEVICE void weigh_fragment(uint32_t (&to)[4], const uint32_t (&from)[4],
                                   const unsigned char* weights) {
@@ -34,41 +34,44 @@ RETNET_DEVICE void weigh_fragment(uint32_t (&to)[4], const uint32_t (&from)[4],
     prim::load(weight, weights + 8 * half * 4);
     RETNET_UNROLL
     for (int i = 2 * half; i < 2 * half + 2; ++i) {
-      float value[2];
-      prim::unpack_pair<kDtype>(from[i], value[0], value[1]);
-      to[i] = prim::pack_pair<kDtype>(value[0] * prim::word_to_float(weight[0]),
-                                      value[1] * prim::word_to_float(weight[1]));
+      float pair[2];
+      prim::unpack_pair<kDtype>(from[i], pair[0], pair[1]);
+      to[i] = prim::pack_pair<kDtype>(pair[0] * prim::word_to_float(weight[0]),
+                                      pair[1] * prim::word_to_float(weight[1]));
     }
   }
 }
 
-// Copies kRows rows of kColumns columns: row `row` of an array at `src`, whose rows lie `stride` elements
-// apart, and those that follow it, with `direction` -1 those before it. After `rows` rows, and from column
-// `columns` on, there are zeros. `wide`: copies of 16 bytes, else of 8. Of the block's kThreads threads
-// this one is `thread`.
+// Copies kRows rows of kColumns columns from an array at `src`, whose rows lie `stride` elements apart:
+// row `row` and those that follow it, or with `direction` -1 those before it. After `rows` rows, and from
+// column `columns` on, there are zeros. `wide`: copies of 16 bytes, else of 8. This thread is `thread` of
+// the block's kThreads.
 template <int kColumns, int kRows, int kThreads>
 RETNET_DEVICE void load_tile(uint32_t dst, const char* src, int64_t stride, int row, int direction,
                              int rows, int columns, uint32_t thread, bool wide) {
-  constexpr int kUnits = kColumns / 8, kStep = kThreads / kUnits;
-  static_assert(kStep % 8 == 0 || kStep == 4);  // so that steps of 4 flip one bit of the swizzle
+  constexpr int kUnits = kColumns / 8, kRowsAPass = kThreads / kUnits;
+  static_assert(kRowsAPass % 8 == 0 ||
+                kRowsAPass == 4);  // a pass of 4 flips one bit of the swizzle
   const int unit = static_cast<int>(thread % kUnits);
   const int first = static_cast<int>(thread / kUnits);
   src += 16 * unit + 2 * (int64_t{row + direction * first} * stride);
-  const int64_t step = 2 * kStep * direction * stride;
+  const int64_t pass_bytes = 2 * kRowsAPass * direction * stride;
   const uint32_t to = dst + swizzled<kColumns>(first, unit);
   rows -= first;
   columns -= 8 * unit;  // from the unit's first
-  const auto at = [&](int i) { return (to ^ (i * kStep % 8 * 16)) + i * kStep * kColumns * 2; };
+  const auto at = [&](int i) {
+    return (to ^ (i * kRowsAPass % 8 * 16)) + i * kRowsAPass * kColumns * 2;
+  };
   if (wide) {
     RETNET_UNROLL
-    for (int i = 0; i < kRows / kStep; ++i, src += step) {
-      const bool inside = columns > 0 && i * kStep < rows;
+    for (int i = 0; i < kRows / kRowsAPass; ++i, src += pass_bytes) {
+      const bool inside = columns > 0 && i * kRowsAPass < rows;
       prim::cp_async<16>(at(i), src, inside ? 16 : 0);
     }
   } else {
     RETNET_UNROLL_BY(1)
-    for (int i = 0; i < kRows / kStep; ++i, src += step) {
-      const bool inside = i * kStep < rows;
+    for (int i = 0; i < kRows / kRowsAPass; ++i, src += pass_bytes) {
+      const bool inside = i * kRowsAPass < rows;
       prim::cp_async<8>(at(i), src, inside && columns > 0 ? 8 : 0);
       prim::cp_async<8>(at(i) + 8, src + 8, inside && columns > 4 ? 8 : 0);
     }

@@ -1,40 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rotary position embedding of queries and keys, or of their gradients.
+// Rotary position embedding of q and k, or of their gradients.
 //
 //  1. Equation. With angle = position * frequency[i], for each pair of channels (a, b):
 //     out[a] = x[a] cos(angle) - x[b] sin(angle), out[b] = x[a] sin(angle) + x[b] cos(angle).
-//     (a, b) = (2 i, 2 i + 1) or, kHalf, (i, i + K/2). `inverse`: by -angle.
-//  2. Shapes. q, k [B, T, H, K] with any strides of b, t and h, either may be absent; out [B, T, H, K]
-//     contiguous; positions [B, T] (stride 0 of b: [T]); frequencies [K/2].
-//  3. CTA -> problem. A thread takes one token, kRotaryHeads heads and kVector neighbouring channels
-//     (kHalf: and their partners), of q and of k; column fastest, then group of heads, then token.
-//     Threads are numbered through; a block is 128 of them.
+//     (a, b) = (2 i, 2 i + 1) or, kHalf, (i, i + Dk / 2). `inverse`: by -angle.
+//  2. Shapes. q, k [B, T, H, Dk] with any strides of b, t and h, either may be absent; out [B, T, H, Dk]
+//     contiguous; positions [B, T] (stride 0 of b: [T]); frequencies [Dk / 2].
+//  3. CTA -> problem. A thread takes one token, kRotaryHeads heads and kVector neighbouring channels (kHalf:
+//     and their partners), of q and of k; column fastest, then group of heads, then token. Threads are
+//     numbered consecutively; a block is 128 of them.
 //  4. Warp roles. None.
-//  5. Tile and budget. The cosines and sines of kPairs angles and kHeads heads of both operands as
-//     loaded: 8 (kHalf: 16) + 32 registers; at most 80, so 6 blocks, 768 threads and 96 KB of loads
-//     in flight per multiprocessor. No shared memory. Device memory, per token and head: 2 K
-//     elements read, 2 K written; and a position per token.
+//  5. Tile and budget. The cosines and sines of kPairs angles, and kHeads heads of both operands as loaded:
+//     8 (kHalf: 16) + 32 registers; at most 80, so 6 blocks, 768 threads and 96 KB of loads in flight per
+//     multiprocessor. No shared memory. Device memory, per token and head: 2 Dk elements read, 2 Dk written
+//     (cost_model.h); and a position per token.
 //  6. Pipeline. None: the loads of kHeads heads are issued together.
 //  7. Sync contract. None: no thread sees what another writes.
-//  8. Numerics. The angle in float64, reduced by multiples of pi/2 (Cody and Waite, in two parts by
-//     fused multiply-adds: the first is exact), cosine and sine by polynomials in float64, 1e-10,
-//     rounded to fp32. Valid below 2^53 radians. The turn in fp32; one rounding, at the store.
+//  8. Numerics. The angle in float64, reduced by multiples of pi/2 (Cody and Waite, in two parts by fused
+//     multiply-adds: the first is exact), cosine and sine by polynomials in float64, 1e-10, rounded to fp32.
+//     Valid below 2^53 radians. The rotation in fp32; one rounding, at the store.
 //  9. Tails. Heads past the end of the last group and threads past the last token do nothing.
-// 10. Writes. Each element of the outputs once, by one thread. Its bits depend on its own pair,
-//     position and frequency alone.
-// 11. Parameters. fp32, bf16, fp16; K a multiple of 4 or 8 (kHalf: K/2), as the accesses: 16 bytes,
-//     or 8 for 16-bit types whose rows are only 8-byte aligned. Any architecture from sm_75.
+// 10. Writes. Each element of the outputs once, by one thread. Its bits depend only on its own pair,
+//     position and frequency.
+// 11. Parameters. fp32, bf16, fp16; Dk a multiple of 4 or 8 (kHalf: Dk / 2), as the accesses: 16 bytes, or 8
+//     for 16-bit types whose rows are only 8-byte aligned. Any architecture from sm_75.
 //
-// Why this way: bound by memory, once an angle serves the heads of both operands. Of 17 operations in
-// float64 to an angle and 128 bytes moved (bf16, 8 heads), the slowest case, an architecture with
-// 1/64 of its rate for float64 (26 ps on an RTX 4090), still waits for memory (128 ps). A table of
-// cosines would be a second launch and more bytes where positions differ by row.
+// Why this way: memory bounds the kernel once an angle serves the heads of both operands. An angle takes 17
+// operations in float64 and comes with 128 bytes moved (bf16, 8 heads). The slowest case, an architecture
+// with 1/64 of its rate for float64 (26 ps on an RTX 4090), still waits for memory (128 ps). A table of
+// cosines would be a second launch, and more bytes if positions differ by batch entry.
 #pragma once
 
 #include "kernels/cuda/prim/angle.cuh"
 #include "kernels/cuda/prim/prim.cuh"
-#include "kernels/cuda/rotary/instances.h"
+#include "kernels/cuda/rotary/launch.h"
 
 namespace retnet::kernels::cuda {
 
@@ -56,7 +56,7 @@ struct RotaryPacket {
     if constexpr (kHalf) prim::store_packet(base, offset + half_dim, parts[1]);
   }
 
-  RETNET_DEVICE void turn(const float (&cos)[kPairs], const float (&sin)[kPairs]) {
+  RETNET_DEVICE void rotate(const float (&cos)[kPairs], const float (&sin)[kPairs]) {
     float x[kHalf ? 2 : 1][kVector];
     RETNET_UNROLL
     for (int i = 0; i < (kHalf ? 2 : 1); ++i) prim::unpack(parts[i], x[i]);
@@ -64,9 +64,9 @@ struct RotaryPacket {
     for (int i = 0; i < kPairs; ++i) {
       float& a = kHalf ? x[0][i] : x[0][2 * i];
       float& b = kHalf ? x[kHalf][i] : x[0][2 * i + 1];
-      const float turned = a * cos[i] - b * sin[i];
+      const float rotated = a * cos[i] - b * sin[i];
       b = a * sin[i] + b * cos[i];
-      a = turned;
+      a = rotated;
     }
     RETNET_UNROLL
     for (int i = 0; i < (kHalf ? 2 : 1); ++i) parts[i] = prim::pack<kDtype>(x[i]);
@@ -79,18 +79,18 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
   using Packet = RotaryPacket<kDtype, kVector, kHalf>;
   constexpr int kHeads = kHalf ? 2 : 4;  // heads in flight
   static_assert(kRotaryHeads % kHeads == 0);
-  const int64_t half_dim = p.key_dim / 2;
-  const auto columns = static_cast<uint32_t>(kHalf ? half_dim / kVector : p.key_dim / kVector);
+  const int64_t half_dim = p.head_dim_qk / 2;
+  const auto columns = static_cast<uint32_t>(kHalf ? half_dim / kVector : p.head_dim_qk / kVector);
   const auto groups = static_cast<uint32_t>((p.heads + kRotaryHeads - 1) / kRotaryHeads);
-  // Indices fit into 32 bits (rotary_supported), where a division is several times cheaper.
+  // Indices fit into 32 bits (rotary_supported), in which a division is several times cheaper.
   const uint32_t index = blockIdx.x * kRotaryBlock + threadIdx.x;
   const uint32_t item = index / columns, column = (index - item * columns) * kVector;
   const uint32_t token = item / groups, first = (item - token * groups) * kRotaryHeads;
-  const auto row = static_cast<uint32_t>(token / static_cast<uint32_t>(p.tokens));
-  const uint32_t t = token - row * static_cast<uint32_t>(p.tokens);
-  if (row >= p.batch) return;
+  const auto b = static_cast<uint32_t>(token / static_cast<uint32_t>(p.tokens));
+  const uint32_t t = token - b * static_cast<uint32_t>(p.tokens);
+  if (b >= p.batch) return;
 
-  const int64_t at = row * p.position_stride_b + t * p.position_stride_t;
+  const int64_t at = b * p.position_stride_b + t * p.position_stride_t;
   const double position = p.position_64
                               ? static_cast<double>(static_cast<const int64_t*>(p.position_ptr)[at])
                               : static_cast<const int32_t*>(p.position_ptr)[at];
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
     if (p.inverse) sin[i] = -sin[i];
   }
 
-  const int64_t out = static_cast<int64_t>(token) * p.heads * p.key_dim + column;
+  const int64_t out = static_cast<int64_t>(token) * p.heads * p.head_dim_qk + column;
   const RotaryOperand operands[2] = {p.q, p.k};
   for (int64_t h = first; h < first + kRotaryHeads && h < p.heads; h += kHeads) {
     Packet packets[2][kHeads];
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
       for (int i = 0; i < kHeads; ++i) {
         if (h + i >= p.heads) continue;
         packets[o][i].load(
-            x.in_ptr, row * x.stride_b + t * x.stride_t + (h + i) * x.stride_h + column, half_dim);
+            x.in_ptr, b * x.stride_b + t * x.stride_t + (h + i) * x.stride_h + column, half_dim);
       }
     }
     RETNET_UNROLL
@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
       RETNET_UNROLL
       for (int i = 0; i < kHeads; ++i) {
         if (h + i >= p.heads) continue;
-        packets[o][i].turn(cos, sin);
-        packets[o][i].store(x.out_ptr, out + (h + i) * p.key_dim, half_dim);
+        packets[o][i].rotate(cos, sin);
+        packets[o][i].store(x.out_ptr, out + (h + i) * p.head_dim_qk, half_dim);
       }
     }
   }

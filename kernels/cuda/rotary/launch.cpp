@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/cuda/rotary/launch.h"
 
-#include "kernels/cuda/rotary/instances.h"
-
 namespace retnet::kernels::cuda {
 
 cudaError_t launch_rotary(const RotaryParams& params, cudaStream_t stream) {

@@ -7,14 +7,19 @@
 
 namespace retnet::kernels::cuda {
 
-// Turns the pairs of channels (a, b) of q and k by angle = position * frequency:
+// Rotates the pairs of channels (a, b) of q and k by angle = position * frequency:
 //
 //     out[a] = x[a] cos(angle) - x[b] sin(angle)
 //     out[b] = x[a] sin(angle) + x[b] cos(angle)
 //
-// or by -angle: its gradient. Asynchronous on `stream`; the device of the pointers must be current.
-// cudaErrorNotSupported where rotary_supported(params) is false; nothing is launched for an empty
-// shape or without an operand.
+// or by -angle, which is the gradient. Asynchronous on `stream`; the device of the pointers must be current.
+// Returns cudaErrorNotSupported if rotary_supported(params) is false. Launches nothing for an empty shape or
+// without an operand.
 cudaError_t launch_rotary(const RotaryParams& params, cudaStream_t stream);
+
+// The launch of a supported call that is not empty, each dtype and elements per access (rotary_vector)
+// instantiated in a file of its own (instances.cmake).
+template <DType kDtype, int kVector>
+cudaError_t rotary_launch(const RotaryParams& params, cudaStream_t stream);
 
 }  // namespace retnet::kernels::cuda

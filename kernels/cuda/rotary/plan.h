@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Parameters of the rotary kernel, and what follows from them on the host: which calls it takes,
-// with which accesses, in how many blocks. Plain C++: no CUDA header.
+// Parameters of the rotary kernel, and what follows from them on the host: which calls it takes, with
+// which accesses, in how many threads. Plain C++: no CUDA header.
 #pragma once
 
 #include <cstdint>
@@ -12,33 +12,33 @@ namespace retnet::kernels::cuda {
 
 // Queries or keys. Strides count elements; the channels are contiguous.
 struct RotaryOperand {
-  const void* in_ptr = nullptr;  // [B, T, H, K]; null: this operand is absent
+  const void* in_ptr = nullptr;  // [B, T, H, Dk]; null: this operand is absent
   int64_t stride_b = 0;
   int64_t stride_t = 0;
   int64_t stride_h = 0;
-  void* out_ptr = nullptr;  // [B, T, H, K] contiguous
+  void* out_ptr = nullptr;  // [B, T, H, Dk] contiguous
 };
 
 struct RotaryParams {
-  int64_t batch = 0;    // B
-  int64_t tokens = 0;   // T, of a row
-  int64_t heads = 0;    // H
-  int64_t key_dim = 0;  // K
+  int64_t batch = 0;        // B
+  int64_t tokens = 0;       // T, of a batch entry
+  int64_t heads = 0;        // H
+  int64_t head_dim_qk = 0;  // Dk
   DType dtype = DType::kFloat32;
-  bool half = false;     // pairs of channels (i, i + K/2); else (2 i, 2 i + 1)
+  bool half = false;     // pairs of channels (i, i + Dk / 2); else (2 i, 2 i + 1)
   bool inverse = false;  // by the negative angle
   RotaryOperand q, k;
   const void* position_ptr = nullptr;  // [B, T]
   int64_t position_stride_b = 0;       // 0: [T]
   int64_t position_stride_t = 0;
   bool position_64 = true;               // int64, else int32
-  const float* frequency_ptr = nullptr;  // [K/2] contiguous, radians per position
+  const float* frequency_ptr = nullptr;  // [Dk / 2] contiguous, radians per position
 };
 
 inline constexpr int kRotaryBlock = 128;  // threads
-// Blocks per multiprocessor, which bound the registers of a thread to 65,536 / (6 * 128): 80.
+// Blocks per multiprocessor. They bound the registers of a thread to 65,536 / (6 * 128): 80.
 inline constexpr int kRotaryOccupancy = 6;
-// Heads that a thread turns by the angles it has computed once.
+// Heads that a thread rotates by the angles that it has computed once.
 inline constexpr int kRotaryHeads = 8;
 
 namespace rotary_detail {
@@ -49,18 +49,21 @@ inline bool aligned(const RotaryParams& p, const RotaryOperand& x, int vector) {
   const auto start = [&](const void* ptr) {
     return reinterpret_cast<uintptr_t>(ptr) % (vector * element_size(p.dtype)) == 0;
   };
-  const auto stride = [&](int64_t count, int64_t step) { return count <= 1 || step % vector == 0; };
+  const auto stride = [&](int64_t size, int64_t stride) {
+    return size <= 1 || stride % vector == 0;
+  };
   return start(x.in_ptr) && start(x.out_ptr) && stride(p.batch, x.stride_b) &&
          stride(p.tokens, x.stride_t) && stride(p.heads, x.stride_h);
 }
 
 }  // namespace rotary_detail
 
-// Elements per access: 8 (16-bit types) or 4, the widest that both operands allow, or 0 where none
-// does. With `half` an access lies in one half of the channels.
+// Elements per access: 8 (16-bit types) or 4, the widest that both operands allow; 0 if none is. With
+// `half` an access lies in one half of the channels.
 inline int rotary_vector(const RotaryParams& p) {
   for (int vector = 8; vector >= 4; vector /= 2) {
-    if (vector * element_size(p.dtype) <= 16 && p.key_dim % (p.half ? 2 * vector : vector) == 0 &&
+    if (vector * element_size(p.dtype) <= 16 &&
+        p.head_dim_qk % (p.half ? 2 * vector : vector) == 0 &&
         rotary_detail::aligned(p, p.q, vector) && rotary_detail::aligned(p, p.k, vector)) {
       return vector;
     }
@@ -68,11 +71,11 @@ inline int rotary_vector(const RotaryParams& p) {
   return 0;
 }
 
-// Threads that a call takes, whole blocks: one for each token, kRotaryHeads heads and access (with
-// `half`, and its partner). `vector` is not 0.
+// Threads of a token: one for each kRotaryHeads heads and each access (with `half`, and its partner).
+// `vector` is not 0.
 inline int64_t rotary_threads_per_token(const RotaryParams& p, int vector) {
   const int64_t groups = (p.heads + kRotaryHeads - 1) / kRotaryHeads;
-  return groups * (p.key_dim / (p.half ? 2 * vector : vector));
+  return groups * (p.head_dim_qk / (p.half ? 2 * vector : vector));
 }
 
 // Whether the kernel takes this call. Pointers to outputs may still be null (torch's allocations are
@@ -80,8 +83,8 @@ inline int64_t rotary_threads_per_token(const RotaryParams& p, int vector) {
 inline bool rotary_supported(const RotaryParams& p) {
   constexpr int64_t kMaxThreads = INT32_MAX - kRotaryBlock;  // a thread's index is 32 bits wide
   constexpr int64_t kMaxSize = INT32_MAX;
-  if (p.batch < 0 || p.tokens < 0 || p.heads < 0 || p.key_dim <= 0 || p.key_dim > kMaxSize ||
-      p.batch > kMaxSize || p.tokens > kMaxSize || p.heads > kMaxSize) {
+  if (p.batch < 0 || p.tokens < 0 || p.heads < 0 || p.head_dim_qk <= 0 ||
+      p.head_dim_qk > kMaxSize || p.batch > kMaxSize || p.tokens > kMaxSize || p.heads > kMaxSize) {
     return false;
   }
   const int vector = rotary_vector(p);

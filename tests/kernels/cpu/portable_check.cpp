@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every portable kernel of the CPU against its definition in float64, without torch: so that it can
-// be compiled for another architecture and run there or in an emulator. Prints what failed; exits
-// with the number of failures.
+// Compares every CPU kernel of the portable instruction set with its definition in float64. It
+// needs no torch, so that it can be compiled for another architecture and run there or in an
+// emulator. Prints what failed; exits with the number of failures.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -43,7 +43,7 @@ double value_of(Float16 x) {
   return x.bits >> 15 ? -size : size;
 }
 
-/// Numbers as the kernels have them; rounded towards zero, which is as good as any way here.
+/// Numbers in a dtype of the kernels, rounded towards zero. Any rounding will do here.
 template <class T>
 std::vector<T> stored(const Doubles& from) {
   std::vector<T> x(from.size());
@@ -91,10 +91,10 @@ void check(const std::string& what, const Doubles& actual, const Doubles& expect
   std::printf("%s: error %.2e, %.0e is allowed\n", what.c_str(), error, limit);
 }
 
-/// Memory for a kernel, as aligned as torch's.
-struct Scratch {
-  explicit Scratch(size_t bytes) : ptr(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)) {}
-  ~Scratch() { std::free(ptr); }
+/// A workspace for a kernel, as aligned as the memory of torch.
+struct AlignedMemory {
+  explicit AlignedMemory(size_t bytes) : ptr(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)) {}
+  ~AlignedMemory() { std::free(ptr); }
   void* ptr;
 };
 
@@ -105,104 +105,119 @@ struct Tables {
   explicit Tables(double gamma, double scale) {
     const auto at = [&](int64_t n) { return n == 0 ? 1.0 : std::pow(gamma, n); };
     for (int64_t n = 0; n <= kChunk; ++n) {
-      power.push_back(at(n)), change.push_back(at(n) - 1), slope.push_back(n * at(n));
+      power.push_back(at(n)), power_minus_one.push_back(at(n) - 1);
+      power_derivative.push_back(n * at(n));
     }
-    for (int64_t x = 0; x < kChunk; ++x) readout.push_back(scale * at(x + 1));
+    for (int64_t x = 0; x < kChunk; ++x) state_weight.push_back(scale * at(x + 1));
     for (int64_t x = 0; x < 2 * kChunk; ++x) {
       const int64_t n = kChunk - 1 - x;
-      row.push_back(n < 0 ? 0 : scale * at(n));
-      row_slope.push_back(n < 0 ? 0 : scale * n * at(n));
-      column.push_back(x < kChunk - 1 ? 0 : scale * at(x - kChunk + 1));
+      score_weight.push_back(n < 0 ? 0 : scale * at(n));
+      score_weight_derivative.push_back(n < 0 ? 0 : scale * n * at(n));
+      score_weight_transposed.push_back(x < kChunk - 1 ? 0 : scale * at(x - kChunk + 1));
     }
   }
   DecayTables get(double gamma) const {
-    return {gamma == 0, power.data(),  change.data(), readout.data(),
-            row.data(), column.data(), slope.data(),  row_slope.data()};
+    return {gamma == 0,
+            power.data(),
+            power_minus_one.data(),
+            state_weight.data(),
+            score_weight.data(),
+            score_weight_transposed.data(),
+            power_derivative.data(),
+            score_weight_derivative.data()};
   }
-  std::vector<float> power, change, readout, row, column, slope, row_slope;
+  std::vector<float> power, power_minus_one, state_weight, score_weight, score_weight_transposed,
+      power_derivative, score_weight_derivative;
 };
 
 template <class T>
-void check_retention(const Kernels& kernels, const std::string& dtype, int64_t tokens, int64_t K,
-                     int64_t V, double log_decay) {
+void check_retention(const KernelTable& kernels, const std::string& dtype, int64_t tokens,
+                     int64_t Dk, int64_t Dv, double log_decay) {
   const double gamma = std::exp(log_decay), scale = 0.3;
   const Tables tables(gamma, scale);
-  const auto a = stored<T>(normal(tokens * K)), b = stored<T>(normal(tokens * K));
-  const auto c = stored<T>(normal(tokens * V)), d = stored<T>(normal(tokens * V));
-  const auto first = stored<float>(normal(K * V)), last = stored<float>(normal(K * V));
-  const auto A = values(a), B = values(b), C = values(c), D = values(d);
+  const auto q = stored<T>(normal(tokens * Dk)), k = stored<T>(normal(tokens * Dk));
+  const auto v = stored<T>(normal(tokens * Dv)), grad_out = stored<T>(normal(tokens * Dv));
+  const auto initial_state = stored<float>(normal(Dk * Dv)),
+             grad_final_state = stored<float>(normal(Dk * Dv));
+  const auto exact_q = values(q), exact_k = values(k), exact_v = values(v),
+             exact_grad_out = values(grad_out);
   const auto name = [&](const char* what) {
-    return dtype + " " + what + " T=" + std::to_string(tokens) + " K=" + std::to_string(K) +
-           " V=" + std::to_string(V) + " log_decay=" + std::to_string(log_decay);
+    return dtype + " " + what + " T=" + std::to_string(tokens) + " Dk=" + std::to_string(Dk) +
+           " Dv=" + std::to_string(Dv) + " log_decay=" + std::to_string(log_decay);
   };
 
-  // Token by token: S <- gamma S + b^T c, y = scale a S; and the same of dS/dlog_decay.
-  Doubles S = values(first), R(K * V), y(tokens * V);
-  double slope = 0;
+  // Token by token: S <- gamma S + k^T v, out = scale q S; and the same of S' = dS/dlog_decay.
+  Doubles S = values(initial_state), derivative(Dk * Dv), expected_out(tokens * Dv);
+  double expected_log_decay_grad = 0;
   for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t k = 0; k < K; ++k) {
-      for (int64_t v = 0; v < V; ++v) {
-        auto &s = S[k * V + v], &r = R[k * V + v];
-        r = gamma * (r + s);
-        s = gamma * s + B[t * K + k] * C[t * V + v];
-        y[t * V + v] += scale * A[t * K + k] * s;
-        slope += scale * D[t * V + v] * A[t * K + k] * r;
+    for (int64_t i = 0; i < Dk; ++i) {
+      for (int64_t j = 0; j < Dv; ++j) {
+        auto &s = S[i * Dv + j], &d = derivative[i * Dv + j];
+        d = gamma * (d + s);
+        s = gamma * s + exact_k[t * Dk + i] * exact_v[t * Dv + j];
+        expected_out[t * Dv + j] += scale * exact_q[t * Dk + i] * s;
+        expected_log_decay_grad += scale * exact_grad_out[t * Dv + j] * exact_q[t * Dk + i] * d;
       }
     }
   }
-  for (int64_t i = 0; i < K * V; ++i) slope += R[i] * value_of(last[i]);
-  std::vector<T> out(tokens * V);
-  std::vector<float> state(K * V);
-  double found = 0;
-  ReadoutParams readout{};
-  readout.tokens = tokens, readout.inner = K, readout.outer = V;
-  readout.a = {a.data(), K}, readout.b = {b.data(), K}, readout.c = {c.data(), V};
-  readout.y = out.data(), readout.y_stride = V;
-  readout.initial = first.data(), readout.initial_inner = V, readout.initial_outer = 1;
-  readout.final_state = state.data(), readout.final_inner = V, readout.final_outer = 1;
-  readout.decay = tables.get(gamma);
-  readout.slope = &found, readout.q = {d.data(), V};
-  readout.grad_state = last.data(), readout.grad_state_inner = V, readout.grad_state_outer = 1;
-  kernels.readout(readout, Scratch(kernels.readout_scratch(readout)).ptr);
-  check(name("output"), values(out), y, tolerance<T>());
-  check(name("state"), values(state), S, 2e-6);
-  check(name("gradient of log_decay"), {found}, {slope}, 5e-5);
+  for (int64_t i = 0; i < Dk * Dv; ++i) {
+    expected_log_decay_grad += derivative[i] * value_of(grad_final_state[i]);
+  }
+  std::vector<T> out(tokens * Dv);
+  std::vector<float> final_state(Dk * Dv);
+  double log_decay_grad = 0;
+  RetentionForwardParams forward{};
+  forward.tokens = tokens, forward.head_dim_qk = Dk, forward.head_dim_v = Dv;
+  forward.q = {q.data(), Dk}, forward.k = {k.data(), Dk}, forward.v = {v.data(), Dv};
+  forward.out = {out.data(), Dv};
+  forward.initial_state = {initial_state.data(), Dv, 1};
+  forward.final_state = {final_state.data(), Dv, 1};
+  forward.decay = tables.get(gamma);
+  forward.log_decay_grad = &log_decay_grad, forward.grad_out = {grad_out.data(), Dv};
+  forward.grad_final_state = {grad_final_state.data(), Dv, 1};
+  const AlignedMemory forward_memory(kernels.retention_forward_workspace_bytes(forward));
+  kernels.retention_forward(forward, forward_memory.ptr);
+  check(name("output"), values(out), expected_out, tolerance<T>());
+  check(name("state"), values(final_state), S, 2e-6);
+  check(name("gradient of log_decay"), {log_decay_grad}, {expected_log_decay_grad}, 5e-5);
 
-  // Backward in time, with the adjoint X of the state: q = a, k = b, v = c, grad_out = d.
-  Doubles X = values(last), dk(tokens * K), dv(tokens * V);
+  // Backward in time, with the gradient of the state.
+  Doubles grad_S = values(grad_final_state), expected_grad_k(tokens * Dk),
+          expected_grad_v(tokens * Dv);
   for (int64_t t = tokens - 1; t >= 0; --t) {
-    for (int64_t k = 0; k < K; ++k) {
-      for (int64_t v = 0; v < V; ++v) {
-        auto& x = X[k * V + v];
-        x += scale * A[t * K + k] * D[t * V + v];
-        dk[t * K + k] += x * C[t * V + v];
-        dv[t * V + v] += x * B[t * K + k];
-        x *= gamma;
+    for (int64_t i = 0; i < Dk; ++i) {
+      for (int64_t j = 0; j < Dv; ++j) {
+        auto& s = grad_S[i * Dv + j];
+        s += scale * exact_q[t * Dk + i] * exact_grad_out[t * Dv + j];
+        expected_grad_k[t * Dk + i] += s * exact_v[t * Dv + j];
+        expected_grad_v[t * Dv + j] += s * exact_k[t * Dk + i];
+        s *= gamma;
       }
     }
   }
-  std::vector<T> grad_k(tokens * K), grad_v(tokens * V);
-  std::vector<float> grad_initial(K * V);
-  UpdateParams update{};
-  update.tokens = tokens, update.inner = K, update.outer = V;
-  update.q = {a.data(), K}, update.k = {b.data(), K};
-  update.v = {c.data(), V}, update.grad_out = {d.data(), V};
-  update.grad_k = grad_k.data(), update.grad_k_stride = K;
-  update.grad_v = grad_v.data(), update.grad_v_stride = V;
-  update.grad_state = last.data(), update.grad_state_inner = V, update.grad_state_outer = 1;
-  update.grad_initial = grad_initial.data(), update.grad_initial_inner = V;
-  update.decay = tables.get(gamma);
-  kernels.update(update, Scratch(kernels.update_scratch(update)).ptr);
-  check(name("gradient of k"), values(grad_k), dk, 2 * tolerance<T>());
-  check(name("gradient of v"), values(grad_v), dv, 2 * tolerance<T>());
-  check(name("gradient of the first state"), values(grad_initial), X, 4e-6);
+  std::vector<T> grad_k(tokens * Dk), grad_v(tokens * Dv);
+  std::vector<float> grad_initial_state(Dk * Dv);
+  RetentionBackwardParams backward{};
+  backward.tokens = tokens, backward.head_dim_qk = Dk, backward.head_dim_v = Dv;
+  backward.q = {q.data(), Dk}, backward.k = {k.data(), Dk};
+  backward.v = {v.data(), Dv}, backward.grad_out = {grad_out.data(), Dv};
+  backward.grad_k = {grad_k.data(), Dk}, backward.grad_v = {grad_v.data(), Dv};
+  backward.grad_final_state = {grad_final_state.data(), Dv, 1};
+  backward.grad_initial_state = {grad_initial_state.data(), Dv, 1};
+  backward.decay = tables.get(gamma);
+  const AlignedMemory backward_memory(kernels.retention_backward_workspace_bytes(backward));
+  kernels.retention_backward(backward, backward_memory.ptr);
+  check(name("gradient of k"), values(grad_k), expected_grad_k, 2 * tolerance<T>());
+  check(name("gradient of v"), values(grad_v), expected_grad_v, 2 * tolerance<T>());
+  check(name("gradient of the initial state"), values(grad_initial_state), grad_S, 4e-6);
 }
 
-// The others of a dtype
+// The other kernels for a dtype
 // -------------------------------------------------------------------------------------------------
 
 template <class T>
-void check_norm(const Kernels& kernels, const std::string& dtype, int64_t channels, bool centred) {
+void check_norm(const KernelTable& kernels, const std::string& dtype, int64_t channels,
+                bool centred) {
   const auto x = stored<T>(normal(channels)), gate = stored<T>(normal(channels));
   const auto grad = stored<T>(normal(channels));
   const auto weight = stored<float>(normal(channels)), bias = stored<float>(normal(channels));
@@ -227,12 +242,12 @@ void check_norm(const Kernels& kernels, const std::string& dtype, int64_t channe
     dx[i] = root * (dbias[i] * W[i] - of_mean - (X[i] - mean) * root * of_root);
   }
   std::vector<T> out(channels), grad_x(channels), grad_gate(channels);
-  std::vector<float> grad_weight(channels), grad_bias(channels), scratch(channels);
+  std::vector<float> grad_weight(channels), grad_bias(channels), workspace(channels);
   const GatedNormParams forward{channels,    static_cast<float>(eps), centred,     x.data(),
                                 gate.data(), weight.data(),           bias.data(), out.data()};
   kernels.gated_norm(forward);
   kernels.gated_norm_grad({forward, grad.data(), grad_x.data(), grad_gate.data(),
-                           grad_weight.data(), grad_bias.data(), scratch.data()});
+                           grad_weight.data(), grad_bias.data(), workspace.data()});
   const auto name = dtype + (centred ? " layer norm " : " rms norm ") + std::to_string(channels);
   check(name, values(out), y, tolerance<T>());
   check(name + " gradient of x", values(grad_x), dx, 2 * tolerance<T>());
@@ -242,7 +257,7 @@ void check_norm(const Kernels& kernels, const std::string& dtype, int64_t channe
 }
 
 template <class T>
-void check_rotary(const InstructionSet& set, const Kernels& kernels, const std::string& dtype,
+void check_rotary(const InstructionSet& set, const KernelTable& kernels, const std::string& dtype,
                   int64_t pairs, bool interleaved, double position) {
   std::vector<float> frequencies(pairs), cos(pairs), sin(pairs);
   for (int64_t i = 0; i < pairs; ++i)
@@ -263,7 +278,7 @@ void check_rotary(const InstructionSet& set, const Kernels& kernels, const std::
 }
 
 template <class T>
-void check_cross_entropy(const Kernels& kernels, const std::string& dtype, int64_t classes) {
+void check_cross_entropy(const KernelTable& kernels, const std::string& dtype, int64_t classes) {
   auto x = stored<T>(normal(classes));
   const auto X = values(x);
   const int64_t target = classes / 2;
@@ -271,15 +286,15 @@ void check_cross_entropy(const Kernels& kernels, const std::string& dtype, int64
   for (const auto value : X) sum += std::exp(value);
   Doubles gradient(classes);
   for (int64_t i = 0; i < classes; ++i) gradient[i] = std::exp(X[i]) / sum - (i == target);
-  std::vector<float> scratch(classes);
-  const double loss = kernels.cross_entropy({classes, target, x.data(), scratch.data()});
+  std::vector<float> exponentials(classes);
+  const double loss = kernels.cross_entropy({classes, target, x.data(), exponentials.data()});
   const auto name = dtype + " cross-entropy of " + std::to_string(classes);
   check(name, {loss}, {std::log(sum) - X[target]}, 2e-6);
   check(name + " gradient", values(x), gradient, 2 * tolerance<T>());
 }
 
 template <class T>
-void check_conversions(const Kernels& kernels, const std::string& dtype, int64_t channels) {
+void check_conversions(const KernelTable& kernels, const std::string& dtype, int64_t channels) {
   const auto x = stored<T>(normal(channels));
   std::vector<float> floats(channels);
   kernels.to_floats(x.data(), channels, floats.data());
@@ -291,7 +306,7 @@ void check_conversions(const Kernels& kernels, const std::string& dtype, int64_t
 }
 
 template <class T>
-void check_dtype(const InstructionSet& set, const Kernels& kernels, const std::string& dtype) {
+void check_dtype(const InstructionSet& set, const KernelTable& kernels, const std::string& dtype) {
   for (const double log_decay : {-0.0317, -1.5, 0.0, -std::numeric_limits<double>::infinity()}) {
     check_retention<T>(kernels, dtype, 130, 24, 40, log_decay);
   }
@@ -308,50 +323,54 @@ void check_dtype(const InstructionSet& set, const Kernels& kernels, const std::s
   }
 }
 
-// Decoding
+// Decode steps
 // -------------------------------------------------------------------------------------------------
 
 /// Rows of the state have three floats between them, which stay as they are.
-void check_step(const InstructionSet& set, int64_t K, int64_t V, double gamma) {
-  const int64_t stride = V + 3;
-  const auto q = stored<float>(normal(K)), k = stored<float>(normal(K)),
-             v = stored<float>(normal(V));
-  auto state = stored<float>(normal(K * stride));
-  Doubles S = values(state), y(V);
-  for (int64_t i = 0; i < K; ++i) {
-    for (int64_t j = 0; j < V; ++j) {
+void check_decode_step(const InstructionSet& set, int64_t Dk, int64_t Dv, double gamma) {
+  const int64_t stride = Dv + 3;
+  const auto q = stored<float>(normal(Dk)), k = stored<float>(normal(Dk)),
+             v = stored<float>(normal(Dv));
+  auto state = stored<float>(normal(Dk * stride));
+  Doubles S = values(state), expected_out(Dv);
+  for (int64_t i = 0; i < Dk; ++i) {
+    for (int64_t j = 0; j < Dv; ++j) {
       auto& s = S[i * stride + j];
       s = gamma * s + value_of(k[i]) * v[j];
-      y[j] += 0.3 * q[i] * s;
+      expected_out[j] += 0.3 * q[i] * s;
     }
   }
-  std::vector<float> out(V);
-  set.step({K, V, q.data(), k.data(), v.data(), state.data(), stride, gamma == 0,
-            static_cast<float>(gamma - 1), 0.3F, out.data()});
-  check("step's output", values(out), y, 2e-6);
-  check("step's state", values(state), S, 2e-6);
+  std::vector<float> out(Dv);
+  set.decode_step({Dk, Dv, q.data(), k.data(), v.data(), state.data(), stride, gamma == 0,
+                   static_cast<float>(gamma - 1), 0.3F, out.data()});
+  check("output of a decode step", values(out), expected_out, 2e-6);
+  check("state of a decode step", values(state), S, 2e-6);
 }
 
-void check_linear(const InstructionSet& set, int64_t tokens, int64_t in, int64_t out) {
-  const auto x = stored<BFloat16>(normal(tokens * in)), weight = stored<BFloat16>(normal(out * in));
-  const auto bias = stored<BFloat16>(normal(out));
-  Doubles y(tokens * out);
+void check_linear(const InstructionSet& set, int64_t tokens, int64_t in_features,
+                  int64_t out_features) {
+  const auto x = stored<BFloat16>(normal(tokens * in_features)),
+             weight = stored<BFloat16>(normal(out_features * in_features));
+  const auto bias = stored<BFloat16>(normal(out_features));
+  Doubles expected(tokens * out_features);
   for (int64_t t = 0; t < tokens; ++t) {
-    for (int64_t o = 0; o < out; ++o) {
-      y[t * out + o] = value_of(bias[o]);
-      for (int64_t i = 0; i < in; ++i) {
-        y[t * out + o] += value_of(x[t * in + i]) * value_of(weight[o * in + i]);
+    for (int64_t o = 0; o < out_features; ++o) {
+      auto& sum = expected[t * out_features + o];
+      sum = value_of(bias[o]);
+      for (int64_t i = 0; i < in_features; ++i) {
+        sum += value_of(x[t * in_features + i]) * value_of(weight[o * in_features + i]);
       }
     }
   }
-  const auto size = linear_token_size(in);
-  std::vector<float> floats(tokens * size);
+  const auto size = linear_token_size(in_features);
+  std::vector<float> packed_x(tokens * size);
   for (int64_t t = 0; t < tokens; ++t) {
-    set.linear_token({in, x.data() + t * in, floats.data() + t * size});
+    set.pack_linear_token({in_features, x.data() + t * in_features, packed_x.data() + t * size});
   }
-  std::vector<BFloat16> result(tokens * out);
-  set.linear({tokens, in, out, floats.data(), weight.data(), in, bias.data(), result.data(), out});
-  check("linear of " + std::to_string(tokens), values(result), y, 5e-3);
+  std::vector<BFloat16> out(tokens * out_features);
+  set.linear({tokens, in_features, out_features, packed_x.data(), weight.data(), in_features,
+              bias.data(), out.data(), out_features});
+  check("linear of " + std::to_string(tokens), values(out), expected, 5e-3);
 }
 
 }  // namespace
@@ -361,7 +380,7 @@ int main() {
   check_dtype<float>(set, set.float32, "float32");
   check_dtype<BFloat16>(set, set.bfloat16, "bfloat16");
   check_dtype<Float16>(set, set.float16, "float16");
-  for (const double gamma : {0.97, 1.0, 0.0}) check_step(set, 23, 141, gamma);
+  for (const double gamma : {0.97, 1.0, 0.0}) check_decode_step(set, 23, 141, gamma);
   for (const int64_t tokens : {1, 2, 3, 4}) check_linear(set, tokens, 77, 53);
   std::printf("%d checks, %d failures\n", checks, failures);
   return std::min(failures, 100);

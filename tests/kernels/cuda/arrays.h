@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Inputs of emulated kernels.
+// Inputs of kernels that run in the SIMT emulator.
 #pragma once
 
 #include <cstddef>

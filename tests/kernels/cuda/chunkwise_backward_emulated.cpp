@@ -1,74 +1,77 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gradients of retention by the chunkwise kernel, every instantiation, run lane by lane on the CPU
-// (tests/simt), against their definition in float64.
+// The gradients of retention by the chunkwise kernel, every instantiation, in the SIMT emulator (tests/simt),
+// against their definition in float64.
 #include "chunkwise_check.h"
 
 namespace retnet::kernels::cuda {
 namespace {
 
 struct Gradients {
-  std::vector<double> q, k, v, state;
+  std::vector<double> grad_q, grad_k, grad_v, grad_initial_state;
 };
 
-/// Token by token, forward with the state and backward with its adjoint.
+/// Token by token, forward with the state S and backward with its gradient R.
 Gradients gradients_by_definition(const BackwardCase& c, const BackwardInputs& in) {
-  const size_t K = c.keys(), V = c.values(), tokens = c.B * c.T;
+  const size_t Dk = c.head_dim_qk(), Dv = c.head_dim_v(), tokens = c.B * c.T;
   const double scale = chunkwise_scale(c);
-  Gradients grads{std::vector<double>(tokens * c.H * K),
-                  std::vector<double>(tokens * c.H * K),
-                  std::vector<double>(tokens * c.H * V),
+  Gradients grads{std::vector<double>(tokens * c.H * Dk),
+                  std::vector<double>(tokens * c.H * Dk),
+                  std::vector<double>(tokens * c.H * Dv),
                   {}};
   for (size_t n = 0; n < c.sequences(); ++n) {
     const size_t first = c.cu_seqlens.empty() ? n * c.T : c.cu_seqlens[n];
     const size_t end = c.cu_seqlens.empty() ? first + c.T : c.cu_seqlens[n + 1];
     for (size_t h = 0; h < c.H; ++h) {
       const double gamma = std::exp(static_cast<double>(c.decay(h)));
-      const size_t at = (n * c.H + h) * K * V;
-      std::vector<double> S(K * V), R(K * V);
+      const size_t at = (n * c.H + h) * Dk * Dv;
+      std::vector<double> S(Dk * Dv), R(Dk * Dv);
       const auto decay = [&](std::vector<double>& state) {
         for (double& s : state) s = gamma > 0 ? gamma * s : 0;
       };
-      if (c.initial_state) S.assign(&in.initial_state[at], &in.initial_state[at] + K * V);
-      if (c.grad_state) R.assign(&in.grad_state[at], &in.grad_state[at] + K * V);
+      if (c.initial_state) S.assign(&in.initial_state[at], &in.initial_state[at] + Dk * Dv);
+      if (c.grad_final_state)
+        R.assign(&in.grad_final_state[at], &in.grad_final_state[at] + Dk * Dv);
       for (size_t t = first; t < end; ++t) {
         const size_t row = t * c.H + h;
         decay(S);
-        for (size_t i = 0; i < K; ++i) {
-          for (size_t j = 0; j < V; ++j) {
-            S[i * V + j] += in.k.values[row * K + i] * in.v.values[row * V + j];
+        for (size_t i = 0; i < Dk; ++i) {
+          for (size_t j = 0; j < Dv; ++j) {
+            S[i * Dv + j] += in.k.values[row * Dk + i] * in.v.values[row * Dv + j];
             if (!c.grad_out) continue;
-            grads.q[row * K + i] += scale * S[i * V + j] * in.grad_out.values[row * V + j];
+            grads.grad_q[row * Dk + i] += scale * S[i * Dv + j] * in.grad_out.values[row * Dv + j];
           }
         }
       }
       for (size_t t = end; t-- > first;) {
         const size_t row = t * c.H + h;
-        for (size_t i = 0; i < K; ++i) {
-          for (size_t j = 0; j < V; ++j) {
-            double& r = R[i * V + j];
+        for (size_t i = 0; i < Dk; ++i) {
+          for (size_t j = 0; j < Dv; ++j) {
+            double& r = R[i * Dv + j];
             if (c.grad_out) {
-              r += scale * in.q.values[row * K + i] * in.grad_out.values[row * V + j];
+              r += scale * in.q.values[row * Dk + i] * in.grad_out.values[row * Dv + j];
             }
-            grads.k[row * K + i] += r * in.v.values[row * V + j];
-            grads.v[row * V + j] += r * in.k.values[row * K + i];
+            grads.grad_k[row * Dk + i] += r * in.v.values[row * Dv + j];
+            grads.grad_v[row * Dv + j] += r * in.k.values[row * Dk + i];
           }
         }
         decay(R);
       }
-      grads.state.insert(grads.state.end(), R.begin(), R.end());
+      grads.grad_initial_state.insert(grads.grad_initial_state.end(), R.begin(), R.end());
     }
   }
   return grads;
 }
 
 struct BackwardBits {
-  std::vector<uint16_t> q, k, v;
-  std::vector<float> state;
+  std::vector<uint16_t> grad_q, grad_k, grad_v;
+  std::vector<float> grad_initial_state;
 
   bool operator==(const BackwardBits& other) const {
-    return q == other.q && k == other.k && v == other.v && state.size() == other.state.size() &&
-           std::memcmp(state.data(), other.state.data(), 4 * state.size()) == 0;
+    const auto& state = grad_initial_state;
+    return grad_q == other.grad_q && grad_k == other.grad_k && grad_v == other.grad_v &&
+           state.size() == other.grad_initial_state.size() &&
+           std::memcmp(state.data(), other.grad_initial_state.data(), 4 * state.size()) == 0;
   }
 };
 
@@ -81,31 +84,32 @@ BackwardBits run(const BackwardCase& c, const BackwardInputs& in, simt::Order or
   simt::Simulator simulator(options);
   const ChunkwiseParams p = forward_params(simulator, c, in);
   ChunkwiseGradients grads = incoming_gradients(simulator, c, in);
-  const size_t rows = c.B * c.T * c.H, states = c.sequences() * c.H * c.keys() * c.values();
-  auto* q = simulator.output<uint16_t>(rows * c.keys(), "grad_q");
-  auto* k = simulator.output<uint16_t>(rows * c.keys(), "grad_k");
-  auto* v = simulator.output<uint16_t>(rows * c.values(), "grad_v");
-  grads.q_ptr = q;
-  grads.k_ptr = k;
-  grads.v_ptr = v;
-  grads.initial_state_ptr = simulator.output<float>(states, "grad_initial_state");
+  const size_t rows = c.B * c.T * c.H,
+               states = c.sequences() * c.H * c.head_dim_qk() * c.head_dim_v();
+  auto* q = simulator.output<uint16_t>(rows * c.head_dim_qk(), "grad_q");
+  auto* k = simulator.output<uint16_t>(rows * c.head_dim_qk(), "grad_k");
+  auto* v = simulator.output<uint16_t>(rows * c.head_dim_v(), "grad_v");
+  grads.grad_q_ptr = q;
+  grads.grad_k_ptr = k;
+  grads.grad_v_ptr = v;
+  grads.grad_initial_state_ptr = simulator.output<float>(states, "grad_initial_state");
 
   bool wide = true;
-  for (const auto pass : {ChunkwisePass::kQ, ChunkwisePass::kK, ChunkwisePass::kV}) {
-    ChunkwiseParams call = chunkwise_gradient(pass, p, grads);
+  for (const auto pass : {ChunkwisePass::kGradQ, ChunkwisePass::kGradK, ChunkwisePass::kGradV}) {
+    ChunkwiseParams params = chunkwise_gradient(pass, p, grads);
     const DeviceLimits device{80, c.segment != 0 ? 1024 : 1, c.shared};
-    ChunkwisePlan plan = chunkwise_plan(call, device, 0, false);
-    REQUIRE(plan.refusal == nullptr);
-    if (pass != ChunkwisePass::kV) REQUIRE(plan.tile == c.tile);
+    ChunkwisePlan plan = chunkwise_plan(params, device, 0, false);
+    REQUIRE(plan.unsupported_reason == nullptr);
+    if (pass != ChunkwisePass::kGradV) REQUIRE(plan.tile == c.tile);
     if (c.segment != 0) {
       plan.segment_length = c.segment;
       const int64_t whole = (p.tokens + c.segment - 1) / c.segment;
-      plan.rows = c.cu_seqlens.empty() ? p.batch * whole : p.tokens / c.segment + p.sequences;
-      call.workspace_ptr =
-          simulator.workspace<float>(plan.rows * p.heads * p.inner * p.outer, "states");
+      plan.segments = c.cu_seqlens.empty() ? p.batch * whole : p.tokens / c.segment + p.sequences;
+      params.workspace_ptr = simulator.workspace<float>(
+          plan.segments * p.heads * p.head_dim_qk * p.head_dim_v, "states");
     }
-    wide = wide && chunkwise_wide(call);
-    REQUIRE(launch_chunkwise(call, plan, nullptr) == cudaSuccess);
+    wide = wide && chunkwise_wide(params);
+    REQUIRE(launch_chunkwise(params, plan, nullptr) == cudaSuccess);
   }
   const simt::Report& report = simulator.finish();
   totals.reports += report.findings.size();
@@ -119,14 +123,14 @@ BackwardBits run(const BackwardCase& c, const BackwardInputs& in, simt::Order or
     CHECK(report.to_string() == "");
     CHECK(conflicts == 0);
   }
-  return {{q, q + rows * c.keys()},
-          {k, k + rows * c.keys()},
-          {v, v + rows * c.values()},
-          {grads.initial_state_ptr, grads.initial_state_ptr + states}};
+  return {{q, q + rows * c.head_dim_qk()},
+          {k, k + rows * c.head_dim_qk()},
+          {v, v + rows * c.head_dim_v()},
+          {grads.grad_initial_state_ptr, grads.grad_initial_state_ptr + states}};
 }
 
-/// What is wrong with the gradient of an operand, or empty: the tolerance of gradients is twice that of
-/// outputs; the composite rounds once.
+/// What is wrong with the gradient of an operand, or empty. The tolerance of gradients is twice that of
+/// outputs. The composite rounds once.
 std::string check_gradient(const char* name, const BackwardCase& c,
                            const std::vector<uint16_t>& bits, const std::vector<double>& exact,
                            size_t size) {
@@ -142,13 +146,15 @@ std::string check_gradient(const char* name, const BackwardCase& c,
 
 void check_values(const BackwardCase& c, const BackwardInputs& in, const BackwardBits& bits) {
   const Gradients exact = gradients_by_definition(c, in);
-  const std::vector<double> state(bits.state.begin(), bits.state.end());
-  const std::string wrong = check_gradient("q", c, bits.q, exact.q, c.keys()) +
-                            check_gradient("k", c, bits.k, exact.k, c.keys()) +
-                            check_gradient("v", c, bits.v, exact.v, c.values());
+  const std::vector<double> state(bits.grad_initial_state.begin(), bits.grad_initial_state.end());
+  const std::string wrong =
+      check_gradient("grad_q", c, bits.grad_q, exact.grad_q, c.head_dim_qk()) +
+      check_gradient("grad_k", c, bits.grad_k, exact.grad_k, c.head_dim_qk()) +
+      check_gradient("grad_v", c, bits.grad_v, exact.grad_v, c.head_dim_v());
   INFO(c.name());
   CHECK(wrong == "");
-  CHECK(mismatch(state, exact.state, c.keys() * c.values(), c.dtype, 2) == "");
+  CHECK(mismatch(state, exact.grad_initial_state, c.head_dim_qk() * c.head_dim_v(), c.dtype, 2) ==
+        "");
 }
 
 /// A case in three orders of blocks, warps and lanes, its values checked and returned.
@@ -162,13 +168,13 @@ BackwardBits check(const BackwardCase& c, const BackwardInputs& in) {
 }
 BackwardBits check(const BackwardCase& c) { return check(c, make_backward_inputs(c)); }
 
-/// Every tile as that of the gradients of q and k (of v's: tiles 0, 2, 3, 4 again and tile 1 with the
-/// second head here), in heads that just need it.
+/// Every tile as that of the passes of grad_q and grad_k, in heads that just need it. (The pass of grad_v
+/// takes tiles 0, 2, 3 and 4 again, and tile 1 with the second head here.)
 template <class F>
 void for_each_backward(const F& f) {
   struct Head {
     int tile;
-    size_t K, V, shared;
+    size_t Dk, Dv, shared;
   };
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     for (const Head& head : {Head{0, 36, 20, kShared80}, Head{2, 36, 68, kShared80},
@@ -177,15 +183,15 @@ void for_each_backward(const F& f) {
       BackwardCase c;
       c.dtype = dtype;
       c.tile = head.tile;
-      c.K = head.K;
-      c.V = head.V;
+      c.Dk = head.Dk;
+      c.Dv = head.Dv;
       c.shared = head.shared;
       f(c);
     }
   }
 }
 
-/// Each tile once, in either dtype: where only the walk over tokens is in question.
+/// Each tile once, in either dtype: enough if only the walk over tokens is in question.
 template <class F>
 void for_each_tile(const F& f) {
   for_each_backward([&](const BackwardCase& c) {
@@ -211,7 +217,7 @@ TEST_CASE("chunkwise backward: lengths, tiles, dtypes, gradients that are not th
       c.T = T;
       c.initial_state = turn % 2 == 0;
       c.grad_out = turn != 2;
-      c.grad_state = turn != 3;
+      c.grad_final_state = turn != 3;
       c.layout = static_cast<Layout>(turn++ % 3);
       const BackwardInputs in = make_backward_inputs(c);
       check_values(c, in, run(c, in, simt::Order::kRandom));
@@ -230,12 +236,12 @@ TEST_CASE("chunkwise backward: the same bits in every order, with every gamma") 
     check_values(c, in, bits);
     INFO(c.name());
     CHECK(bits == run(c, in, simt::Order::kDescending));
-    // With gamma = 0 the initial state is ignored, and the gradient of the final one reaches the last
-    // chunk alone: where they hold NaN, nothing else changes.
-    const size_t size = c.keys() * c.values();
+    // With gamma = 0 the initial state is ignored, and grad_final_state reaches only the last chunk. If they
+    // hold NaN, nothing else changes.
+    const size_t size = c.head_dim_qk() * c.head_dim_v();
     BackwardInputs poisoned = in;
     std::fill_n(poisoned.initial_state.begin() + size, size, NAN);
-    std::fill_n(poisoned.grad_state.begin() + size, size, NAN);
+    std::fill_n(poisoned.grad_final_state.begin() + size, size, NAN);
     const BackwardBits beside_nan = run(c, poisoned, simt::Order::kRandom);
     const auto same = [&](const std::vector<uint16_t>& a, const std::vector<uint16_t>& b,
                           size_t columns, size_t tokens) {
@@ -246,10 +252,11 @@ TEST_CASE("chunkwise backward: the same bits in every order, with every gamma") 
       }
       return different == 0;
     };
-    CHECK(bits.q == beside_nan.q);
-    CHECK(same(bits.k, beside_nan.k, c.keys(), kBefore));
-    CHECK(same(bits.v, beside_nan.v, c.values(), kBefore));
-    CHECK(std::memcmp(bits.state.data(), beside_nan.state.data(), 4 * bits.state.size()) == 0);
+    CHECK(bits.grad_q == beside_nan.grad_q);
+    CHECK(same(bits.grad_k, beside_nan.grad_k, c.head_dim_qk(), kBefore));
+    CHECK(same(bits.grad_v, beside_nan.grad_v, c.head_dim_v(), kBefore));
+    CHECK(std::memcmp(bits.grad_initial_state.data(), beside_nan.grad_initial_state.data(),
+                      4 * bits.grad_initial_state.size()) == 0);
     // A positive or NaN decay is NaN in its own head alone.
     c.log_decay = {1e-3, kMinusInfinity, -1e-9, NAN, -200};
     const BackwardBits bad = run(c, in, simt::Order::kRandom);
@@ -261,9 +268,9 @@ TEST_CASE("chunkwise backward: the same bits in every order, with every gamma") 
         wrong += h == 0 || h == 3 ? !std::isnan(to_doubles(&b[i], 1, c.dtype)[0]) : a[i] != b[i];
       }
     };
-    count(bits.q, bad.q, c.keys());
-    count(bits.k, bad.k, c.keys());
-    count(bits.v, bad.v, c.values());
+    count(bits.grad_q, bad.grad_q, c.head_dim_qk());
+    count(bits.grad_k, bad.grad_k, c.head_dim_qk());
+    count(bits.grad_v, bad.grad_v, c.head_dim_v());
     CHECK(wrong == 0);
   });
 }
@@ -286,20 +293,21 @@ TEST_CASE("chunkwise backward: packed sequences, whole and in segments") {
         std::fill(array.bytes.begin() + 2 * 34 * size, array.bytes.begin() + 2 * 104 * size,
                   std::byte{0xff});
       };
-      poison(poisoned.q, c.keys());
-      poison(poisoned.k, c.keys());
-      poison(poisoned.v, c.values());
-      poison(poisoned.grad_out, c.values());
+      poison(poisoned.q, c.head_dim_qk());
+      poison(poisoned.k, c.head_dim_qk());
+      poison(poisoned.v, c.head_dim_v());
+      poison(poisoned.grad_out, c.head_dim_v());
       BackwardBits beside_nan = run(c, poisoned, simt::Order::kDescending);
       const auto restore = [&](auto& bits, const auto& from, size_t size, size_t first,
                                size_t end) {
         std::copy(from.begin() + first * size, from.begin() + end * size,
                   bits.begin() + first * size);
       };
-      restore(beside_nan.q, packed.q, c.keys(), 34, 104);
-      restore(beside_nan.k, packed.k, c.keys(), 34, 104);
-      restore(beside_nan.v, packed.v, c.values(), 34, 104);
-      restore(beside_nan.state, packed.state, c.keys() * c.values(), 3, 4);
+      restore(beside_nan.grad_q, packed.grad_q, c.head_dim_qk(), 34, 104);
+      restore(beside_nan.grad_k, packed.grad_k, c.head_dim_qk(), 34, 104);
+      restore(beside_nan.grad_v, packed.grad_v, c.head_dim_v(), 34, 104);
+      restore(beside_nan.grad_initial_state, packed.grad_initial_state,
+              c.head_dim_qk() * c.head_dim_v(), 3, 4);
       INFO(c.name());
       CHECK(beside_nan == packed);
     }
@@ -324,8 +332,8 @@ TEST_CASE("chunkwise backward: heads that fill their tiles, scales") {
     c.tile = 5;
     c.H = 1;
     c.T = 75;
-    c.K = 256;
-    c.V = 512;
+    c.Dk = 256;
+    c.Dv = 512;
     c.scale = -0.5;
     check(c);
   }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is asserted of every emulated call of the chunkwise kernel (against float64, no finding of the
-// checker, no bank conflict, the same bits in every order of blocks, warps and lanes), and the
-// parts of a call.
+// What is asserted of every call of the chunkwise kernel in the SIMT emulator, and the parts of a call:
+// - its values against float64,
+// - no finding of the checker and no bank conflict,
+// - the same bits in every order of blocks, warps and lanes.
 #pragma once
 
 #include <algorithm>
@@ -37,7 +38,7 @@ inline std::string check_values(const ChunkwiseCase& c, const ChunkwiseInputs& i
                                 const ChunkwiseBits& bits) {
   const ChunkwiseResult exact = retention_by_definition(c, in);
   const auto out = to_doubles(bits.out.data(), bits.out.size(), c.dtype);
-  std::string wrong = mismatch(out, exact.out, c.values(), c.dtype, 1);
+  std::string wrong = mismatch(out, exact.out, c.head_dim_v(), c.dtype, 1);
   // The composite computes in fp32 and rounds once: its error is that of the rounding.
   const auto rounded = encode(exact.out, c.dtype).values;
   const double ours = norm_error(out, exact.out), its = norm_error(rounded, exact.out);
@@ -45,7 +46,8 @@ inline std::string check_values(const ChunkwiseCase& c, const ChunkwiseInputs& i
     wrong = "out: " + std::to_string(ours / its) + " times the error of one rounding";
   }
   const std::vector<double> state(bits.final_state.begin(), bits.final_state.end());
-  const std::string text = mismatch(state, exact.final_state, c.keys() * c.values(), c.dtype, 1);
+  const std::string text =
+      mismatch(state, exact.final_state, c.head_dim_qk() * c.head_dim_v(), c.dtype, 1);
   return text.empty() ? wrong : wrong + " final_state: " + text;
 }
 
@@ -87,15 +89,16 @@ inline ChunkwiseBits check(const ChunkwiseCase& c) { return check(c, make_inputs
 
 /// The smallest head that still takes its tile.
 inline void shrink(ChunkwiseCase& c) {
-  c.K = c.shape().inner / 2 + 4;
-  c.V = c.shape().slice == 64 ? 20 : 68;
+  c.Dk = c.shape().head_dim_qk / 2 + 4;
+  c.Dv = c.shape().slice == 64 ? 20 : 68;
 }
 
 template <class F>
 void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     for (int tile = 0; tile < kChunkwiseTileCount; ++tile) {
-      if (kChunkwiseTiles[tile].inner > kChunkwiseMaxKey) continue;  // of gradients alone
+      if (kChunkwiseTiles[tile].head_dim_qk > kChunkwiseMaxHeadDimQk)
+        continue;  // of gradients only
       ChunkwiseCase c;
       c.dtype = dtype;
       c.tile = tile;
@@ -104,17 +107,17 @@ void for_each_instantiation(const F& f) {
   }
 }
 
-/// The rows of sequence n, and its state, of a packed or batched result.
+/// The outputs of sequence n, and its state, of a packed or batched result.
 inline ChunkwiseBits part(const ChunkwiseCase& c, const ChunkwiseBits& all, size_t n) {
-  const size_t row = c.H * c.values(), state = c.H * c.keys() * c.values();
+  const size_t row = c.H * c.head_dim_v(), state = c.H * c.head_dim_qk() * c.head_dim_v();
   const size_t first = c.cu_seqlens.empty() ? n * c.T : c.cu_seqlens[n];
   const size_t end = c.cu_seqlens.empty() ? first + c.T : c.cu_seqlens[n + 1];
   return {{all.out.begin() + first * row, all.out.begin() + end * row},
           {all.final_state.begin() + n * state, all.final_state.begin() + (n + 1) * state}};
 }
 
-/// The inputs of tokens first .. end - 1, of all rows of the batch one after another, as one row
-/// that starts from the state of sequence n.
+/// The inputs of tokens first .. end - 1, counted through the batch, as one sequence that starts from the
+/// state of sequence n.
 inline ChunkwiseInputs tokens_alone(const ChunkwiseCase& c, const ChunkwiseInputs& in, size_t first,
                                     size_t end, size_t n) {
   const auto slice = [&](const Array& array, size_t size) {
@@ -122,8 +125,9 @@ inline ChunkwiseInputs tokens_alone(const ChunkwiseCase& c, const ChunkwiseInput
     return Array{{array.bytes.begin() + 2 * first * row, array.bytes.begin() + 2 * end * row},
                  {array.values.begin() + first * row, array.values.begin() + end * row}};
   };
-  const size_t state = c.H * c.keys() * c.values();
-  ChunkwiseInputs alone{slice(in.q, c.keys()), slice(in.k, c.keys()), slice(in.v, c.values()), {}};
+  const size_t state = c.H * c.head_dim_qk() * c.head_dim_v();
+  ChunkwiseInputs alone{
+      slice(in.q, c.head_dim_qk()), slice(in.k, c.head_dim_qk()), slice(in.v, c.head_dim_v()), {}};
   if (c.initial_state) {
     alone.initial_state.assign(in.initial_state.begin() + n * state,
                                in.initial_state.begin() + (n + 1) * state);

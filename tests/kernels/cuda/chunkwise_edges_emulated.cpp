@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise retention kernel at its edges, run lane by lane on the CPU (tests/simt): a sequence
-// alone, in a batch and packed; bounds that are no bounds; scales; the limits of fp16; strides
-// beyond 32 bits.
+// The chunkwise retention kernel at its edges, in the SIMT emulator (tests/simt): a sequence alone, in a batch
+// and packed; malformed bounds; scales; the limits of fp16; strides beyond 32 bits.
 #include "chunkwise_check.h"
 
 namespace retnet::kernels::cuda {
@@ -10,7 +9,7 @@ namespace {
 
 constexpr float kLargestHalf = 65504;
 
-/// A run whose bounds are malformed: of rows that no sequence owns, or two do, nothing is promised but
+/// A run whose bounds are malformed. Of tokens that no sequence owns, or two do, nothing is promised except
 /// that all accesses lie inside the arrays.
 ChunkwiseBits run_malformed(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   simt::Options options;
@@ -30,7 +29,7 @@ ChunkwiseBits run_malformed(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   return run.bits;
 }
 
-/// out by definition where each chunk reads the state before it clamped to fp16's range.
+/// out by definition, if each chunk reads the state before it clamped to the range of fp16.
 std::vector<double> clamped_out(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   const size_t C = static_cast<size_t>(c.shape().chunk);
   std::vector<double> out;
@@ -38,18 +37,18 @@ std::vector<double> clamped_out(const ChunkwiseCase& c, const ChunkwiseInputs& i
   for (size_t first = 0; first < c.T; first += C) {
     ChunkwiseCase chunk = c;
     chunk.T = std::min(C, c.T - first);
-    ChunkwiseInputs rows = tokens_alone(c, in, first, first + chunk.T, 0);
-    rows.initial_state = state;
-    const std::vector<double> next = retention_by_definition(chunk, rows).final_state;
+    ChunkwiseInputs alone = tokens_alone(c, in, first, first + chunk.T, 0);
+    alone.initial_state = state;
+    const std::vector<double> next = retention_by_definition(chunk, alone).final_state;
     state.assign(next.begin(), next.end());
-    for (float& s : rows.initial_state) s = std::clamp(s, -kLargestHalf, kLargestHalf);
-    const std::vector<double> part = retention_by_definition(chunk, rows).out;
+    for (float& s : alone.initial_state) s = std::clamp(s, -kLargestHalf, kLargestHalf);
+    const std::vector<double> part = retention_by_definition(chunk, alone).out;
     out.insert(out.end(), part.begin(), part.end());
   }
   return out;
 }
 
-/// Enough where no sum of the kernel is in question: few and many warps to a column of keys.
+/// Enough if no sum of the kernel is in question: few and many warps to a column of scores.
 template <class F>
 void for_two_instantiations(const F& f) {
   ChunkwiseCase c;
@@ -61,7 +60,7 @@ void for_two_instantiations(const F& f) {
 
 }  // namespace
 
-TEST_CASE("chunkwise edges: a row of a batch has the bits it has alone") {
+TEST_CASE("chunkwise edges: a sequence of a batch has the bits it has alone") {
   for_two_instantiations([&](ChunkwiseCase c) {
     shrink(c);
     c.B = 3;
@@ -129,7 +128,7 @@ TEST_CASE("chunkwise edges: malformed bounds touch nothing outside of the arrays
   c.cu_seqlens = {0, 130, 20, 140};
   const ChunkwiseInputs in = make_inputs(c);
   const std::vector<float> states = run_malformed(c, in).final_state;
-  const size_t size = c.H * c.keys() * c.values();
+  const size_t size = c.H * c.head_dim_qk() * c.head_dim_v();
   ChunkwiseCase alone = c;
   alone.cu_seqlens = {};
   for (const size_t n : {0, 2}) {
@@ -171,27 +170,28 @@ TEST_CASE("chunkwise edges: a large state is an operand clamped to fp16's range"
     const std::vector<double> state(bits.final_state.begin(), bits.final_state.end());
     const ChunkwiseResult exact = retention_by_definition(c, in);
     INFO(c.name());
-    CHECK(mismatch(out, clamped_out(c, in), c.values(), c.dtype, 1) == "");
-    CHECK(mismatch(out, exact.out, c.values(), c.dtype, 10) != "");
-    CHECK(mismatch(state, exact.final_state, c.keys() * c.values(), c.dtype, 1) == "");
+    CHECK(mismatch(out, clamped_out(c, in), c.head_dim_v(), c.dtype, 1) == "");
+    CHECK(mismatch(out, exact.out, c.head_dim_v(), c.dtype, 10) != "");
+    CHECK(mismatch(state, exact.final_state, c.head_dim_qk() * c.head_dim_v(), c.dtype, 1) == "");
   });
 }
 
 TEST_CASE("chunkwise edges: a score beyond fp16's range is infinite, in its token alone") {
-  constexpr size_t kQuery = 20, kKey = 10;
+  constexpr size_t kQToken = 20, kKToken = 10;
   for_two_instantiations([&](ChunkwiseCase c) {
     shrink(c);
     c.H = 1;
     c.T = 2 * c.shape().chunk;
     ChunkwiseInputs in = make_inputs(c);
-    const auto set_row = [&](Array& array, size_t row, size_t size, double value) {
-      for (size_t i = 0; i < size; ++i) array.values[row * size + i] = i % 2 == 0 ? value : -value;
+    const auto set_token = [&](Array& array, size_t token, size_t size, double value) {
+      for (size_t i = 0; i < size; ++i)
+        array.values[token * size + i] = i % 2 == 0 ? value : -value;
       array = encode(array.values, c.dtype);
     };
-    set_row(in.q, kQuery, c.keys(), 128);
-    set_row(in.k, kKey, c.keys(), 128);
-    set_row(in.v, kKey, c.values(), 1.0 / 1024);
-    // 0.73 128^2 K is the score before scale multiplies it: 400,000 and more.
+    set_token(in.q, kQToken, c.head_dim_qk(), 128);
+    set_token(in.k, kKToken, c.head_dim_qk(), 128);
+    set_token(in.v, kKToken, c.head_dim_v(), 1.0 / 1024);
+    // 0.73 128^2 Dk is the score before scale multiplies it: 400,000 and more.
     c.scale = 1.0 / 128;
     check(c, in);
     c.scale = 1;
@@ -203,16 +203,16 @@ TEST_CASE("chunkwise edges: a score beyond fp16's range is infinite, in its toke
     auto out = to_doubles(bits.out.data(), bits.out.size(), c.dtype);
     ChunkwiseResult exact = retention_by_definition(c, in);
     size_t infinite = 0;
-    for (size_t i = 0; i < c.values(); ++i) {
-      double& value = out[kQuery * c.values() + i];
+    for (size_t i = 0; i < c.head_dim_v(); ++i) {
+      double& value = out[kQToken * c.head_dim_v() + i];
       infinite += std::isinf(value) && std::signbit(value) == (i % 2 != 0);
-      value = exact.out[kQuery * c.values() + i];
+      value = exact.out[kQToken * c.head_dim_v() + i];
     }
     INFO(c.name());
-    CHECK(infinite == c.values());
-    CHECK(mismatch(out, exact.out, c.values(), c.dtype, 1) == "");
+    CHECK(infinite == c.head_dim_v());
+    CHECK(mismatch(out, exact.out, c.head_dim_v(), c.dtype, 1) == "");
     const std::vector<double> state(bits.final_state.begin(), bits.final_state.end());
-    CHECK(mismatch(state, exact.final_state, c.keys() * c.values(), c.dtype, 1) == "");
+    CHECK(mismatch(state, exact.final_state, c.head_dim_qk() * c.head_dim_v(), c.dtype, 1) == "");
   });
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise retention kernel, every instantiation, run lane by lane on the CPU (tests/simt):
-// lengths, packed sequences, segments, head sizes and gammas. chunkwise_edges_emulated.cpp has the rest.
+// The chunkwise retention kernel, every instantiation, in the SIMT emulator (tests/simt): lengths, packed
+// sequences, segments, head sizes and gammas. chunkwise_edges_emulated.cpp has the rest.
 #include "chunkwise_check.h"
 
 namespace retnet::kernels::cuda {
@@ -31,9 +31,9 @@ TEST_CASE("chunkwise emulated: packed sequences") {
       std::fill(array.bytes.begin() + 2 * 64 * c.H * size,
                 array.bytes.begin() + 2 * 129 * c.H * size, std::byte{0xff});
     };
-    poison(poisoned.q, c.keys());
-    poison(poisoned.k, c.keys());
-    poison(poisoned.v, c.values());
+    poison(poisoned.q, c.head_dim_qk());
+    poison(poisoned.k, c.head_dim_qk());
+    poison(poisoned.v, c.head_dim_v());
     const ChunkwiseBits beside_nan = run(c, poisoned, simt::Order::kRandom);
     for (size_t n = 0; n < c.sequences(); ++n) {
       if (n == 3) continue;
@@ -73,18 +73,18 @@ TEST_CASE("chunkwise emulated: head sizes that do not fill a tile, batches, slic
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     struct Size {
       int tile;
-      size_t K, V;
+      size_t Dk, Dv;
     };
     for (const Size& size : {Size{0, 4, 4}, Size{0, 60, 20}, Size{1, 64, 432}, Size{2, 100, 428},
                              Size{3, 132, 260}, Size{3, 256, 428}, Size{4, 252, 132}}) {
       ChunkwiseCase c;
       c.dtype = dtype;
       c.tile = size.tile;
-      c.K = size.K;
-      c.V = size.V;
+      c.Dk = size.Dk;
+      c.Dv = size.Dv;
       c.T = 70;
-      c.H = size.V > 256 ? 1 : 3;
-      c.B = size.V > 256 ? 1 : 2;
+      c.H = size.Dv > 256 ? 1 : 3;
+      c.B = size.Dv > 256 ? 1 : 2;
       for (const Layout layout : {Layout::kContiguous, Layout::kStrided, Layout::kNarrow}) {
         c.layout = layout;
         check(c);
@@ -102,17 +102,17 @@ TEST_CASE("chunkwise emulated: every gamma") {
     ChunkwiseInputs in = make_inputs(c);
     check(c, in);
     // At gamma = 0 whatever the initial state holds is ignored.
-    const auto size = static_cast<ptrdiff_t>(c.keys() * c.values());
+    const auto size = static_cast<ptrdiff_t>(c.head_dim_qk() * c.head_dim_v());
     std::fill(in.initial_state.begin() + size, in.initial_state.begin() + 2 * size, NAN);
     check(c, in);
     const ChunkwiseBits good = run(c, in, simt::Order::kAscending);
     // Nor does a state that is not finite outlast its chunk there.
     ChunkwiseInputs poisoned = in;
-    std::fill_n(poisoned.v.bytes.begin() + 2 * c.values(), 2 * c.values(), std::byte{0xff});
+    std::fill_n(poisoned.v.bytes.begin() + 2 * c.head_dim_v(), 2 * c.head_dim_v(), std::byte{0xff});
     const ChunkwiseBits after = run(c, poisoned, simt::Order::kAscending);
     size_t wrong = 0;
-    for (size_t i = c.shape().chunk * c.H * c.values(); i < good.out.size(); ++i) {
-      if (i / c.values() % c.H == 1) wrong += after.out[i] != good.out[i];
+    for (size_t i = c.shape().chunk * c.H * c.head_dim_v(); i < good.out.size(); ++i) {
+      if (i / c.head_dim_v() % c.H == 1) wrong += after.out[i] != good.out[i];
     }
     CHECK(wrong == 0);
     CHECK(std::equal(good.final_state.begin() + size, good.final_state.begin() + 2 * size,
@@ -122,7 +122,7 @@ TEST_CASE("chunkwise emulated: every gamma") {
     bad.log_decay = {1e-3, kMinusInfinity, -1e-9, NAN, -200};
     const ChunkwiseBits bad_bits = run(bad, in, simt::Order::kAscending);
     for (size_t i = 0; i < good.out.size(); ++i) {
-      const size_t h = i / c.values() % c.H;
+      const size_t h = i / c.head_dim_v() % c.H;
       const bool nan = std::isnan(to_doubles(&bad_bits.out[i], 1, c.dtype)[0]);
       wrong += h == 0 || h == 3 ? !nan : bad_bits.out[i] != good.out[i];
     }

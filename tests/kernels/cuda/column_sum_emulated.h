@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "kernels/cuda/norm/column_sum.h"
+#include "kernels/cuda/norm/launch.h"
 
 namespace retnet::kernels::cuda {
 
-// launch_column_sum on so few blocks that each takes several groups of columns, which it does by
-// itself only above 2^25 columns.
+// launch_column_sum on so few blocks that each takes several groups of columns. By itself it does that only
+// above 2^25 columns.
 cudaError_t launch_column_sum_on(unsigned blocks, const ColumnSumParams& params);
 
 }  // namespace retnet::kernels::cuda

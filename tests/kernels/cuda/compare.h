@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The tolerance table of docs/numerics.md and the comparison of an emulated kernel's result with a
-// float64 reference, as tests/python/support/tolerances.py has them.
+// The tolerance table of docs/numerics.md, and the comparison of a kernel's result in the SIMT emulator with
+// a float64 reference, as tests/python/support/tolerances.py has them.
 #pragma once
 
 #include <algorithm>
@@ -48,8 +48,8 @@ inline std::vector<double> to_doubles(const void* data, size_t count, DType dtyp
   return values;
 }
 
-// Empty where `actual` is within `factor` times the tolerance of `dtype`, else what is wrong.
-// Elements that are not finite are counted apart: a norm would lose them.
+// Empty if `actual` is within `factor` times the tolerance of `dtype`, else what is wrong. Elements that are
+// not finite are counted separately: a norm would lose them.
 inline std::string mismatch(std::span<const double> actual, std::span<const double> reference,
                             size_t row_size, DType dtype, double factor) {
   char text[160];

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gated group norm kernels, every instantiation, run lane by lane on the CPU (tests/simt):
-// against float64, with no finding of the checker, no bank conflict, and the same bits in every
-// order of blocks, warps and lanes.
+// The gated group norm kernels, every instantiation, in the SIMT emulator (tests/simt): against float64, with
+// no finding of the checker, no bank conflict, and the same bits in every order of blocks, warps and lanes.
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -18,28 +17,28 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-enum class Affine { kNone, kShared, kPerHead };  // absent, [V], [H, V]
+enum class Affine { kNone, kShared, kPerHead };  // absent, [Dv], [H, Dv]
 
 struct Case {
   DType dtype = DType::kFloat32;
   bool narrow = false;  // 16-bit rows that are only 8-byte aligned, by their start
-  size_t N = 1, H = 1, V = 4;
+  size_t N = 1, H = 1, Dv = 4;
   Norm norm = Norm::kLayer;
   bool gate = true;
   Affine weight = Affine::kPerHead;
   Affine bias = Affine::kPerHead;
   bool affine_fp32 = true;  // else of dtype
   bool strided = false;     // x, gate and grad_out inside a larger array
-  unsigned gradients = 15;  // x 1, gate 2, weight 4, bias 8
+  unsigned gradients = 15;  // grad_x 1, grad_gate 2, grad_weight 4, grad_bias 8
 
   std::string name() const {
     char text[160];
     const char* dtypes[] = {"fp32", "fp16", "bf16"};
-    const char* affines[] = {"-", "[V]", "[H, V]"};
+    const char* affines[] = {"-", "[Dv]", "[H, Dv]"};
     std::snprintf(text, sizeof(text),
-                  "%s%s N=%zu H=%zu V=%zu %s gate=%d weight=%s bias=%s affine_fp32=%d strided=%d "
+                  "%s%s N=%zu H=%zu Dv=%zu %s gate=%d weight=%s bias=%s affine_fp32=%d strided=%d "
                   "gradients=%u",
-                  dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "", N, H, V,
+                  dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "", N, H, Dv,
                   norm == Norm::kLayer ? "layer" : "rms", gate, affines[static_cast<int>(weight)],
                   affines[static_cast<int>(bias)], affine_fp32, strided, gradients);
     return text;
@@ -55,18 +54,18 @@ constexpr float kEps = 1e-5f;
 
 Inputs make_inputs(const Case& c) {
   Inputs in;
-  const size_t count = c.N * c.H * c.V;
+  const size_t count = c.N * c.H * c.Dv;
   const DType affine_dtype = c.affine_fp32 ? DType::kFloat32 : c.dtype;
   in.x = encode(random_values(count, 0.5, 2, 1), c.dtype);
   in.grad_out = encode(random_values(count, 0, 1, 2), c.dtype);
   if (c.gate) in.gate = encode(random_values(count, 0, 1, 3), c.dtype);
   GatedGroupNormProblem& p = in.problem;
-  p = {c.N, c.H, c.V, c.norm == Norm::kLayer, kEps, in.x.values, in.gate.values, {}, {}, {}};
+  p = {c.N, c.H, c.Dv, c.norm == Norm::kLayer, kEps, in.x.values, in.gate.values, {}, {}, {}};
   p.grad_out = in.grad_out.values;
   const auto affine = [&](Affine kind, double mean, Array& array, std::vector<double>& expanded) {
-    expanded.assign(c.H * c.V, mean);
+    expanded.assign(c.H * c.Dv, mean);
     if (kind == Affine::kNone) return;
-    const size_t size = kind == Affine::kShared ? c.V : c.H * c.V;
+    const size_t size = kind == Affine::kShared ? c.Dv : c.H * c.Dv;
     array = encode(random_values(size, mean, 0.5, 4), affine_dtype);
     for (size_t i = 0; i < expanded.size(); ++i) expanded[i] = array.values[i % size];
   };
@@ -123,9 +122,9 @@ class Device {
   }
 
  private:
-  size_t elements() const { return case_.N * case_.H * case_.V; }
+  size_t elements() const { return case_.N * case_.H * case_.Dv; }
   size_t gradient_bytes(Affine kind) const {
-    return 4 * case_.V * (kind == Affine::kPerHead ? case_.H : 1);
+    return 4 * case_.Dv * (kind == Affine::kPerHead ? case_.H : 1);
   }
   void* output(size_t bytes, const char* name, size_t offset) {
     return simulator_.output<std::byte>(bytes, name, offset);
@@ -143,13 +142,13 @@ class Device {
   const void* rows(const Array& array, const char* name, int64_t& stride_n, int64_t& stride_h) {
     const size_t size = element_size(case_.dtype);
     const size_t gap = case_.strided ? 8 : 0, every = case_.strided ? 2 : 1;
-    stride_h = static_cast<int64_t>(case_.V + gap);
+    stride_h = static_cast<int64_t>(case_.Dv + gap);
     stride_n = stride_h * static_cast<int64_t>(case_.H * every);
     std::vector<std::byte> spread(case_.N * stride_n * size, std::byte{0xff});
     for (size_t n = 0; n < case_.N; ++n) {
       for (size_t h = 0; h < case_.H; ++h) {
         std::memcpy(spread.data() + (n * stride_n + h * stride_h) * size,
-                    array.bytes.data() + (n * case_.H + h) * case_.V * size, case_.V * size);
+                    array.bytes.data() + (n * case_.H + h) * case_.Dv * size, case_.Dv * size);
       }
     }
     return simulator_.input<std::byte>(spread, name, offset_);
@@ -159,7 +158,7 @@ class Device {
     GatedGroupNormInputs p;
     p.tokens = static_cast<int64_t>(case_.N);
     p.heads = static_cast<int64_t>(case_.H);
-    p.value_dim = static_cast<int64_t>(case_.V);
+    p.head_dim_v = static_cast<int64_t>(case_.Dv);
     p.dtype = case_.dtype;
     p.norm = case_.norm;
     p.eps = kEps;
@@ -169,11 +168,11 @@ class Device {
     p.weight_dtype = p.bias_dtype = affine_dtype;
     if (case_.weight != Affine::kNone) {
       p.weight_ptr = simulator_.input<std::byte>(in_.weight.bytes, "weight");
-      p.weight_stride_h = case_.weight == Affine::kPerHead ? p.value_dim : 0;
+      p.weight_stride_h = case_.weight == Affine::kPerHead ? p.head_dim_v : 0;
     }
     if (case_.bias != Affine::kNone) {
       p.bias_ptr = simulator_.input<std::byte>(in_.bias.bytes, "bias");
-      p.bias_stride_h = case_.bias == Affine::kPerHead ? p.value_dim : 0;
+      p.bias_stride_h = case_.bias == Affine::kPerHead ? p.head_dim_v : 0;
     }
     return p;
   }
@@ -184,9 +183,9 @@ class Device {
   size_t offset_;
 };
 
-std::vector<double> sum_over_heads(const std::vector<double>& values, size_t H, size_t V) {
-  std::vector<double> sum(V);
-  for (size_t i = 0; i < H * V; ++i) sum[i % V] += values[i];
+std::vector<double> sum_over_heads(const std::vector<double>& values, size_t H, size_t Dv) {
+  std::vector<double> sum(Dv);
+  for (size_t i = 0; i < H * Dv; ++i) sum[i % Dv] += values[i];
   return sum;
 }
 
@@ -197,11 +196,11 @@ std::string check_values(const Case& c, const Outputs& outputs, const GatedGroup
                            const std::vector<double>& reference, DType stored, double factor) {
     if (bytes.empty()) return;
     const auto actual = to_doubles(bytes.data(), bytes.size() / element_size(stored), stored);
-    const std::string text = mismatch(actual, reference, c.V, c.dtype, factor);
+    const std::string text = mismatch(actual, reference, c.Dv, c.dtype, factor);
     if (!text.empty()) wrong += std::string(name) + ": " + text + "\n";
   };
   const auto affine = [&](Affine kind, const std::vector<double>& gradient) {
-    return kind == Affine::kPerHead ? gradient : sum_over_heads(gradient, c.H, c.V);
+    return kind == Affine::kPerHead ? gradient : sum_over_heads(gradient, c.H, c.Dv);
   };
   compare("out", outputs.out, exact.out, c.dtype, 1);
   compare("grad_x", outputs.grad_x, exact.grad_x, c.dtype, 2);
@@ -217,7 +216,7 @@ struct Totals {
   size_t reports = 0;
 };
 
-/// All of what is asserted of one case, in the three orders.
+/// Asserts everything of one case, in the three orders.
 void check(const Case& c, Totals& totals) {
   const Inputs in = make_inputs(c);
   const GatedGroupNormResult exact = gated_group_norm_by_definition(in.problem);
@@ -249,12 +248,12 @@ void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const bool narrow : {false, true}) {
       if (narrow && dtype == DType::kFloat32) continue;
-      for (const size_t V : {4, 128, 256, 428, 432, 512, 1024}) {
-        if (narrow && V % 8 != 0) continue;  // narrow as it is
+      for (const size_t Dv : {4, 128, 256, 428, 432, 512, 1024}) {
+        if (narrow && Dv % 8 != 0) continue;  // narrow as it is
         Case c;
         c.dtype = dtype;
         c.narrow = narrow;
-        c.V = V;
+        c.Dv = Dv;
         f(c);
       }
     }
@@ -330,31 +329,31 @@ TEST_CASE("gated_group_norm emulated") {
   // Other numbers of tokens: one; more rows than a block's and not a multiple of them.
   for_each_instantiation([&](Case c) {
     for (const auto& [N, H] : {std::pair<size_t, size_t>{1, 1}, {1, 5}, {17, 1}, {37, 3}}) {
-      c.N = c.V > 128 && N > 17 ? 9 : N;
+      c.N = c.Dv > 128 && N > 17 ? 9 : N;
       c.H = H;
       c.norm = turn++ % 2 == 0 ? Norm::kLayer : Norm::kRms;
       check(c, totals);
     }
   });
   // Every set of gradients.
-  for (const size_t V : {64, 432, 1024}) {
+  for (const size_t Dv : {64, 432, 1024}) {
     for (unsigned gradients = 1; gradients < 15; ++gradients) {
       Case c;
       c.dtype = DType::kBFloat16;
       c.N = 5;
       c.H = 2;
-      c.V = V;
+      c.Dv = Dv;
       c.gradients = gradients;
       check(c, totals);
     }
   }
   // So many heads that a block of the backward takes several turns.
-  for (const auto& [N, V] : {std::pair<size_t, size_t>{35, 4}, {9, 132}, {3, 516}}) {
+  for (const auto& [N, Dv] : {std::pair<size_t, size_t>{35, 4}, {9, 132}, {3, 516}}) {
     Case c;
     c.dtype = DType::kBFloat16;
     c.N = N;
     c.H = 520;
-    c.V = V;
+    c.Dv = Dv;
     c.weight = Affine::kShared;
     check(c, totals);
   }
@@ -401,7 +400,7 @@ TEST_CASE("a row's bits do not depend on the rows beside it") {
     const Outputs together = Device(c, all, {}).run().outputs;
     Case one = c;
     one.N = 1;
-    const size_t bytes = c.V * element_size(c.dtype);
+    const size_t bytes = c.Dv * element_size(c.dtype);
     for (const size_t n : {0, 3, 5}) {
       Inputs alone = all;
       for (Array* array : {&alone.x, &alone.gate, &alone.grad_out}) {
@@ -425,21 +424,21 @@ TEST_CASE("bytes are those of the kernels' headers") {
     c.H = 2;
     c.weight = c.bias = Affine::kNone;
     const simt::Report report = Device(c, make_inputs(c), {}).run().report;
-    const size_t array = c.N * c.H * c.V * element_size(c.dtype);
+    const size_t array = c.N * c.H * c.Dv * element_size(c.dtype);
     const simt::Counters& forward = report.launches[0].total;
     const simt::Counters& backward = report.launches[1].total;
     INFO(c.name());
     CHECK(forward.global_load.requested_bytes == 2 * array);
     CHECK(forward.global_store.requested_bytes == array);
     CHECK(backward.global_load.requested_bytes == 3 * array);
-    const size_t partial_sums = report.launches[1].blocks.size() * c.V * 8;
+    const size_t partial_sums = report.launches[1].blocks.size() * c.Dv * 8;
     CHECK(backward.global_store.requested_bytes == 2 * array + partial_sums);
     CHECK(report.launches[0].static_shared_bytes == 64);
     // column_sum, for the weight and for the bias: reads what was written, writes the gradient.
     REQUIRE(report.launches.size() == 4);
     for (const size_t launch : {2, 3}) {
       CHECK(report.launches[launch].total.global_load.requested_bytes == partial_sums / 2);
-      CHECK(report.launches[launch].total.global_store.requested_bytes == c.V * 4);
+      CHECK(report.launches[launch].total.global_store.requested_bytes == c.Dv * 4);
     }
   });
 }

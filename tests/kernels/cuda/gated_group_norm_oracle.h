@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Gated group norm and its gradients in float64, as they are defined. Shares no code with the
-// kernels.
+// Gated group norm and its gradients in float64, by their definition. It shares no code with the kernels.
 #pragma once
 
 #include <cmath>
@@ -10,17 +9,17 @@
 
 namespace retnet::kernels::cuda {
 
-// x, gate, grad_out [N, H, V]; weight and bias [H, V]. An empty gate is none.
+// x, gate, grad_out [N, H, Dv]; weight and bias [H, Dv]. An empty gate is none.
 struct GatedGroupNormProblem {
-  size_t N = 0, H = 0, V = 0;
+  size_t N = 0, H = 0, Dv = 0;
   bool centre = true;  // layer norm; else rms norm
   double eps = 0;
   std::vector<double> x, gate, weight, bias, grad_out;
 };
 
 struct GatedGroupNormResult {
-  std::vector<double> out, grad_x, grad_gate;  // [N, H, V]
-  std::vector<double> grad_weight, grad_bias;  // [H, V]
+  std::vector<double> out, grad_x, grad_gate;  // [N, H, Dv]
+  std::vector<double> grad_weight, grad_bias;  // [H, Dv]
 };
 
 inline double logistic(double a) { return 1 / (1 + std::exp(-a)); }
@@ -30,24 +29,24 @@ inline GatedGroupNormResult gated_group_norm_by_definition(const GatedGroupNormP
   r.out.resize(p.x.size());
   r.grad_x.resize(p.x.size());
   r.grad_gate.resize(p.gate.size());
-  r.grad_weight.resize(p.H * p.V);
-  r.grad_bias.resize(p.H * p.V);
-  const auto V = static_cast<double>(p.V);
+  r.grad_weight.resize(p.H * p.Dv);
+  r.grad_bias.resize(p.H * p.Dv);
+  const auto Dv = static_cast<double>(p.Dv);
   for (size_t n = 0; n < p.N; ++n) {
     for (size_t h = 0; h < p.H; ++h) {
-      const size_t row = (n * p.H + h) * p.V;
+      const size_t row = (n * p.H + h) * p.Dv;
       double mean = 0;
-      for (size_t v = 0; v < p.V; ++v) mean += p.centre ? p.x[row + v] / V : 0;
+      for (size_t v = 0; v < p.Dv; ++v) mean += p.centre ? p.x[row + v] / Dv : 0;
       double variance = 0;
-      for (size_t v = 0; v < p.V; ++v) variance += std::pow(p.x[row + v] - mean, 2) / V;
+      for (size_t v = 0; v < p.Dv; ++v) variance += std::pow(p.x[row + v] - mean, 2) / Dv;
       const double deviation = std::sqrt(variance + p.eps);
 
       // Backwards from out = affine swish(gate), affine = y weight + bias, y = (x - mean) /
       // deviation: the gradient of each intermediate value in turn.
-      std::vector<double> grad_centred(p.V);
+      std::vector<double> grad_centred(p.Dv);
       double grad_deviation = 0;
-      for (size_t v = 0; v < p.V; ++v) {
-        const size_t i = row + v, w = h * p.V + v;
+      for (size_t v = 0; v < p.Dv; ++v) {
+        const size_t i = row + v, w = h * p.Dv + v;
         const double centred = p.x[i] - mean;
         const double y = centred / deviation;
         const double affine = y * p.weight[w] + p.bias[w];
@@ -67,12 +66,12 @@ inline GatedGroupNormResult gated_group_norm_by_definition(const GatedGroupNormP
       }
       const double grad_variance = grad_deviation / (2 * deviation);
       double grad_mean = 0;
-      for (size_t v = 0; v < p.V; ++v) {
-        grad_centred[v] += grad_variance * 2 * (p.x[row + v] - mean) / V;
+      for (size_t v = 0; v < p.Dv; ++v) {
+        grad_centred[v] += grad_variance * 2 * (p.x[row + v] - mean) / Dv;
         grad_mean -= grad_centred[v];
       }
-      for (size_t v = 0; v < p.V; ++v) {
-        r.grad_x[row + v] = grad_centred[v] + (p.centre ? grad_mean / V : 0);
+      for (size_t v = 0; v < p.Dv; ++v) {
+        r.grad_x[row + v] = grad_centred[v] + (p.centre ? grad_mean / Dv : 0);
       }
     }
   }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host decides for the gated group norm kernels: which calls they take, with which
-// accesses, and the backward's workspace. No GPU and no CUDA header needed.
+// What the host decides for the gated group norm kernels: which calls they take, with which accesses, and the
+// workspace of the backward. No GPU and no CUDA header needed.
 #include <cstdint>
 
 #include "catch.h"
@@ -16,25 +16,25 @@ T* address(uintptr_t value) {
   return reinterpret_cast<T*>(value);
 }
 
-/// Contiguous x and gate [N, H, V], weight and bias [V] in float32, every pointer aligned.
+/// Contiguous x and gate [N, H, Dv], weight and bias [Dv] in float32, every pointer aligned.
 template <class Params>
-Params contiguous(DType dtype, int64_t tokens, int64_t heads, int64_t value_dim) {
+Params contiguous(DType dtype, int64_t tokens, int64_t heads, int64_t head_dim_v) {
   Params p;
   p.tokens = tokens;
   p.heads = heads;
-  p.value_dim = value_dim;
+  p.head_dim_v = head_dim_v;
   p.dtype = dtype;
   p.x_ptr = address(0x10000);
   p.gate_ptr = address(0x20000);
-  p.x_stride_n = p.gate_stride_n = heads * value_dim;
-  p.x_stride_h = p.gate_stride_h = value_dim;
+  p.x_stride_n = p.gate_stride_n = heads * head_dim_v;
+  p.x_stride_h = p.gate_stride_h = head_dim_v;
   p.weight_ptr = address(0x30000);
   p.bias_ptr = address(0x40000);
   return p;
 }
 
-GatedGroupNormParams forward(DType dtype, int64_t value_dim) {
-  auto p = contiguous<GatedGroupNormParams>(dtype, 100, 8, value_dim);
+GatedGroupNormParams forward(DType dtype, int64_t head_dim_v) {
+  auto p = contiguous<GatedGroupNormParams>(dtype, 100, 8, head_dim_v);
   p.out_ptr = address(0x50000);
   return p;
 }
@@ -44,8 +44,8 @@ TEST_CASE("every multiple of 4 up to 1024 has the narrowest tile that holds it")
     CAPTURE(v);
     const int tile = gated_group_norm_tile(v);
     REQUIRE(tile >= 0);
-    CHECK(kGatedGroupNormTiles[tile].max_value_dim >= v);
-    if (tile > 0) CHECK(kGatedGroupNormTiles[tile - 1].max_value_dim < v);
+    CHECK(kGatedGroupNormTiles[tile].max_head_dim_v >= v);
+    if (tile > 0) CHECK(kGatedGroupNormTiles[tile - 1].max_head_dim_v < v);
   }
   for (const int64_t v : {-4, 0, 1, 2, 6, 430, 1022, 1028, 1 << 20}) {
     CAPTURE(v);
@@ -54,10 +54,10 @@ TEST_CASE("every multiple of 4 up to 1024 has the narrowest tile that holds it")
   }
 }
 
-TEST_CASE("accesses are of 16 bytes where every row allows it, else of 8") {
+TEST_CASE("accesses are of 16 bytes if every row allows it, else of 8") {
   struct {
     DType dtype;
-    int64_t value_dim;
+    int64_t head_dim_v;
     int vector;
   } const cases[] = {
       {DType::kBFloat16, 512, 8}, {DType::kBFloat16, 432, 8}, {DType::kBFloat16, 428, 4},
@@ -65,9 +65,9 @@ TEST_CASE("accesses are of 16 bytes where every row allows it, else of 8") {
       {DType::kFloat32, 428, 4},
   };
   for (const auto& c : cases) {
-    CAPTURE(static_cast<int>(c.dtype), c.value_dim);
-    CHECK(gated_group_norm_vector(forward(c.dtype, c.value_dim)) == c.vector);
-    CHECK(gated_group_norm_supported(forward(c.dtype, c.value_dim)));
+    CAPTURE(static_cast<int>(c.dtype), c.head_dim_v);
+    CHECK(gated_group_norm_vector(forward(c.dtype, c.head_dim_v)) == c.vector);
+    CHECK(gated_group_norm_supported(forward(c.dtype, c.head_dim_v)));
   }
 }
 
@@ -161,18 +161,18 @@ TEST_CASE("grad_out, grad_x and grad_gate take part in the backward's choice") {
 
 TEST_CASE("the backward's blocks cover the tokens and are bounded") {
   struct {
-    int64_t tokens, heads, value_dim, blocks_per_head;
+    int64_t tokens, heads, head_dim_v, blocks_per_head;
   } const cases[] = {
       {0, 8, 512, 0},        {1, 8, 512, 1},       {4, 8, 512, 1}, {5, 8, 512, 2},
       {100000, 8, 512, 128}, {100000, 8, 64, 128}, {17, 8, 64, 2}, {3, 1, 1024, 2},
       {100, 1024, 512, 1},   {100, 5000, 512, 1},  {5, 0, 512, 0},
   };
   for (const auto& c : cases) {
-    CAPTURE(c.tokens, c.heads, c.value_dim);
+    CAPTURE(c.tokens, c.heads, c.head_dim_v);
     auto p =
-        contiguous<GatedGroupNormBackwardParams>(DType::kBFloat16, c.tokens, c.heads, c.value_dim);
+        contiguous<GatedGroupNormBackwardParams>(DType::kBFloat16, c.tokens, c.heads, c.head_dim_v);
     CHECK(gated_group_norm_blocks_per_head(p) == c.blocks_per_head);
-    const auto partial = static_cast<size_t>(c.blocks_per_head * c.heads * c.value_dim) * 4;
+    const auto partial = static_cast<size_t>(c.blocks_per_head * c.heads * c.head_dim_v) * 4;
     CHECK(gated_group_norm_workspace_bytes(p) == 0);
     p.grad_weight_ptr = address<float>(0x80000);
     CHECK(gated_group_norm_workspace_bytes(p) == partial);

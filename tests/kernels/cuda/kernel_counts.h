@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What kernel_counts.cpp and log_decay_counts.cpp share: JSON, runs in the emulator, and of the kernels
-// that walk a sequence in chunks the objects that tools/mma_report.py reads.
+// What kernel_counts.cpp and log_decay_grad_counts.cpp share: JSON, runs in the SIMT emulator, and the objects
+// that tools/mma_report.py reads of the kernels that walk a sequence in chunks.
 #pragma once
 
 #include <cstdio>
@@ -64,8 +64,8 @@ inline std::string list(const std::vector<std::string>& items) {
   return "[" + text + "]";
 }
 
-/// What `chunks` more chunks cost, of a block and chunk, and bytes of a token and head: of `token_heads` in
-/// a chunk.
+/// What `chunks` more chunks cost, to a block and chunk; bytes to a token and head, of which a chunk has
+/// `token_heads`.
 inline Object per_chunk(const simt::LaunchCounters& before, const simt::LaunchCounters& after,
                         int chunks, int64_t token_heads) {
   const simt::Counters &a = before.total, &b = after.total;
@@ -108,38 +108,39 @@ inline Object describe(const ModelDevice& device) {
   return object;
 }
 
-inline ChunkwiseParams one_sequence(DType dtype, int64_t heads, int64_t inner, int64_t outer) {
+inline ChunkwiseParams one_sequence(DType dtype, int64_t heads, int64_t head_dim_qk,
+                                    int64_t head_dim_v) {
   ChunkwiseParams p;
   p.batch = p.sequences = 1;
   p.heads = heads;
-  p.inner = inner;
-  p.outer = outer;
-  p.transposed = inner > kChunkwiseMaxKey;
+  p.head_dim_qk = head_dim_qk;
+  p.head_dim_v = head_dim_v;
+  p.transposed = head_dim_qk > kChunkwiseMaxHeadDimQk;
   p.dtype = dtype;
   return p;
 }
 
 inline RetentionOperand operand_of_zeros(simt::Simulator& simulator, const ChunkwiseParams& p,
                                          int64_t size, const char* name) {
-  const int64_t row = p.heads * size;
-  return {zeros(simulator, 2 * p.tokens * row, name), p.tokens * row, row, size};
+  const int64_t token = p.heads * size;
+  return {zeros(simulator, 2 * p.tokens * token, name), p.tokens * token, token, size};
 }
 
-/// Sets what is read, but for the initial state.
+/// Sets what is read, except the initial state.
 inline void set_inputs(simt::Simulator& simulator, ChunkwiseParams& p) {
-  p.readout = operand_of_zeros(simulator, p, p.inner, "readout");
-  p.key = operand_of_zeros(simulator, p, p.inner, "key");
-  p.value = operand_of_zeros(simulator, p, p.outer, "value");
+  p.q = operand_of_zeros(simulator, p, p.head_dim_qk, "q");
+  p.k = operand_of_zeros(simulator, p, p.head_dim_qk, "k");
+  p.v = operand_of_zeros(simulator, p, p.head_dim_v, "v");
   p.log_decay_ptr = static_cast<float*>(zeros(simulator, 4 * p.heads, "log_decay"));
 }
 
-/// An instantiation: counted beside what its header states. `turns`: of the inner loops of its main loop
-/// that have mma, by all warps together, in the order of the code.
+/// An instantiation: what is counted, beside what its header states. `turns`: of the loops with mma inside its
+/// main loop, by all warps together, in the order of the code.
 template <class Tile>
 std::string instantiation(const char* family, DType dtype, int index, const Tile& tile,
                           const std::string& turns, const Object& counted, const Object& header) {
-  const std::string shape = std::to_string(tile.inner) + "x" + std::to_string(tile.slice) + "x" +
-                            std::to_string(tile.chunk);
+  const std::string shape = std::to_string(tile.head_dim_qk) + "x" + std::to_string(tile.slice) +
+                            "x" + std::to_string(tile.chunk);
   return Object()
       .text("family", family)
       .text("dtype", name(dtype))
@@ -161,8 +162,8 @@ inline std::string describe(const char* family, const ChunkwiseGoal& goal,
   return describe(device)
       .text("family", family)
       .text("dtype", name(goal.dtype))
-      .number("inner", static_cast<double>(goal.inner))
-      .number("outer", static_cast<double>(goal.outer))
+      .number("head_dim_qk", static_cast<double>(goal.head_dim_qk))
+      .number("head_dim_v", static_cast<double>(goal.head_dim_v))
       .number("heads", static_cast<double>(goal.heads))
       .number("tokens", static_cast<double>(goal.tokens))
       .number("tile", tile)
@@ -184,8 +185,8 @@ std::vector<std::string> for_each_goal(const auto& goals, const auto& f) {
   return items;
 }
 
-/// The kernel of log_decay's gradient (log_decay_counts.cpp): its instantiations, and its goals.
-std::vector<std::string> log_decay_counts();
-std::vector<std::string> log_decay_goals();
+/// The log_decay gradient kernel (log_decay_grad_counts.cpp): its instantiations, and its goals.
+std::vector<std::string> log_decay_grad_counts();
+std::vector<std::string> log_decay_grad_goals();
 
 }  // namespace retnet::kernels::cuda

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rotary kernel, every instantiation, run lane by lane on the CPU (tests/simt): against float64,
-// with no finding of the checker, and the same bits in every order of blocks, warps and lanes.
+// The rotary kernel, every instantiation, in the SIMT emulator (tests/simt): against float64, with no finding
+// of the checker, and the same bits in every order of blocks, warps and lanes.
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -24,22 +24,22 @@ struct Case {
   DType dtype = DType::kFloat32;
   bool narrow = false;  // 16-bit rows that are only 8-byte aligned, by their start
   bool half = false;
-  size_t B = 1, T = 1, H = 1, K = 4;
+  size_t B = 1, T = 1, H = 1, Dk = 4;
   bool inverse = false;
   bool position_64 = true;
-  bool per_row = true;   // positions [B, T], else [T]
-  bool strided = false;  // q and k inside larger arrays, positions in every second place
+  bool per_batch_entry = true;  // positions [B, T], else [T]
+  bool strided = false;         // q and k inside larger arrays, positions in every second place
   bool q = true, k = true;
 
   std::string name() const {
     char text[160];
     const char* dtypes[] = {"fp32", "fp16", "bf16"};
-    std::snprintf(text, sizeof(text),
-                  "%s%s %s B=%zu T=%zu H=%zu K=%zu inverse=%d position_64=%d per_row=%d strided=%d "
-                  "q=%d k=%d",
-                  dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "",
-                  half ? "half" : "interleaved", B, T, H, K, inverse, position_64, per_row, strided,
-                  q, k);
+    std::snprintf(
+        text, sizeof(text),
+        "%s%s %s B=%zu T=%zu H=%zu Dk=%zu inverse=%d position_64=%d per_batch_entry=%d strided=%d "
+        "q=%d k=%d",
+        dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "", half ? "half" : "interleaved", B,
+        T, H, Dk, inverse, position_64, per_batch_entry, strided, q, k);
     return text;
   }
 };
@@ -52,7 +52,7 @@ struct Inputs {
 
 Inputs make_inputs(const Case& c) {
   Inputs in;
-  const size_t count = c.B * c.T * c.H * c.K;
+  const size_t count = c.B * c.T * c.H * c.Dk;
   in.q = encode(random_values(count, 0.5, 1, 1), c.dtype);
   in.k = encode(random_values(count, 0, 2, 2), c.dtype);
   std::mt19937 generator(3);
@@ -60,10 +60,10 @@ Inputs make_inputs(const Case& c) {
   for (size_t i = 0; i < c.B * c.T; ++i) {
     in.positions.push_back(i % 3 == 2 ? kFar - static_cast<int64_t>(generator() % kNear)
                                       : static_cast<int64_t>(generator() % kNear));
-    if (!c.per_row && i >= c.T) in.positions[i] = in.positions[i - c.T];
+    if (!c.per_batch_entry && i >= c.T) in.positions[i] = in.positions[i - c.T];
   }
-  for (size_t i = 0; i < c.K / 2; ++i) {
-    const double share = static_cast<double>(2 * i) / static_cast<double>(c.K);
+  for (size_t i = 0; i < c.Dk / 2; ++i) {
+    const double share = static_cast<double>(2 * i) / static_cast<double>(c.Dk);
     in.frequencies.push_back(static_cast<float>(std::pow(1e-4, share)));
   }
   return in;
@@ -81,7 +81,7 @@ class Device {
     params_.batch = static_cast<int64_t>(c.B);
     params_.tokens = static_cast<int64_t>(c.T);
     params_.heads = static_cast<int64_t>(c.H);
-    params_.key_dim = static_cast<int64_t>(c.K);
+    params_.head_dim_qk = static_cast<int64_t>(c.Dk);
     params_.dtype = c.dtype;
     params_.half = c.half;
     params_.inverse = c.inverse;
@@ -102,12 +102,14 @@ class Device {
   RotaryParams& params() { return params_; }
 
  private:
-  size_t bytes() const { return case_.B * case_.T * case_.H * case_.K * element_size(case_.dtype); }
+  size_t bytes() const {
+    return case_.B * case_.T * case_.H * case_.Dk * element_size(case_.dtype);
+  }
 
   // Strided: heads outside tokens, rows of a head 8 elements apart, and NaN in between.
   RotaryOperand operand(const Array& array, const char* name) {
     const size_t size = element_size(case_.dtype), gap = case_.strided ? 8 : 0;
-    const size_t row = case_.K + gap;
+    const size_t row = case_.Dk + gap;
     RotaryOperand x;
     x.stride_t = static_cast<int64_t>(case_.strided ? row : row * case_.H);
     x.stride_h = static_cast<int64_t>(case_.strided ? row * case_.T : row);
@@ -116,9 +118,9 @@ class Device {
     const std::byte* src = array.bytes.data();
     for (size_t b = 0; b < case_.B; ++b) {
       for (size_t t = 0; t < case_.T; ++t) {
-        for (size_t h = 0; h < case_.H; ++h, src += case_.K * size) {
+        for (size_t h = 0; h < case_.H; ++h, src += case_.Dk * size) {
           std::memcpy(spread.data() + (b * x.stride_b + t * x.stride_t + h * x.stride_h) * size,
-                      src, case_.K * size);
+                      src, case_.Dk * size);
         }
       }
     }
@@ -130,14 +132,14 @@ class Device {
 
   template <class Index>
   void positions(const Inputs& in) {
-    const size_t every = case_.strided ? 2 : 1, rows = case_.per_row ? case_.B : 1;
+    const size_t every = case_.strided ? 2 : 1, rows = case_.per_batch_entry ? case_.B : 1;
     std::vector<Index> spread(rows * case_.T * every, -1);
     for (size_t i = 0; i < rows * case_.T; ++i) {
       spread[i * every] = static_cast<Index>(in.positions[i]);
     }
     params_.position_ptr = simulator_.input<Index>(spread, "positions");
     params_.position_stride_t = static_cast<int64_t>(every);
-    params_.position_stride_b = case_.per_row ? static_cast<int64_t>(case_.T * every) : 0;
+    params_.position_stride_b = case_.per_batch_entry ? static_cast<int64_t>(case_.T * every) : 0;
   }
 
   std::vector<std::byte> read(const RotaryOperand& x) const {
@@ -163,12 +165,12 @@ std::string check_values(const Case& c, const Inputs& in, const Array& x,
   if (bytes.empty()) return "";
   const double sign = c.inverse ? -1 : 1;
   const auto exact =
-      rotary_by_definition(x.values, c.H, c.K, in.positions, in.frequencies, c.half, sign);
+      rotary_by_definition(x.values, c.H, c.Dk, in.positions, in.frequencies, c.half, sign);
   const auto actual = to_doubles(bytes.data(), exact.size(), c.dtype);
-  const std::string wrong = mismatch(actual, exact, c.K, c.dtype, 1);
+  const std::string wrong = mismatch(actual, exact, c.Dk, c.dtype, 1);
   if (!wrong.empty()) return wrong;
   const Array composite = encode(
-      rotary_in_float(x.values, c.H, c.K, in.positions, in.frequencies, c.half, sign), c.dtype);
+      rotary_in_float(x.values, c.H, c.Dk, in.positions, in.frequencies, c.half, sign), c.dtype);
   const double mine = norm_of_difference(actual, exact);
   const double yardstick = norm_of_difference(composite.values, exact);
   char text[120];
@@ -228,16 +230,16 @@ TEST_CASE("rotary emulated") {
   unsigned turn = 0;
   for_each_instantiation([&](Case c) {
     // Widths from one access up, not powers of two among them; heads in and past a group.
-    for (const size_t K : {16, 24, 64, 256}) {
+    for (const size_t Dk : {16, 24, 64, 256}) {
       for (const auto& [B, T, H] :
            {std::array<size_t, 3>{1, 1, 1}, {2, 3, 3}, {3, 1, 8}, {1, 7, 9}, {2, 5, 17}}) {
-        c.K = K;
+        c.Dk = Dk;
         c.B = B;
         c.T = T;
         c.H = H;
         c.inverse = turn % 2 == 1;
         c.position_64 = turn % 3 != 0;
-        c.per_row = turn % 5 < 3;
+        c.per_batch_entry = turn % 5 < 3;
         c.strided = turn % 7 < 3;
         c.q = turn % 11 != 4;
         c.k = turn % 11 != 7;
@@ -246,7 +248,7 @@ TEST_CASE("rotary emulated") {
       }
     }
     // The narrowest rows.
-    c.K = (c.half ? 2 : 1) * 4;
+    c.Dk = (c.half ? 2 : 1) * 4;
     check(c, totals);
   });
   std::printf("rotary: %zu cases, %zu reports\n", totals.cases, totals.reports);
@@ -256,21 +258,21 @@ TEST_CASE("rotary emulated") {
 TEST_CASE("cosine and sine are those of float64 rounded to float32, wherever the token stands") {
   Case c;
   c.T = 300;
-  c.K = 256;
+  c.Dk = 256;
   Inputs in = make_inputs(c);
   std::mt19937_64 generator(5);
   for (size_t t = 0; t < c.T; ++t) {
     in.positions[t] = static_cast<int64_t>(generator() >> (12 + t % 52));  // to 2^52
   }
   in.positions[0] = 0;
-  std::vector<double> ones(c.T * c.K);
-  for (size_t i = 0; i < ones.size(); i += 2) ones[i] = 1;  // pairs (1, 0) turn to (cos, sin)
+  std::vector<double> ones(c.T * c.Dk);
+  for (size_t i = 0; i < ones.size(); i += 2) ones[i] = 1;  // pairs (1, 0) become (cos, sin)
   in.q = encode(ones, c.dtype);
   Device device(c, in);
   const auto actual = to_doubles(device.run().q.data(), ones.size(), c.dtype);
   double worst = 0;
   for (size_t i = 0; i < ones.size(); ++i) {
-    const double angle = static_cast<double>(in.positions[i / c.K]) * in.frequencies[i % c.K / 2];
+    const double angle = static_cast<double>(in.positions[i / c.Dk]) * in.frequencies[i % c.Dk / 2];
     const double exact = i % 2 == 0 ? std::cos(angle) : std::sin(angle);
     const auto near = std::fabs(static_cast<float>(exact));
     const double ulp = std::nextafter(near, 2.0f) - near;
@@ -287,12 +289,12 @@ TEST_CASE("a pair's bits do not depend on what is beside it") {
     c.B = 2;
     c.T = 3;
     c.H = 9;
-    c.K = 32;
+    c.Dk = 32;
     const Inputs all = make_inputs(c);
     const Outputs together = Device(c, all).run();
     Case one = c;
     one.B = one.T = one.H = 1;
-    const size_t bytes = c.K * element_size(c.dtype);
+    const size_t bytes = c.Dk * element_size(c.dtype);
     for (const size_t row : {0, 8, 30, 53}) {
       Inputs alone = all;
       alone.positions = {all.positions[row / c.H]};
@@ -311,7 +313,7 @@ TEST_CASE("a pair's bits do not depend on what is beside it") {
 TEST_CASE("q and k may be one array, and nothing is launched for nothing") {
   Case c;
   c.T = 4;
-  c.K = 64;
+  c.Dk = 64;
   {
     Inputs in = make_inputs(c);
     in.k = in.q;
@@ -335,11 +337,11 @@ TEST_CASE("bytes are those of the kernel's header") {
   for_each_instantiation([&](Case c) {
     c.T = 4;
     c.H = 8;
-    c.K = 64;
+    c.Dk = 64;
     Device device(c, make_inputs(c));
     device.run();
     const simt::Counters& counted = device.report().launches[0].total;
-    const size_t array = c.T * c.H * c.K * element_size(c.dtype);
+    const size_t array = c.T * c.H * c.Dk * element_size(c.dtype);
     INFO(c.name());
     CHECK(counted.global_store.requested_bytes == 2 * array);
     // Beside q and k, positions and frequencies: of each thread, from the cache.

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host decides for the rotary kernel: which calls it takes, and with which accesses. No GPU
-// and no CUDA header needed.
+// What the host decides for the rotary kernel: which calls it takes, and with which accesses. No GPU and no
+// CUDA header needed.
 #include <cstdint>
 
 #include "catch.h"
@@ -10,29 +10,29 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// Contiguous q and k [2, 5, 3, K], every pointer aligned.
-RotaryParams contiguous(DType dtype, int64_t key_dim, bool half) {
+/// Contiguous q and k [2, 5, 3, Dk], every pointer aligned.
+RotaryParams contiguous(DType dtype, int64_t head_dim_qk, bool half) {
   RotaryParams p;
   p.batch = 2;
   p.tokens = 5;
   p.heads = 3;
-  p.key_dim = key_dim;
+  p.head_dim_qk = head_dim_qk;
   p.dtype = dtype;
   p.half = half;
   for (RotaryOperand* x : {&p.q, &p.k}) {
     x->in_ptr = reinterpret_cast<void*>(0x10000);
     x->out_ptr = reinterpret_cast<void*>(0x20000);
-    x->stride_h = key_dim;
-    x->stride_t = 3 * key_dim;
-    x->stride_b = 15 * key_dim;
+    x->stride_h = head_dim_qk;
+    x->stride_t = 3 * head_dim_qk;
+    x->stride_b = 15 * head_dim_qk;
   }
   return p;
 }
 
-TEST_CASE("rotary: accesses are of 16 bytes where every row allows it, else of 8") {
+TEST_CASE("rotary: accesses are of 16 bytes if every row allows it, else of 8") {
   struct {
     DType dtype;
-    int64_t key_dim;
+    int64_t head_dim_qk;
     bool half;
     int vector;
   } const cases[] = {
@@ -43,8 +43,8 @@ TEST_CASE("rotary: accesses are of 16 bytes where every row allows it, else of 8
       {DType::kFloat32, 2, false, 0},    {DType::kFloat32, 1 << 20, true, 4},
   };
   for (const auto& c : cases) {
-    CAPTURE(static_cast<int>(c.dtype), c.key_dim, c.half);
-    const RotaryParams p = contiguous(c.dtype, c.key_dim, c.half);
+    CAPTURE(static_cast<int>(c.dtype), c.head_dim_qk, c.half);
+    const RotaryParams p = contiguous(c.dtype, c.head_dim_qk, c.half);
     CHECK(rotary_vector(p) == c.vector);
     CHECK(rotary_supported(p) == (c.vector > 0));
   }

@@ -1,2 +1,2 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/cuda/retention/segment_scan.cu"
+#include "kernels/cuda/retention/chunkwise/segment_scan.cu"

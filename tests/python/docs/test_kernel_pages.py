@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/kernels shows works: its C++ computes retention, its excerpts are the kernels', its
-counts are those of the kernels' headers."""
+"""What docs/kernels/retention.md and backward.md show works: the C++ computes retention, the
+excerpts are those of the kernels, the counts are those of their headers."""
 
 import math
 import re
@@ -17,9 +17,9 @@ BACKWARD = (ROOT / "docs/kernels/backward.md").read_text()
 
 BLOCKS = blocks(RETENTION)
 VERSIONS = ("plain", "chunkwise", "tiles")
-TOKENS, INNER = 75, 32
+TOKENS, HEAD_DIM_QK = 75, 32
 # 32 columns are one slice; 64 are two blocks of `tiles`.
-CASES = {"decay": (31 / 32, 32), "two slices": (31 / 32, 64), "forgets": (0.0, 32)}
+CASES = {"decay": (31 / 32, 32), "two slices": (31 / 32, 64), "gamma = 0": (0.0, 32)}
 SCALE = 0.25
 
 # Prints final state and out of each version, a line each. The inputs are those of `retention`
@@ -35,25 +35,25 @@ void print(const Matrix& state, const Matrix& out) {{
   std::printf("\\n");
 }}
 
-void run(double log_decay, int outer) {{
+void run(double log_decay, int head_dim_v) {{
   uint32_t seed = 1;
   const auto random = [&](int rows, int columns) {{
     Matrix m{{columns, std::vector<double>(rows * columns)}};
     for (double& x : m.elements) x = (seed = seed * 1664525u + 1013904223u) / 2147483648.0 - 1;
     return m;
   }};
-  const int T = {TOKENS}, I = {INNER};
-  const Matrix readout = random(T, I), key = random(T, I), value = random(T, outer);
-  const Params p{{T, I, outer, {SCALE}, log_decay, readout, key, value}};
-  Matrix start = random(I, outer);
+  const int T = {TOKENS}, Dk = {HEAD_DIM_QK}, Dv = head_dim_v;
+  const Matrix q = random(T, Dk), k = random(T, Dk), v = random(T, Dv);
+  const Params p{{T, Dk, Dv, {SCALE}, log_decay, q, k, v}};
+  Matrix start = random(Dk, Dv);
   if (std::isinf(log_decay)) start(1, 2) = std::numeric_limits<double>::quiet_NaN();
   for (const auto& version : {{plain, chunkwise}}) {{
-    Matrix state = start, out{{outer, std::vector<double>(T * outer, -1.0)}};
+    Matrix state = start, out{{Dv, std::vector<double>(T * Dv, -1.0)}};
     version(p, state, out);
     print(state, out);
   }}
-  Matrix state = start, out{{outer, std::vector<double>(T * outer, -1.0)}};
-  for (int column = 0; column < outer; column += kSlice) tiles(p, column, state, out);
+  Matrix state = start, out{{Dv, std::vector<double>(T * Dv, -1.0)}};
+  for (int column = 0; column < Dv; column += kSlice) tiles(p, column, state, out);
   print(state, out);
 }}
 
@@ -71,8 +71,8 @@ def results(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     code = {name: text for language, name, text in BLOCKS if language == "cpp"}
     assert list(code) == ["common", *VERSIONS]
     calls = [
-        f"  run({log_decay(gamma)!r}, {outer});\n".replace("-inf", "-INFINITY")
-        for gamma, outer in CASES.values()
+        f"  run({log_decay(gamma)!r}, {head_dim_v});\n".replace("-inf", "-INFINITY")
+        for gamma, head_dim_v in CASES.values()
     ]
     source = "".join([*code.values(), MAIN, *calls, "}\n"])
     lines = compile_and_run(tmp_path_factory.mktemp("retention"), source).splitlines()
@@ -80,7 +80,7 @@ def results(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
     return {case: {version: next(rows) for version in VERSIONS} for case in CASES}
 
 
-def retention(gamma: float, outer: int) -> np.ndarray:
+def retention(gamma: float, head_dim_v: int) -> np.ndarray:
     """Final state and out in float64, by the sum over all pairs of tokens."""
     seed = 1
 
@@ -92,13 +92,13 @@ def retention(gamma: float, outer: int) -> np.ndarray:
             numbers.append(seed / 2**31 - 1)
         return np.array(numbers).reshape(rows, columns)
 
-    a, b = random(TOKENS, INNER), random(TOKENS, INNER)
-    c, start = random(TOKENS, outer), random(INNER, outer)
+    q, k = random(TOKENS, HEAD_DIM_QK), random(TOKENS, HEAD_DIM_QK)
+    v, start = random(TOKENS, head_dim_v), random(HEAD_DIM_QK, head_dim_v)
     t = np.arange(TOKENS)
     distance = t[:, None] - t
     weight = np.where(distance >= 0, gamma ** np.maximum(distance, 0.0), 0.0)
-    out = SCALE * ((weight * (a @ b.T)) @ c + gamma ** (t[:, None] + 1.0) * (a @ start))
-    state = gamma**TOKENS * start + (weight[-1][:, None] * b).T @ c
+    out = SCALE * ((weight * (q @ k.T)) @ v + gamma ** (t[:, None] + 1.0) * (q @ start))
+    state = gamma**TOKENS * start + (weight[-1][:, None] * k).T @ v
     return np.concatenate([state.ravel(), out.ravel()])
 
 
@@ -106,7 +106,7 @@ def retention(gamma: float, outer: int) -> np.ndarray:
 @pytest.mark.parametrize("case", CASES)
 def test_code_computes_retention(case, version, results):
     expected = retention(*CASES[case])
-    parts = np.split(np.arange(expected.size), [INNER * CASES[case][1]])
+    parts = np.split(np.arange(expected.size), [HEAD_DIM_QK * CASES[case][1]])
     for other in (expected, results[case]["plain"]):
         for part in parts:
             error = np.abs(results[case][version][part] - other[part]).max()
@@ -119,7 +119,10 @@ def test_code_computes_retention(case, version, results):
 def test_excerpts_are_verbatim(page, languages):
     sources = [
         " ".join((ROOT / "kernels/cuda/retention" / name).read_text().split())
-        for name in ("chunkwise/block.cuh", "log_decay_grad/block.cuh", "segments.cuh", "tile.cuh")
+        for name in (
+            *("chunkwise/kernel.cuh", "log_decay_grad/kernel.cuh"),
+            *("decay.cuh", "segments.cuh", "tile.cuh"),
+        )
     ]
     excerpts = [text for language, _, text in blocks(page) if language == "cuda"]
     assert len(excerpts) >= 2
@@ -142,10 +145,10 @@ int main() {
   const ModelDevice& device = kModelDevices[0];
   // Of a cycle a chunk, per token and head: the slices of 32 heads run side by side.
   const double ns = 1 / device.clock_ghz / tile.chunk / 32;
-  std::printf("%zu %d %d %d %d %d %d ", tile.shared_bytes(), mma.total(), mma.readout, mma.scores,
-              mma.values, mma.update, waves.total());
-  std::printf("%d %d %d %d ", waves.readout, waves.update_keys, waves.copies,
-              waves.total() - waves.readout - waves.update_keys - waves.copies);
+  std::printf("%zu %d %d %d %d %d %d ", tile.shared_bytes(), mma.total(), mma.q_state, mma.q_k,
+              mma.scores_v, mma.k_v, waves.total());
+  std::printf("%d %d %d %d ", waves.q, waves.k_update, waves.copies,
+              waves.total() - waves.q - waves.k_update - waves.copies);
   const auto l2 = static_cast<double>(chunkwise_l2_bytes(tile, 256, 512));
   const auto memory = static_cast<double>(chunkwise_memory_bytes(256, 512));
   std::printf("%.0f %.0f\\n", l2, memory);
@@ -168,13 +171,13 @@ def test_counts_of_gradients_are_those_of_the_headers(tmp_path):
 #include "kernels/cuda/retention/chunkwise/cost_model.h"
 using namespace retnet::kernels::cuda;
 int main() {
-  const ChunkwiseTile &tile = kChunkwiseTiles[5], &values = kChunkwiseTiles[3];
+  const ChunkwiseTile &tile = kChunkwiseTiles[5], &grad_v = kChunkwiseTiles[3];
   const ModelDevice& device = kModelDevices[0];
   const double ns = 1 / device.clock_ghz / 32;
   const int waves = chunkwise_wavefronts(tile).total(), mma = chunkwise_mma(tile).total();
-  std::printf("%d %zu %d %d\\n", tile.inner, tile.shared_bytes(), mma, waves);
+  std::printf("%d %zu %d %d\\n", tile.head_dim_qk, tile.shared_bytes(), mma, waves);
   const double shared = ns * waves / tile.chunk / device.wavefronts_per_cycle;
-  const double forward = ns * chunkwise_wavefronts(values).total() / values.chunk;
+  const double forward = ns * chunkwise_wavefronts(grad_v).total() / grad_v.chunk;
   std::printf("%.2f %.2f %.2f %.2f\\n", shared,
               static_cast<double>(chunkwise_l2_bytes(tile, 512, 256)) / device.l2_tbps / 1000,
               ns * mma / tile.chunk / device.mma_per_cycle,
@@ -192,7 +195,7 @@ int main() {
         assert time in BACKWARD, time
 
 
-def test_counts_of_log_decay_are_those_of_its_header(tmp_path):
+def test_counts_of_log_decay_grad_are_those_of_its_header(tmp_path):
     source = """
 #include <cmath>
 #include <cstdio>
@@ -200,20 +203,21 @@ def test_counts_of_log_decay_are_those_of_its_header(tmp_path):
 #include "kernels/cuda/retention/log_decay_grad/cost_model.h"
 using namespace retnet::kernels::cuda;
 int main() {
-  const LogDecayTile& tile = kLogDecayTiles[2];
+  const LogDecayGradTile& tile = kLogDecayGradTiles[2];
   const ModelDevice& device = kModelDevices[0];
-  const int waves = log_decay_wavefronts(tile).total(), mma = log_decay_mma(tile).total();
+  const int waves = log_decay_grad_wavefronts(tile).total(), mma = log_decay_grad_mma(tile).total();
   std::printf("%d %d %zu\\n", mma, waves, tile.shared_bytes());
   // Of a cycle a chunk, per token and head: 8 slices of 32 heads, in whole turns of the device.
   const double turns = std::ceil(8.0 * 32 / device.limits.multiprocessors);
   const double ns = turns / device.clock_ghz / tile.chunk / 32;
-  const auto l2 = static_cast<double>(log_decay_l2_bytes(tile, 256, 512));
+  const auto l2 = static_cast<double>(log_decay_grad_l2_bytes(tile, 256, 512));
+  const auto memory = static_cast<double>(log_decay_grad_memory_bytes(256, 512));
   std::printf("%.2f %.2f %.2f %.2f\\n", ns * waves / device.wavefronts_per_cycle,
               ns * mma / device.mma_per_cycle, l2 / device.l2_tbps / 1000,
-              static_cast<double>(log_decay_memory_bytes(256, 512)) / device.memory_tbps / 1000);
+              memory / device.memory_tbps / 1000);
   // Without the compiler of kernels: what the source asks for, and the limit.
-  const double least = mma + log_decay_others(tile);
-  const double most = mma * (1 + log_decay_max_others_per_mma(tile));
+  const double least = mma + log_decay_grad_others(tile);
+  const double most = mma * (1 + log_decay_grad_max_others_per_mma(tile));
   std::printf("%.2f %.2f\\n", ns * least / device.issue_per_cycle,
               ns * most / device.issue_per_cycle);
 }

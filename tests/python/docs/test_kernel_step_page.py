@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/kernels/step.md shows works: its C++ computes the step, its excerpts are the kernel's,
-its counts are those of the headers."""
+"""What docs/kernels/step.md shows works: its C++ computes the decode step, its excerpts are those
+of the kernel, its counts are those of the headers."""
 
 import math
 import re
@@ -13,7 +13,8 @@ from support.kernel_pages import blocks, compile_and_run
 from support.paths import ROOT
 
 PAGE = (ROOT / "docs/kernels/step.md").read_text()
-KEYS, VALUES = 70, 330  # six units, of which the last is not full: 4 blocks would leave one idle
+# Six units, of which the last is not full: 4 blocks would leave one idle.
+HEAD_DIM_QK, HEAD_DIM_V = 70, 330
 CASES = {"layer": (0.97, 1), "forgets": (0.0, 0)}  # gamma, interleaved
 CLUSTERS = (1, 2, 3, 6)
 
@@ -25,24 +26,24 @@ MAIN = f"""
 void run(double log_decay, bool interleaved) {{
   uint32_t seed = 1;
   const auto random = [&](int count) {{
-    Row row(count);
-    for (double& x : row) x = (seed = seed * 1664525u + 1013904223u) / 2147483648.0 - 1;
-    return row;
+    Vector vector(count);
+    for (double& x : vector) x = (seed = seed * 1664525u + 1013904223u) / 2147483648.0 - 1;
+    return vector;
   }};
-  const int K = {KEYS}, V = {VALUES};
+  const int Dk = {HEAD_DIM_QK}, Dv = {HEAD_DIM_V};
   Params p{{}};
-  p.keys = K, p.values = V, p.scale = 0.25, p.log_decay = log_decay;
+  p.head_dim_qk = Dk, p.head_dim_v = Dv, p.scale = 0.25, p.log_decay = log_decay;
   p.eps = 1e-3, p.position = 1234, p.interleaved = interleaved;
-  for (Row* row : {{&p.q, &p.k}}) *row = random(K);
-  for (Row* row : {{&p.v, &p.gate, &p.weight, &p.bias}}) *row = random(V);
-  p.frequencies = random(K / 2);
-  Row start = random(K * V);
+  for (Vector* x : {{&p.q, &p.k}}) *x = random(Dk);
+  for (Vector* x : {{&p.v, &p.gate, &p.weight, &p.bias}}) *x = random(Dv);
+  p.frequencies = random(Dk / 2);
+  Vector start = random(Dk * Dv);
   if (std::isinf(log_decay)) start[3] = std::numeric_limits<double>::quiet_NaN();
   for (int cluster : {{0, {", ".join(map(str, CLUSTERS))}}}) {{
-    Row state = start, out(V);
+    Vector state = start, out(Dv);
     cluster == 0 ? plain(p, state, out) : blocks(p, cluster, state, out);
-    for (const Row* row : {{&state, &out}})
-      for (double x : *row) std::printf("%.17g ", x);
+    for (const Vector* result : {{&state, &out}})
+      for (double x : *result) std::printf("%.17g ", x);
     std::printf("\\n");
   }}
 }}
@@ -63,10 +64,10 @@ def step(gamma: float, interleaved: int) -> tuple[np.ndarray, np.ndarray]:
             numbers.append(seed / 2**31 - 1)
         return np.array(numbers)
 
-    q, k = random(KEYS), random(KEYS)
-    v, gate, weight, bias = (random(VALUES) for _ in range(4))
-    turn = np.exp(1j * 1234 * random(KEYS // 2))
-    start = random(KEYS * VALUES).reshape(KEYS, VALUES)
+    q, k = random(HEAD_DIM_QK), random(HEAD_DIM_QK)
+    v, gate, weight, bias = (random(HEAD_DIM_V) for _ in range(4))
+    turn = np.exp(1j * 1234 * random(HEAD_DIM_QK // 2))
+    start = random(HEAD_DIM_QK * HEAD_DIM_V).reshape(HEAD_DIM_QK, HEAD_DIM_V)
 
     def rotated(x: np.ndarray) -> np.ndarray:
         pairs = x.reshape(-1, 2) if interleaved else x.reshape(2, -1).T
@@ -109,7 +110,7 @@ def test_code_computes_the_step(case, results):
 def test_excerpts_are_verbatim():
     sources = [
         " ".join((ROOT / "kernels/cuda" / name).read_text().split())
-        for name in ("retention/step/kernel.cuh", "prim/angle.cuh")
+        for name in ("retention/decode_step/kernel.cuh", "prim/angle.cuh")
     ]
     excerpts = [text for language, _, text in blocks(PAGE) if language == "cuda"]
     assert len(excerpts) >= 2
@@ -129,29 +130,31 @@ def test_counts_are_those_of_the_headers(tmp_path):
     checks = "".join(f"  row({heads}, {batch});\n" for heads, batch, *_ in table)
     source = f"""
 #include <cstdio>
-#include "kernels/cuda/retention/step/cost_model.h"
+#include "kernels/cuda/retention/decode_step/cost_model.h"
 using namespace retnet::kernels::cuda;
 void row(int64_t heads, int64_t batch) {{
-  RetentionStepParams p;
-  p.batch = batch, p.heads = heads, p.key_dim = 256, p.value_dim = 512, p.dtype = DType::kBFloat16;
+  DecodeStepParams p;
+  p.batch = batch, p.heads = heads, p.dtype = DType::kBFloat16;
+  p.head_dim_qk = 256, p.head_dim_v = 512;
   const ModelDevice& device = kModelDevices[0];
-  const int cluster = retention_step_cluster(p, device.limits);
-  const StepTime t = step_time(p, cluster, device.limits.multiprocessors, device.memory_tbps);
+  const int cluster = decode_step_cluster(p, device.limits);
+  const DecodeStepTime t =
+      decode_step_time(p, cluster, device.limits.multiprocessors, device.memory_tbps);
   std::printf("%d %.1f %.1f ", cluster, t.memory_ns / 1000, t.total() / 1000);
   std::printf("%.0f\\n", 100 * t.share());
 }}
 int main() {{
-  const auto state = step_state_bytes(256, 512);
+  const auto state = decode_step_state_bytes(256, 512);
   std::printf("%lld %lld %zu %d\\n", (long long)state,
-              (long long)(step_memory_bytes(DType::kBFloat16, 256, 512) - state),
-              step_shared_bytes(256, 512, 1), kStepBarriers);
+              (long long)(decode_step_memory_bytes(DType::kBFloat16, 256, 512) - state),
+              decode_step_shared_bytes(256, 512, 1), kDecodeStepBarriers);
 {checks}}}
 """
     counts, *rows = compile_and_run(tmp_path, source, f"-I{ROOT}").splitlines()
     state, vectors, shared, barriers = map(int, counts.split())
     for text in (f"{state:,} bytes", f"{vectors:,} bytes", f"{shared:,} bytes"):
         assert text in PAGE, text
-    assert f"**Barriers**: {barriers}." in PAGE
+    assert f"**Barriers**: {barriers}.\n" in PAGE
     parts = re.search(r"\*\*Shared memory\*\*.*?(\|.*?)\n\n\*\*", PAGE, re.DOTALL)[1]
     sizes = [int(x.replace(",", "")) for x in re.findall(r"\| ([\d,]+) \|", parts)]
     assert sum(sizes) == shared

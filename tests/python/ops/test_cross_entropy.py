@@ -158,7 +158,7 @@ def test_a_nan_with_a_payload(op):
 
 
 @parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-def test_rows_apart(dtype, op):
+def test_batch_invariance(dtype, op):
     """The rows of a wider tensor, at an odd offset: what lies between them stays as it is."""
     logits, targets = make(7, 37, dtype)
     wide = torch.full((14, 48), NAN, dtype=dtype)

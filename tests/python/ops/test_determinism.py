@@ -81,7 +81,7 @@ def test_a_row_does_not_depend_on_the_batch(dtype, shape, op, device):
 @pytest.mark.usefixtures("strictly_deterministic")
 @every_op
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rows_apart_against_the_definition(dtype, op, device):
+def test_batch_invariance_against_the_definition(dtype, op, device):
     """Values and gradients, those of log_decay, weight and bias included."""
     inputs = op.make(3, 7, 4, 6, 5, dtype=dtype, device=device)
     actual, leaves = op.with_grads(inputs), exact(ask(inputs))
@@ -98,7 +98,7 @@ def test_rows_apart_against_the_definition(dtype, op, device):
 
 @every_op
 @parametrize("shape", [(0, 3, 2, 4, 5), (2, 0, 2, 4, 5), (2, 3, 0, 4, 5)], ids=str)
-def test_rows_apart_of_nothing(shape, op, device, request):
+def test_batch_invariance_of_nothing(shape, op, device, request):
     """No row, no token or no head: the same shapes and zeros in the strict mode as without it."""
     batched = op.with_grads(op.make(*shape, dtype=torch.float32, device=device))
     request.getfixturevalue("strictly_deterministic")

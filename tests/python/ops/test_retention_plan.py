@@ -37,7 +37,7 @@ def test_no_kernel_for_meta(dtype, form):
     ],
     ids=str,
 )
-def test_refusal_on_the_cpu(change, reason):
+def test_unsupported_on_the_cpu(change, reason):
     plan = plan_of(2, 20, 4, 8, 12, **change)
     assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
 

@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FOLDERS = ["python", "kernels/cuda", "tests/python", "benchmarks", "tools"]
+FOLDERS = ["python", "tests/python", "benchmarks", "tools"]
 MACHINE = {"python_version": "3.12", "python_full_version": "3.12.0", "extra": ""}
 # Modules of ours, found by path; and peers of the benchmarks, whose wheels have other names.
 OURS = {"retnet", "support", *(p.stem for folder in FOLDERS for p in (ROOT / folder).glob("*.py"))}

@@ -67,14 +67,15 @@ GOAL = {"family": "chunkwise", "device": "H100", "architecture": "90a"} | {
     **{"multiprocessors": 132, "clock_ghz": 2.0},
     **{"mma_per_cycle": 0.5, "wavefronts_per_cycle": 1, "issue_per_cycle": 4},
     **{"l2_tbps": 5, "memory_tbps": 2, "l2_bytes": 6000, "memory_bytes": 3000},
-    **{"dtype": "bf16", "inner": 256, "outer": 512, "heads": 32, "tokens": 6400, "tile": 3},
+    **{"dtype": "bf16", "head_dim_qk": 256, "head_dim_v": 512, "heads": 32},
+    **{"tokens": 6400, "tile": 3},
     **{"blocks": 128, "ns": 1.6},
 }
 NORM_BYTES = {"loaded": 2048, "stored": 1024, "memory_bytes": 3072}
-NORM = {"direction": "forward", "dtype": "bf16", "value_dim": 512, "vector": 8, "threads": 32} | {
-    **{"rows": 32, "counted": NORM_BYTES, "header": NORM_BYTES},
+NORM = {"direction": "forward", "dtype": "bf16", "head_dim_v": 512, "vector": 8} | {
+    **{"threads": 32, "rows": 32, "counted": NORM_BYTES, "header": NORM_BYTES},
 }
-ROTARY = {"style": "half", "dtype": "bf16", "key_dim": 8} | {
+ROTARY = {"style": "half", "dtype": "bf16", "head_dim_qk": 8} | {
     **{"counted": {"memory_bytes": 64}, "header": {"memory_bytes": 64}},
 }
 # 10,000 bytes / ns / (100 * 2) = 10 bytes a cycle of a multiprocessor: 307.2 cycles a row.
@@ -97,10 +98,11 @@ def test_main_loop() -> None:
     assert list(functions) == [("90a", NAME), ("75", NAME)]
     assert mr.kernel_of(NAME, "90a") == KERNEL
     assert mr.kernel_of(NAME.replace("chunkwise", "gated"), "90a") is None
-    log_decay = (
-        "_ZN6retnet7kernels4cuda16log_decay_kernelILNS1_5DTypeE1ELi2EEEvNS1_14LogDecayParamsEb"
+    log_decay_grad = (
+        "_ZN6retnet7kernels4cuda21log_decay_grad_kernelILNS1_5DTypeE1ELi2EEEv"
+        "NS1_18LogDecayGradParamsEb"
     )
-    assert mr.kernel_of(log_decay, "80") == mr.Kernel("log_decay", "fp16", 2, "80")
+    assert mr.kernel_of(log_decay_grad, "80") == mr.Kernel("log_decay_grad", "fp16", 2, "80")
     assert sass.main_loop(functions["75", NAME]) == []
     loop = sass.main_loop(functions["90a", NAME])
     assert (loop[0].address, loop[-1].address) == (0x30, 0x100)
@@ -227,7 +229,7 @@ def test_model() -> None:
     assert mr.check_model(GOAL, times) == []
     failures = mr.check_model(GOAL | {"ns": 1.4}, times)
     assert [str(f) for f in failures] == [
-        "FAIL model: chunkwise H100 bf16 I=256 O=512, ns by memory: 1.5, limit 1.4"
+        "FAIL model: chunkwise H100 bf16 Dk=256 Dv=512, ns by memory: 1.5, limit 1.4"
     ]
 
 
@@ -238,10 +240,10 @@ ptxas info    : Used 99 registers, used 1 barriers, 64 bytes smem
 """
 
 
-LOG_DECAY = mr.Kernel("log_decay", "bf16", 2, "90a")
+LOG_DECAY_GRAD = mr.Kernel("log_decay_grad", "bf16", 2, "90a")
 MANGLED = {
     KERNEL: NAME,
-    LOG_DECAY: NAME.replace("chunkwise", "log_decay").replace("ELi3E", "ELi2E"),
+    LOG_DECAY_GRAD: NAME.replace("chunkwise", "log_decay_grad").replace("ELi3E", "ELi2E"),
 }
 
 
@@ -254,7 +256,7 @@ class Report:
         self.loops = {kernel: LOOP.copy() for kernel in MANGLED}
         shared = {k: {"family": k.family, "tile": k.tile} for k in MANGLED}
         self.items = {k: copy.deepcopy(ITEM) | shared[k] for k in MANGLED}
-        self.items[LOG_DECAY]["turns"] = [4]
+        self.items[LOG_DECAY_GRAD]["turns"] = [4]
         self.goals = {k: GOAL | shared[k] for k in MANGLED}
 
     def gates(self, architecture: str = "90a") -> list[str]:
@@ -267,7 +269,7 @@ class Report:
         counts = {k.family: [item] for k, item in self.items.items()}
         counts |= {"goals": list(self.goals.values()), "shared_limits": {"86": 1}}
         counts |= {"gated_group_norm": [NORM], "rotary": [ROTARY], "devices": [NORM_DEVICE]}
-        counts |= {"min_capability": 80, "step": [], "step_goals": []}
+        counts |= {"min_capability": 80, "decode_step": [], "decode_step_goals": []}
         return gates(kr.report(self.folder, counts))
 
 

@@ -13,7 +13,7 @@ from layers import breaches
 
 SPDX = "// SPDX-License-Identifier: Apache-2.0"
 ASM = '  asm volatile("bar.sync 0;");'
-KERNEL = '#include "kernels/cuda/norm/column_sum.h"'
+KERNEL = '#include "kernels/cuda/norm/launch.h"'
 CPU_KERNEL = '#include "kernels/cpu/norm/kernel.h"'
 
 BREACHES = [

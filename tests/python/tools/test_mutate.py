@@ -94,12 +94,14 @@ def test_the_tests_of_a_kernel():
     emulator.objects = {
         "tests/norm.o": {"kernels/cuda/norm/norm.cuh", "kernels/cuda/prim/reduce.cuh"},
         "tests/chunk.o": {"kernels/cuda/retention/chunk.cuh"},
-        "tests/step.o": {"kernels/cuda/retention/step/kernel.cuh", "kernels/cuda/prim/reduce.cuh"},
+        "tests/step.o": {
+            *("kernels/cuda/retention/decode_step/kernel.cuh", "kernels/cuda/prim/reduce.cuh"),
+        },
         "a/norm_test.dir/n.o": {"kernels/cuda/norm/norm.h", "tests/n.cpp"},
-        "a/step_test.dir/s.o": {"kernels/cuda/retention/step/launch.h", "tests/s.cpp"},
+        "a/step_test.dir/s.o": {"kernels/cuda/retention/decode_step/launch.h", "tests/s.cpp"},
         "a/chunk_test.dir/c.o": {"kernels/cuda/retention/chunk.h", "tests/c.cpp"},
     }
-    tests, files = emulator.covering("kernels/cuda/retention/step/kernel.cuh")
+    tests, files = emulator.covering("kernels/cuda/retention/decode_step/kernel.cuh")
     assert tests == ["step_test", "chunk_test"]
     assert "tests/s.cpp" in files and "kernels/cuda/norm/norm.cuh" not in files
     assert set(emulator.covering("kernels/cuda/prim/reduce.cuh")[0]) == set(emulator.commands)

@@ -27,7 +27,7 @@ GOAL = {"device": "H100", "dtype": "bf16", "heads": 8, "from": 16, "batch": 17, 
 def failures(item=ITEM, goal=GOAL) -> list[tuple]:
     found: list[tuple] = []
     tables: list[tuple] = []
-    counts = {"step": [item], "step_goals": [goal]}
+    counts = {"decode_step": [item], "decode_step_goals": [goal]}
     step_report.report(counts, lambda *gate: found.append(gate), lambda *t: tables.append(t))
     assert all(len(row) == len(header.split()) for _, header, rows in tables for row in rows)
     assert [len(rows) for *_, rows in tables] == [1, 1]
@@ -55,5 +55,5 @@ def test_gates_of_counts(change, gate):
 def test_gate_of_the_model():
     assert failures(goal=GOAL | {"share": 0.8}) == []
     assert failures(goal=GOAL | {"share": 0.79}) == [
-        ("model", "step H100 H=8 B=17, share of bandwidth", 0.79, "at least 0.8")
+        ("model", "decode_step H100 H=8 B=17, share of bandwidth", 0.79, "at least 0.8")
     ]

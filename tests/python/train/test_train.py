@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The trainer: the schedule, a step, the carried state, the loop."""
+"""retnet.training.trainer: the schedule, a step, the carried state, the loop."""
 
 import json
 import math

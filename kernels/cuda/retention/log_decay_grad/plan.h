@@ -1,68 +1,79 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Tiles of the kernel that computes the gradient of log_decay, and which calls it takes. Plain C++: no
-// CUDA header.
+// Parameters and tiles of the log_decay gradient kernel, and which calls it takes. Plain C++: no CUDA
+// header.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/cuda/device.h"
 #include "kernels/cuda/retention/chunkwise/plan.h"
 
 namespace retnet::kernels::cuda {
 
-// A block owns `slice` columns of the state S and of its derivative S', of one sequence and head: 16
-// columns to a warp with all rows of I or, above 64, to two warps with a half each. Of each state a
-// thread then holds inner / 2 / halves fp32 numbers.
-struct LogDecayTile {
-  int inner;
+// Of `gradients` the kernel reads grad_out and grad_final_state, and writes log_decay_grad. Of `forward` it
+// reads q, k, v, log_decay, cu_seqlens and the initial state.
+struct LogDecayGradParams {
+  ChunkwiseParams forward;
+  ChunkwiseGradients gradients;
+};
+
+// A block owns `slice` columns of the state S and of its derivative S', of one sequence and head. Each warp
+// has 16 of them with all rows of head_dim_qk. Above 64 rows two warps share 16 columns, and each has a half
+// of the rows. Of each state a thread then holds head_dim_qk / 2 / halves fp32 numbers.
+struct LogDecayGradTile {
+  int head_dim_qk;
   int slice;
   int chunk;
 
-  constexpr int halves() const { return inner > 64 ? 2 : 1; }
+  constexpr int halves() const { return head_dim_qk > 64 ? 2 : 1; }
   constexpr int threads() const { return slice / 16 * 32 * halves(); }
-  // Two stages of q, k, v and dout; six fp32 weights of a token (LogDecayBlock::store_weights).
+  // Two stages of q, k, v and grad_out; six fp32 weights of a token (LogDecayGradBlock::store_weights).
   constexpr size_t shared_bytes() const {
-    return static_cast<size_t>(chunk) * (2 * 2 * (2 * inner + 2 * slice) + 6 * 4);
+    return static_cast<size_t>(chunk) * (2 * 2 * (2 * head_dim_qk + 2 * slice) + 6 * 4);
   }
 };
 
-// The first that is wide enough and fits into the device's shared memory is taken. Slices are of 64
+// The plan takes the first that is wide enough and fits into the device's shared memory. Slices have 64
 // columns: two states of 128 would take all registers.
-inline constexpr LogDecayTile kLogDecayTiles[] = {
+inline constexpr LogDecayGradTile kLogDecayGradTiles[] = {
     {64, 64, 64}, {128, 64, 64}, {256, 64, 64}, {256, 64, 32}};
-inline constexpr int kLogDecayTileCount = sizeof(kLogDecayTiles) / sizeof(LogDecayTile);
+inline constexpr int kLogDecayGradTileCount = sizeof(kLogDecayGradTiles) / sizeof(LogDecayGradTile);
 
-namespace log_decay_detail {
+namespace log_decay_grad_detail {
 
 constexpr bool tiles_are_valid() {
-  for (const auto& tile : kLogDecayTiles) {
-    const int states = 2 * tile.inner / 2 / tile.halves();    // registers of a thread
-    const int rows_a_step = tile.threads() * 8 / tile.inner;  // of a copy, as load_tile needs it
-    if (tile.inner % (64 * tile.halves()) != 0 || tile.slice % 64 != 0 || tile.chunk % 32 != 0 ||
-        states > 128 || rows_a_step % 8 != 0 || tile.chunk % rows_a_step != 0 ||
-        tile.chunk % (tile.threads() * 8 / tile.slice) != 0 || tile.shared_bytes() > kShared80) {
+  for (const auto& tile : kLogDecayGradTiles) {
+    const int states = 2 * tile.head_dim_qk / 2 / tile.halves();  // registers of a thread
+    const int rows_a_pass =
+        tile.threads() * 8 / tile.head_dim_qk;  // of a copy, as load_tile needs it
+    if (tile.head_dim_qk % (64 * tile.halves()) != 0 || tile.slice % 64 != 0 ||
+        tile.chunk % 32 != 0 || states > 128 || rows_a_pass % 8 != 0 ||
+        tile.chunk % rows_a_pass != 0 || tile.chunk % (tile.threads() * 8 / tile.slice) != 0 ||
+        tile.shared_bytes() > kShared80) {
       return false;
     }
   }
-  // Wherever the kernel runs there is a tile.
-  return kLogDecayTiles[1].shared_bytes() <= kShared86 &&
-         kLogDecayTiles[3].shared_bytes() <= kShared86;
+  // There is a tile wherever the kernel runs.
+  return kLogDecayGradTiles[1].shared_bytes() <= kShared86 &&
+         kLogDecayGradTiles[3].shared_bytes() <= kShared86;
 }
 static_assert(tiles_are_valid());
 
-}  // namespace log_decay_detail
+}  // namespace log_decay_grad_detail
 
-struct LogDecayPlan {
-  const char* refusal = nullptr;  // null, or why the kernel does not take the call
-  int tile = -1;                  // index into kLogDecayTiles
-  int64_t slices = 0;             // of O
+struct LogDecayGradPlan {
+  const char* unsupported_reason = nullptr;  // null if the kernel takes the call
+  int tile = -1;                             // index into kLogDecayGradTiles
+  int64_t slices = 0;                        // of head_dim_v
 };
 
-// A pure function of the shape, the dtype and the device; the tile of (I, O, dtype, device) alone.
-LogDecayPlan log_decay_plan(const ChunkwiseParams& forward, const DeviceLimits& device);
+// A pure function of the shape, the dtype and the device. The tile depends only on head_dim_qk,
+// head_dim_v, dtype and device.
+LogDecayGradPlan log_decay_grad_plan(const ChunkwiseParams& forward, const DeviceLimits& device);
 
 // Whether the rows of all four operands start and end at multiples of 16 bytes.
-bool log_decay_wide(const ChunkwiseParams& forward, const RetentionOperand& grad_out);
+bool log_decay_grad_wide(const ChunkwiseParams& forward, const RetentionOperand& grad_out);
 
 }  // namespace retnet::kernels::cuda

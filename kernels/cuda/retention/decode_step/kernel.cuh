@@ -1,0 +1,382 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The decode step (Sun et al. 2023, Eq. 6 and 8): one token of each batch entry, with everything between the
+// projections of a layer.
+//
+//  1. Equation. For a batch entry and head, with q and k rotated by the angles position * frequency:
+//       state <- state + state expm1(log gamma) + k^T v           (gamma = 0: k^T v)
+//       o      = scale q state
+//       out    = ((o - mean) rsqrt(var + eps) * weight + bias) * gate * sigmoid(gate)
+//     (kRms: without mean). Without frequencies q and k are not rotated; without a gate out = o.
+//  2. Shapes. q, k [B, H, Dk], v, gate [B, H, Dv] with any strides of b and h; state fp32 [S, H, Dk, Dv]
+//     with any of s, h and k; positions [B]; frequencies [Dk / 2]; weight, bias [Dv] or [H, Dv]; out
+//     [B, H, Dv] contiguous. slots [B] or none: batch entry b has state slots[b].
+//  3. CTA -> problem. Block ((b H) + h) cluster + rank has `decode_step_columns` columns of Dv of one batch
+//     entry and head, and all of Dk: q state needs no sum over blocks. The norm needs one over the blocks of
+//     a head, which are a cluster (from sm_90 on; before, cluster is 1 and a block has all columns).
+//  4. Warp roles. None. Columns are taken in units of 64. A warp reads two rows of the state at once, lane l
+//     row l / 16 and 4 columns of it, and 8 warps 16 rows. Thread t ends with columns t, t + 256, ...
+//  5. Tile and budget. A thread keeps 8 x 4 elements of the state and 4 sums, in at most 128 registers:
+//     2 blocks, 64 KB of loads in flight, per multiprocessor. Shared memory: decode_step_shared_bytes (20 KB
+//     at Dk = 256, Dv = 512, one block a head). Device memory: 8 Dk Dv bytes of the state, each element read
+//     and written once, and the vectors (cost_model.h).
+//  6. Pipeline. As soon as an element is updated and stored, its registers take the one 128 rows on: a
+//     thread always waits for the oldest of 8 loads. The first 8 start before q and k are known.
+//  7. Sync contract.
+//     - sQK and sV are written before the first barrier, then only read. That barrier is the cluster's, so
+//       it also tells that the other blocks have started.
+//     - Of sPartial each warp writes its own row; barrier; all threads read it.
+//     - Of sStats one warp writes each group of 32 columns, into all blocks of the cluster; barrier of the
+//       cluster; all threads read it. After it no block touches the memory of another.
+//     - Batch entries that slots skip return before any barrier, in all blocks of the cluster alike.
+//  8. Numerics. fp32; angles in float64. o is summed over a thread's rows in order, then over both half
+//     warps, then over the warps in order. The mean and the second moment about it come from those of groups
+//     of 32 columns, in order. One rounding, at the store of out.
+//  9. Tails. Rows past Dk and columns past Dv are neither loaded nor stored; v is padded by zeros.
+// 10. Writes. Each element of state and out once, by one thread. The bits of a batch entry depend only on
+//     that entry: neither on the rest of the batch nor on the number of blocks that share a head.
+// 11. Parameters. fp32, bf16, fp16; Dk and Dv up to 1,024; 16-byte accesses to the state if its rows allow
+//     them, else 4-byte ones. Any architecture from sm_75; clusters from sm_90.
+//
+// Why this way: only the state counts, 512 KB each way of a head against 3 KB of vectors. Norm, gate, slots
+// and rotation are branches that a whole launch takes alike. See docs/kernels/step.md.
+#pragma once
+
+#include "kernels/cuda/prim/angle.cuh"
+#include "kernels/cuda/prim/prim.cuh"
+#include "kernels/cuda/retention/decay.cuh"
+#include "kernels/cuda/retention/decode_step/launch.h"
+
+namespace retnet::kernels::cuda {
+
+// A lane's four columns of a unit: neighbours, or 16 apart.
+template <bool kWide>
+struct DecodeStepQuad {
+  RETNET_DEVICE static int column(int j) {
+    const int lane = static_cast<int>(threadIdx.x % 16);
+    return kWide ? 4 * lane + j : lane + 16 * j;
+  }
+  // Loads from, and stores to, a row that has `columns` columns from the unit's first on, with kWide a
+  // multiple of 4.
+  RETNET_DEVICE static void load(float (&x)[4], const float* row, int columns) {
+    if constexpr (kWide) {
+      if (column(0) >= columns) return;
+      prim::unpack(prim::load_packet<DType::kFloat32, 4>(row, column(0)), x);
+    } else {
+      RETNET_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        if (column(j) < columns) x[j] = row[column(j)];
+      }
+    }
+  }
+  RETNET_DEVICE static void store(float* row, const float (&x)[4], int columns) {
+    if constexpr (kWide) {
+      if (column(0) < columns) prim::store_packet(row, column(0), prim::pack<DType::kFloat32>(x));
+    } else {
+      RETNET_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        if (column(j) < columns) row[column(j)] = x[j];
+      }
+    }
+  }
+};
+
+// Element `offset` of weight or bias, or `absent` if there is none.
+template <DType kDtype>
+RETNET_DEVICE float load_affine_element(const void* ptr, DType dtype, int64_t offset,
+                                        float absent) {
+  if (ptr == nullptr) return absent;
+  return kDtype == DType::kFloat32 || dtype == DType::kFloat32
+             ? prim::load_element<DType::kFloat32>(ptr, offset)
+             : prim::load_element<kDtype>(ptr, offset);
+}
+
+template <DType kDtype, bool kWide>
+class DecodeStepBlock {
+ public:
+  RETNET_DEVICE DecodeStepBlock(const DecodeStepParams& p, int cluster, unsigned char* shared)
+      : p_(p),
+        cluster_(cluster),
+        head_dim_qk_(static_cast<int>(p.head_dim_qk)),
+        width_(static_cast<int>(block_columns(p, cluster))),
+        first_((cluster > 1 ? prim::cluster_rank() : 0) * width_),
+        columns_(prim::min(width_, static_cast<int>(p.head_dim_v) - first_)) {
+    batch_and_head_ = blockIdx.x / static_cast<uint32_t>(cluster);
+    b_ = batch_and_head_ / static_cast<uint32_t>(p.heads);
+    h_ = batch_and_head_ - b_ * static_cast<uint32_t>(p.heads);
+    sQK = reinterpret_cast<float*>(shared);
+    sV = sQK + 2 * (head_dim_qk_ + head_dim_qk_ % 2);  // 16-byte aligned
+    sPartial = sV + width_;
+    sStats = sPartial + kDecodeStepWarps * width_;
+  }
+
+  RETNET_DEVICE void run() {
+    const int64_t slot = p_.slots_ptr != nullptr ? p_.slots_ptr[b_] : b_;
+    const int64_t out = batch_and_head_ * p_.head_dim_v + first_;
+    if (slot < 0 || slot >= p_.states) {
+      for (int c = thread(); c < columns_; c += kDecodeStepThreads) {
+        prim::store_element<kDtype>(p_.out_ptr, out + c, 0);
+      }
+      return;
+    }
+    state_ = p_.state_ptr + slot * p_.state_stride_s + h_ * p_.state_stride_h + first_ +
+             row_of_thread() * p_.state_stride_k;
+    RETNET_UNROLL
+    for (int i = 0; i < kDecodeStepLoads; ++i) load(i, 0, 0);
+
+    load_q_and_k();
+    for (int c = thread(); c < width_; c += kDecodeStepThreads) {
+      sV[c] = c < columns_ ? prim::load_element<kDtype>(
+                                 p_.v_ptr, at(p_.v_stride_b, p_.v_stride_h) + first_ + c)
+                           : 0;
+    }
+    float gate[kColumnsOfThread], weight[kColumnsOfThread], bias[kColumnsOfThread];
+    load_gate_and_affine(gate, weight, bias);
+    const Decay decay(p_.log_decay_ptr[h_]);
+    sync_head();
+
+    update_state(decay);
+    prim::sync_block();
+
+    float o[kColumnsOfThread];
+    RETNET_UNROLL
+    for (int j = 0; j < kColumnsOfThread; ++j) {
+      o[j] = 0;
+      if (column(j) >= columns_) continue;
+      RETNET_UNROLL
+      for (int w = 0; w < kDecodeStepWarps; ++w) o[j] += sPartial[w * width_ + column(j)];
+      o[j] *= p_.scale;
+    }
+    if (p_.gate_ptr != nullptr) {
+      send_statistics(o);
+      sync_head();
+      float mean, rstd;
+      statistics(mean, rstd);
+      RETNET_UNROLL
+      for (int j = 0; j < kColumnsOfThread; ++j) {
+        o[j] = ((o[j] - mean) * rstd * weight[j] + bias[j]) * gate[j] *
+               prim::reciprocal(1.0f + prim::exp(-gate[j]));
+      }
+    }
+    RETNET_UNROLL
+    for (int j = 0; j < kColumnsOfThread; ++j) {
+      if (column(j) < columns_) prim::store_element<kDtype>(p_.out_ptr, out + column(j), o[j]);
+    }
+  }
+
+ private:
+  using Quad = DecodeStepQuad<kWide>;
+  static constexpr int kColumnsOfThread = kDecodeStepMaxDim / kDecodeStepThreads;
+
+  // decode_step_columns, which device code may not call.
+  RETNET_DEVICE static int64_t block_columns(const DecodeStepParams& p, int cluster) {
+    const int units = (static_cast<int>(p.head_dim_v) + kDecodeStepUnit - 1) / kDecodeStepUnit;
+    return (units + cluster - 1) / cluster * kDecodeStepUnit;
+  }
+  RETNET_DEVICE static int thread() { return static_cast<int>(threadIdx.x); }
+  RETNET_DEVICE static int warp() { return thread() / 32; }
+  RETNET_DEVICE static int row_of_thread() { return thread() / 16; }
+  RETNET_DEVICE static int column(int j) { return thread() + j * kDecodeStepThreads; }
+  RETNET_DEVICE int64_t at(int64_t stride_b, int64_t stride_h) const {
+    return b_ * stride_b + h_ * stride_h;
+  }
+  RETNET_DEVICE void sync_head() const {
+    if (cluster_ > 1) {
+      prim::sync_cluster();
+    } else {
+      prim::sync_block();
+    }
+  }
+
+  // The i-th of the 8 quads that a thread loads in a turn, of a unit.
+  RETNET_DEVICE float* quad_at(int i, int turn, int unit) const {
+    const int row = (turn * kDecodeStepLoads + i) * kDecodeStepRows;
+    return state_ + row * p_.state_stride_k + unit * kDecodeStepUnit;
+  }
+  RETNET_DEVICE bool has(int i, int turn) const {
+    return (turn * kDecodeStepLoads + i) * kDecodeStepRows + row_of_thread() < head_dim_qk_;
+  }
+  RETNET_DEVICE void load(int i, int turn, int unit) {
+    if (!has(i, turn)) return;
+    Quad::load(rS_[i], quad_at(i, turn, unit), columns_ - unit * kDecodeStepUnit);
+  }
+
+  RETNET_DEVICE void load_q_and_k() const {
+    const int64_t q = at(p_.q_stride_b, p_.q_stride_h), k = at(p_.k_stride_b, p_.k_stride_h);
+    const auto element = [&](const void* ptr, int64_t offset) {
+      return prim::load_element<kDtype>(ptr, offset);
+    };
+    if (p_.frequencies_ptr == nullptr) {
+      for (int c = thread(); c < head_dim_qk_; c += kDecodeStepThreads) {
+        const float both[2] = {element(p_.q_ptr, q + c), element(p_.k_ptr, k + c)};
+        store_q_and_k(c, both);
+      }
+      return;
+    }
+    const int64_t offset = b_ * p_.positions_stride_b;
+    const auto position =
+        p_.positions_64
+            ? static_cast<double>(static_cast<const int64_t*>(p_.positions_ptr)[offset])
+            : static_cast<double>(static_cast<const int32_t*>(p_.positions_ptr)[offset]);
+    const int half = head_dim_qk_ / 2;
+    for (int pair = thread(); pair < half; pair += kDecodeStepThreads) {
+      float cos, sin;
+      prim::cos_sin(position * static_cast<double>(p_.frequencies_ptr[pair]), cos, sin);
+      const int a = p_.interleaved ? 2 * pair : pair, b = p_.interleaved ? a + 1 : a + half;
+      const float qa = element(p_.q_ptr, q + a), qb = element(p_.q_ptr, q + b);
+      const float ka = element(p_.k_ptr, k + a), kb = element(p_.k_ptr, k + b);
+      const float first[2] = {qa * cos - qb * sin, ka * cos - kb * sin};
+      const float second[2] = {qa * sin + qb * cos, ka * sin + kb * cos};
+      if (p_.interleaved) {
+        store_q_and_k(a, {first[0], first[1], second[0], second[1]});
+      } else {
+        store_q_and_k(a, first);
+        store_q_and_k(b, second);
+      }
+    }
+  }
+  // Stores q and k of one row of the state, or of two neighbours, in one access.
+  template <int kCount>
+  RETNET_DEVICE void store_q_and_k(int row, const float (&values)[kCount]) const {
+    prim::store_packet(sQK, 2 * row, prim::pack<DType::kFloat32>(values));
+  }
+
+  RETNET_DEVICE void load_gate_and_affine(float (&gate)[kColumnsOfThread],
+                                          float (&weight)[kColumnsOfThread],
+                                          float (&bias)[kColumnsOfThread]) const {
+    if (p_.gate_ptr == nullptr) return;
+    RETNET_UNROLL
+    for (int j = 0; j < kColumnsOfThread; ++j) {
+      if (column(j) >= columns_) continue;
+      const int64_t c = first_ + column(j);
+      gate[j] = prim::load_element<kDtype>(p_.gate_ptr, at(p_.gate_stride_b, p_.gate_stride_h) + c);
+      weight[j] = load_affine_element<kDtype>(p_.weight_ptr, p_.weight_dtype,
+                                              h_ * p_.weight_stride_h + c, 1);
+      bias[j] =
+          load_affine_element<kDtype>(p_.bias_ptr, p_.bias_dtype, h_ * p_.bias_stride_h + c, 0);
+    }
+  }
+
+  // Updates the block's columns of the state, and leaves each warp's part of q state in sPartial.
+  RETNET_DEVICE void update_state(const Decay& decay) {
+    const float power_minus_one = decay.power_minus_one(1);
+    const int units = (columns_ + kDecodeStepUnit - 1) / kDecodeStepUnit;
+    const int turns = (head_dim_qk_ + kDecodeStepLoads * kDecodeStepRows - 1) /
+                      (kDecodeStepLoads * kDecodeStepRows);
+    for (int unit = 0; unit < units; ++unit) {
+      float v[4], sum[4] = {0, 0, 0, 0};
+      Quad::load(v, sV + unit * kDecodeStepUnit, kDecodeStepUnit);
+      RETNET_UNROLL_BY(1)
+      for (int turn = 0; turn < turns; ++turn) {
+        const bool last = turn + 1 == turns;
+        const int next_turn = last ? 0 : turn + 1, next_unit = last ? unit + 1 : unit;
+        RETNET_UNROLL
+        for (int i = 0; i < kDecodeStepLoads; ++i) {
+          if (has(i, turn)) {
+            const int row = (turn * kDecodeStepLoads + i) * kDecodeStepRows + row_of_thread();
+            uint32_t words[2];
+            prim::load(words, sQK + 2 * row);
+            const float q = prim::word_to_float(words[0]), k = prim::word_to_float(words[1]);
+            RETNET_UNROLL
+            for (int j = 0; j < 4; ++j) {
+              const float decayed = rS_[i][j] + rS_[i][j] * power_minus_one;
+              rS_[i][j] = (decay.gamma_is_zero ? 0.0f : decayed) + k * v[j];
+              sum[j] += q * rS_[i][j];
+            }
+            Quad::store(quad_at(i, turn, unit), rS_[i], columns_ - unit * kDecodeStepUnit);
+          }
+          if (next_unit < units) load(i, next_turn, next_unit);
+        }
+      }
+      RETNET_UNROLL
+      for (int j = 0; j < 4; ++j) sum[j] += prim::shuffle_xor(sum[j], 16);
+      if (thread() % 32 < 16) {
+        Quad::store(sPartial + warp() * width_ + unit * kDecodeStepUnit, sum, kDecodeStepUnit);
+      }
+    }
+  }
+
+  // The number of columns of group `index` of the head.
+  RETNET_DEVICE float group_size(int index) const {
+    return static_cast<float>(
+        prim::min(kDecodeStepGroup, static_cast<int>(p_.head_dim_v) - index * kDecodeStepGroup));
+  }
+
+  // Sends the sum and second moment of each group of the block's columns to all blocks of the head.
+  RETNET_DEVICE void send_statistics(const float (&o)[kColumnsOfThread]) const {
+    RETNET_UNROLL
+    for (int j = 0; j < kColumnsOfThread; ++j) {
+      const int start = warp() * kDecodeStepGroup + j * kDecodeStepThreads;
+      if (start >= columns_) break;
+      const int group = (first_ + start) / kDecodeStepGroup;
+      const float sum = warp_sum(o[j]);
+      const float mean = p_.norm == Norm::kLayer ? sum / group_size(group) : 0.0f;
+      const float centred = column(j) < columns_ ? o[j] - mean : 0.0f;
+      const float moment = warp_sum(centred * centred);
+      const int lane = thread() % 32;
+      if (cluster_ == 1) {
+        if (lane == 0) sStats[2 * group] = sum, sStats[2 * group + 1] = moment;
+      } else if (lane < cluster_) {
+        prim::store_cluster(&sStats[2 * group], lane, sum);
+        prim::store_cluster(&sStats[2 * group + 1], lane, moment);
+      }
+    }
+  }
+
+  // Puts all groups together: their moments about their own means, and those of the means.
+  RETNET_DEVICE void statistics(float& mean, float& rstd) const {
+    const auto size = static_cast<float>(p_.head_dim_v);
+    const int groups = (static_cast<int>(p_.head_dim_v) + kDecodeStepGroup - 1) / kDecodeStepGroup;
+    mean = 0;
+    if (p_.norm == Norm::kLayer) {
+      for (int g = 0; g < groups; ++g) mean += sStats[2 * g];
+      mean /= size;
+    }
+    float moment = 0;
+    for (int g = 0; g < groups; ++g) {
+      moment += sStats[2 * g + 1];
+      if (p_.norm == Norm::kLayer) {
+        const float apart = sStats[2 * g] / group_size(g) - mean;
+        moment += group_size(g) * apart * apart;
+      }
+    }
+    rstd = prim::rsqrt(moment / size + p_.eps);
+  }
+
+  RETNET_DEVICE static float warp_sum(float x) {
+    RETNET_UNROLL
+    for (int mask = 1; mask < 32; mask *= 2) x += prim::shuffle_xor(x, mask);
+    return x;
+  }
+
+  const DecodeStepParams& p_;
+  const int cluster_, head_dim_qk_;
+  const int width_;    // columns of a block, whole units
+  const int first_;    // of its columns
+  const int columns_;  // that there are
+  int64_t batch_and_head_, b_, h_;
+  float* state_ = nullptr;  // the thread's row of the first 16, at the block's first column
+  float rS_[kDecodeStepLoads][4];
+  float *sQK, *sV, *sPartial, *sStats;  // q and k of a row side by side
+};
+
+template <DType kDtype, bool kWide>
+__global__ void __launch_bounds__(kDecodeStepThreads, kDecodeStepOccupancy)
+    decode_step_kernel(const DecodeStepParams p, int cluster) {
+  RETNET_DYNAMIC_SHARED(shared);
+  DecodeStepBlock<kDtype, kWide>(p, cluster, shared).run();
+}
+
+template <DType kDtype, bool kWide>
+cudaError_t decode_step_launch(const DecodeStepParams& params, int cluster, cudaStream_t stream) {
+  const auto kernel = decode_step_kernel<kDtype, kWide>;
+  // A device may run code that was compiled for an older one.
+  if (cluster > 1 && prim::code_architecture(kernel) < kDecodeStepClusterCapability) cluster = 1;
+  const auto blocks = static_cast<unsigned>(params.batch * params.heads * cluster);
+  return prim::launch_clusters(
+      kernel, blocks, static_cast<unsigned>(cluster), kDecodeStepThreads,
+      decode_step_shared_bytes(params.head_dim_qk, params.head_dim_v, cluster), stream, params,
+      cluster);
+}
+
+}  // namespace retnet::kernels::cuda

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "kernels/cuda/retention/decode_step/plan.h"
+
+namespace retnet::kernels::cuda {
+
+// One decoding token, per batch entry b and head h, in fp32 with the state in place:
+//
+//     q, k   = rotated by the angles position * frequency
+//     state <- gamma state + k^T v
+//     out    = norm(scale q state) * weight + bias, times gate * sigmoid(gate)
+//
+// `cluster` blocks share a head (decode_step_cluster), or one if the code that runs was not compiled for
+// clusters. Batch entries whose slot is negative, or not below S, leave the states alone and get zeros.
+// Asynchronous on `stream`; the device of the pointers must be current. Returns cudaErrorNotSupported if
+// decode_step_supported(params) is false. Launches nothing for an empty shape.
+cudaError_t launch_decode_step(const DecodeStepParams& params, int cluster, cudaStream_t stream);
+
+// The launch of a supported call that is not empty, each dtype and width instantiated in a file of its own
+// (instances.cmake). `kWide`: accesses of 16 bytes to the state (decode_step_wide), else of 4.
+template <DType kDtype, bool kWide>
+cudaError_t decode_step_launch(const DecodeStepParams& params, int cluster, cudaStream_t stream);
+
+}  // namespace retnet::kernels::cuda
