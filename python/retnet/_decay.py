@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """ln gamma as a parameter that may have any value.
 
-A learnable ln gamma is reference * exp(raw). `raw`, the parameter, may have any value: an optimizer
-cannot leave [-inf, 0], the range of ln gamma. `reference` is the ln gamma of the configuration, so
-that raw = 0 gives exactly that. raw >= 80 stands for gamma = 0 and raw <= -80 for gamma = 1.
+A learnable ln gamma is reference * exp(raw). The parameter is `raw`. It may have any value, so an
+optimizer cannot move ln gamma out of its range, [-inf, 0]. `reference` is the ln gamma of the
+configuration, so that raw = 0 reproduces it exactly. raw >= 80 means gamma = 0, and raw <= -80
+means gamma = 1.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from retnet.config import RetNetConfig
 __all__ = ["check_log_decay", "log_decay_of", "raw_of", "reference_of"]
 
 _LIMIT = 80.0
-# The last value inside, which bfloat16 and float16 hold: rounding does not make it an end.
+# The last value inside. bfloat16 and float16 represent it, so rounding does not make it an end.
 _INSIDE = 79.5
-# In place of a configured ln gamma of 0 and -inf, which no factor would change.
+# These replace a configured ln gamma of 0 and of -inf, which no factor would change.
 _REFERENCE_OF_ONE = -(2.0**-10)
 _REFERENCE_OF_ZERO = -1.0
 
 
 def reference_of(config: RetNetConfig) -> Tensor:
-    """Returns the reference of a learnable ln gamma, [H] float64 on the CPU, finite and below 0."""
+    """Returns the reference of a learnable ln gamma: [H] float64 on the CPU, negative."""
     value = config.log_decay().double()
     value = torch.where(value == 0, _REFERENCE_OF_ONE, value)
     return torch.where(value == -math.inf, _REFERENCE_OF_ZERO, value)
@@ -35,7 +36,7 @@ def reference_of(config: RetNetConfig) -> Tensor:
 def log_decay_of(raw: Tensor, reference: Tensor) -> Tensor:
     """Returns ln gamma = reference * exp(raw).
 
-    Products are float64, so that neither they nor the gradient overflow on the way. At the ends
+    Products are computed in float64, so that neither they nor the gradient overflow. At the ends
     the gradient is exactly 0. NaN stays NaN.
 
     Args:
@@ -47,7 +48,7 @@ def log_decay_of(raw: Tensor, reference: Tensor) -> Tensor:
     """
     raw = raw.double()
     zero, one = raw >= _LIMIT, raw <= -_LIMIT
-    inside = torch.where(zero | one, 0.0, raw)  # of an end no gradient may come, not even inf * 0
+    inside = torch.where(zero | one, 0.0, raw)  # an end must give no gradient, not even inf * 0
     value = (reference * inside.exp()).float()
     return torch.where(zero, -math.inf, torch.where(one, 0.0, value))
 
@@ -55,8 +56,8 @@ def log_decay_of(raw: Tensor, reference: Tensor) -> Tensor:
 def raw_of(log_decay: Tensor, reference: Tensor) -> Tensor:
     """Returns the raw [H] float32 that gives ln gamma, which must lie in [-inf, 0].
 
-    A finite ln gamma other than 0 does not become an end: beyond exp(79.5) times the reference, or
-    below exp(-79.5) times, that bound is taken.
+    A finite ln gamma other than 0 does not become an end. It is clamped to exp(79.5) times and
+    exp(-79.5) times the reference.
     """
     raw = torch.log(log_decay.double() / reference).clamp(-_INSIDE, _INSIDE)
     raw = torch.where(log_decay == 0, -_LIMIT, raw)
@@ -64,7 +65,7 @@ def raw_of(log_decay: Tensor, reference: Tensor) -> Tensor:
 
 
 def check_log_decay(name: str, log_decay: Tensor) -> None:
-    """Raises ValueError where a ln gamma [H] is above 0 or NaN; the message begins with `name`."""
+    """Raises ValueError if any ln gamma [H] is above 0 or NaN. The message begins with `name`."""
     for head, value in enumerate(log_decay.tolist()):
         if not value <= 0:
             raise ValueError(f"{name} must lie in [-inf, 0], got {value:g} in head {head}")

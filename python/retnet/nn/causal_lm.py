@@ -182,7 +182,7 @@ class RetNetForCausalLM(RetNet):
 
 
 def weight_shapes(config: RetNetConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in the state dict of a model of `config`, which is not made."""
+    """Returns the shape of each tensor in the state dict of a model of `config`."""
     model = RetNetForCausalLM(config, device="meta")
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 

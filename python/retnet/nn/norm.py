@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norms: of blocks, embeddings and inner activations; of each head's output (paper Eq. 8)."""
+"""The norms: those of blocks, embeddings and inner activations, and the head norm (paper Eq. 8)."""
 
 from __future__ import annotations
 
