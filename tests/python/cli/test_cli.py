@@ -110,8 +110,9 @@ def test_the_page_shows_a_run(page):
     plain = TrainingSettings(**tomllib.loads(block))
     assert plain.model_config(256).embed_dim == 1024 and plain.grad_accum_steps == 2
     if "README" not in page:
-        full = TrainingSettings(**tomllib.loads(block.replace("\n# ", "\n")))
-        assert plain.stream and full.tokenizer and full.init
+        full = TrainingSettings(**tomllib.loads(block.replace("\n# tok", "\ntok")))
+        begun = block[: block.index("[model]")].replace("\n# init", "\ninit")
+        assert plain.stream and full.tokenizer and TrainingSettings(**tomllib.loads(begun)).init
 
 
 # generate, eval

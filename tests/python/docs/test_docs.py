@@ -78,11 +78,11 @@ def test_cpp_in_headers_is_what_the_install_test_builds():
 
 
 def test_nothing_else_stands_in_a_fence_unchecked():
-    """sh and toml are commands and settings, which test_cli.py and CI run."""
+    """sh and toml are commands and settings, which test_cli.py and CI run; text is a drawing."""
     for page in PAGES:
         text = page.read_text()
         languages = re.findall(r"^```(\S+)", text, flags=re.MULTILINE)
-        allowed = {"python", "cpp", "cmake", "sh", "toml", "{eval-rst}", "{toctree}"}
+        allowed = {"python", "cpp", "cmake", "sh", "text", "toml", "{eval-rst}", "{toctree}"}
         assert set(languages) <= allowed, page
         assert text.count("```") == 2 * len(languages), page
 
