@@ -36,6 +36,8 @@ TESTS = [
     "cpp/test_*.py",
     "package/test_torch_version.py",
 ]
+# Without what does not depend on torch.
+LEFT_OUT = ["ops/test_other_architectures.py"]
 TEST_PACKAGES = ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100"]
 # What a result depends on.
 SOURCES = [
@@ -74,6 +76,11 @@ def python_minors() -> list[str]:
     """The versions that pyproject.toml names: 3.10, 3.11, ..."""
     named = "\n".join(project()["project"]["classifiers"])
     return re.findall(r"^Programming Language :: Python :: (3\.\d+)$", named, flags=re.MULTILINE)
+
+
+def files(patterns: list[str]) -> set[Path]:
+    """The files of tests that the patterns name."""
+    return {path for pattern in patterns for path in (ROOT / "tests/python").glob(pattern)}
 
 
 def find_python(version: str) -> str | None:
@@ -185,14 +192,15 @@ class Pair:
         self.step("C++ build", cmake, "--build", self.build, "--target", "tests/cpp/all")
         tree = self.build / "tests/cpp"
         self.step("C++ tests", ctest, "--test-dir", tree, "--output-on-failure", "--no-tests=error")
-        tests = sorted({x for glob in TESTS for x in (ROOT / "tests/python").glob(glob)})
+        tests = sorted(files(TESTS) - files(LEFT_OUT))
         printed = self.step(
             "pytest",
             *(python, "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"),
-            *("-p", "no:cacheprovider", "-v", "-m", "not cuda", *map(str, tests)),
+            *("-p", "no:cacheprovider", "-v", "-m", "not cuda", "--durations=20"),
+            *map(str, tests),
             PYTHONPATH=str(self.site),
         )
-        (passed,) = re.findall(r"(\d+) passed", printed.splitlines()[-1])
+        (passed,) = re.findall(r"(\d+) passed", printed.splitlines()[-1])  # the closing line
         code = "import platform, torch; print(platform.python_version(), torch.__version__)"
         versions = subprocess.check_output([python, "-c", code], text=True).split()
         return {"python": versions[0], "torch": versions[1], "tests": int(passed)}
