@@ -145,7 +145,9 @@ def test_logits_of_the_last_token_only():
         assert module(ids[:0], last_only=True).logits.shape == (0, 1, 13)
         with pytest.raises(ValueError, match=r"T >= 1 tokens with last_only, got \[2, 0\]"):
             module(ids[:, :0], last_only=True)
-        for cuts, sequence in (([0, 0, 4, 7], 0), ([0, 3, 3, 7], 1), ([0, 3, 7, 7], 2)):
+        for cuts, sequence in (
+            ([0, 0, 4, 7], 0), ([0, 3, 3, 7], 1), ([0, 3, 7, 7], 2), ([0, 3, 3, 3, 7], 1)
+        ):  # fmt: skip
             empty = torch.tensor(cuts, dtype=torch.int32)
             with pytest.raises(
                 ValueError, match=f"no empty .* got sequence {sequence} of length 0"
@@ -501,15 +503,18 @@ def test_a_change_in_place_is_seen_by_checkpointed_layers(kind, packed, form, ch
         close(found[1], found[0])
 
 
-def test_positions_handed_to_a_checkpointed_layer_may_not_change():
+@pytest.mark.parametrize("changed", ["hidden", "positions"])
+def test_what_a_checkpointed_layer_takes_may_not_change(changed):
     for on in (False, True):
-        model, found, ids = make_model(), [], random_ids(2, 5)
+        model, found, ids = make_model(), {}, random_ids(2, 5)
         model.checkpoint_layers = on
         model.layers[0].register_forward_pre_hook(
-            lambda layer, args, call, found=found: found.append(call["positions"]), with_kwargs=True
+            lambda layer, args, call, found=found: found.update(call, hidden=args[0]),
+            with_kwargs=True,
         )
         loss = model(ids, labels=ids).loss
-        found[0].add_(1)
+        with torch.no_grad():
+            found[changed].add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 
