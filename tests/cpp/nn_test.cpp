@@ -2,6 +2,7 @@
 //
 // The modules in C++: options, keys, forms, decoding, copies. Their numbers are held against the
 // Python modules, and so against the paper's definitions, by tests/python/cpp/test_cpp.py.
+#include <ATen/autocast_mode.h>
 #include <c10/util/Exception.h>
 #include <retnet/nn/linear_cross_entropy.h>
 #include <torch/autograd.h>
@@ -357,8 +358,9 @@ TEST_CASE("decay: every value of the parameter gives an ln gamma in its range") 
   const std::vector<double> raws = {0, 1.5, -3, 79.5, -79.5, 80, -80, 1e30, -1e30, inf, -inf};
   const auto heads = static_cast<int64_t>(raws.size());
   // The reference of a gamma of 1 is -2^-10, that of one of 0 (as a float) -1.
-  const std::vector<std::pair<double, double>> cases = {
-      {-0.03, -0.03}, {0, -0x1p-10}, {-1e38, -1e38}, {-1e-38, -1e-38}, {-1e308, -1}};
+  const std::vector<std::pair<double, double>> cases = {{-0.03, -0.03},      {0, -0x1p-10},
+                                                        {-1e38, -1e38},      {-1e-38, -1e-38},
+                                                        {-1e-45, -0x1p-149}, {-1e308, -1}};
   for (const auto& [configured, reference] : cases) {
     CAPTURE(configured);
     const std::vector<double> decay(raws.size(), configured);
@@ -372,8 +374,8 @@ TEST_CASE("decay: every value of the parameter gives an ln gamma in its range") 
       layer->log_decay_raw.copy_(torch::tensor(raws, torch::kFloat64));
     }
     const auto value = layer->log_decay();
-    // Where gamma is 0 the operator's gradient is 0.
-    torch::where(value == -inf, torch::zeros_like(value), value).sum().backward();
+    // Where gamma is 0 the operator's gradient is 0. 0.3 times the least float would be 0.
+    (torch::where(value == -inf, torch::zeros_like(value), value) * 0.3).sum().backward();
     const auto grad = layer->log_decay_raw.grad();
     for (int64_t h = 0; h < heads; ++h) {
       CAPTURE(raws[h]);
@@ -381,11 +383,23 @@ TEST_CASE("decay: every value of the parameter gives an ln gamma in its range") 
       const double exact = end ? (raws[h] > 0 ? -inf : 0) : reference * std::exp(raws[h]);
       const double want = static_cast<float>(exact), got = value[h].item<double>();
       CHECK((got == want || std::abs(got - want) < 1e-6 * std::abs(want) + 1e-44));
-      const double slope = end || want == -inf ? 0 : want;
+      const double slope = end || want == -inf ? 0 : 0.3 * want;
       const double found = grad[h].item<double>();
       CHECK((found == slope || std::abs(found - slope) < 1e-6 * std::abs(slope) + 1e-44));
     }
   }
+}
+
+TEST_CASE("decay: NaN is not taken for an end") {
+  auto model = random_model(small_options().learnable_decay(true));
+  auto& layer = model->body->layers->at<retnet::nn::DecoderLayerImpl>(0);
+  {
+    const torch::NoGradGuard no_grad;
+    layer.retention->log_decay_raw[1] = NAN;
+  }
+  CHECK(torch::equal(layer.retention->log_decay().isnan(), torch::tensor({false, true, false})));
+  CHECK_THROWS_WITH(model(random_ids(1, 3)),
+                    ContainsSubstring("log_decay must lie in [-inf, 0], got nan in head 1"));
 }
 
 TEST_CASE("decay: no step of an optimizer leaves the range") {
@@ -461,6 +475,72 @@ TEST_CASE("linear_cross_entropy of any head, or of one whose logits may be overw
       CHECK(torch::allclose(grads[i], expected_grads[i], 1e-12, 1e-12));
     }
   }
+}
+
+torch::Tensor plain_head(const torch::Tensor& x, const std::vector<torch::Tensor>& parameters) {
+  return torch::linear(x, parameters[0]);
+}
+
+TEST_CASE("linear_cross_entropy: gradients of 16-bit parameters are summed in float32") {
+  // Each of 300 chunks adds -512 and 512. In bfloat16 256 * 512 + 512 is 256 * 512.
+  const auto hidden = torch::ones({1, 300 * 1024, 1}, torch::kBFloat16);
+  const auto targets = torch::zeros({1, 300 * 1024}, torch::kInt64);
+  for (const auto& [reduction, size] :
+       std::map<std::string, float>{{"sum", 300 * 512.0f}, {"mean", 0.5f}}) {
+    const auto weight = torch::zeros({2, 1}, torch::kBFloat16).requires_grad_();
+    retnet::nn::linear_cross_entropy(hidden, plain_head, targets, int64_t{1} << 25, {weight},
+                                     reduction, /*overwrite=*/true)
+        .backward();
+    CHECK(weight.grad()[0].item<float>() == -size);
+    CHECK(weight.grad()[1].item<float>() == size);
+  }
+}
+
+TEST_CASE("linear_cross_entropy: gradients are 0 without a target") {
+  const auto hidden = torch::ones({1, 1026, 3}), weight = torch::zeros({5, 3}).requires_grad_();
+  const auto targets = torch::full({1, 1026}, retnet::nn::kIgnoreIndex, torch::kInt64);
+  retnet::nn::linear_cross_entropy(hidden, plain_head, targets, int64_t{1} << 25, {weight})
+      .backward();
+  CHECK(!weight.grad().any().item<bool>());
+}
+
+TEST_CASE("linear_cross_entropy: autocast keeps no cast of a parameter") {
+  const auto hidden = torch::randn({1, 1026, 3}), weight = torch::randn({5, 3}).requires_grad_();
+  const auto targets = torch::zeros({1, 1026}, torch::kInt64);
+  std::vector<c10::weak_intrusive_ptr<c10::TensorImpl>> casts;
+  const auto head = [&](const torch::Tensor& x, const std::vector<torch::Tensor>& p) {
+    casts.emplace_back(
+        at::autocast::cached_cast(torch::kBFloat16, p[0], torch::kCPU).getIntrusivePtr());
+    return torch::linear(x, p[0]);
+  };
+  at::autocast::set_autocast_enabled(torch::kCPU, true);
+  retnet::nn::linear_cross_entropy(hidden, head, targets, int64_t{1} << 25, {weight});
+  CHECK(casts.size() == 2);
+  for (const auto& cast : casts) CHECK(cast.expired());
+  at::autocast::set_autocast_enabled(torch::kCPU, false);
+  at::autocast::clear_cache();
+}
+
+TEST_CASE("linear_cross_entropy: what it cannot do is named") {
+  const auto hidden = torch::zeros({1, 1026, 3}), weight = torch::zeros({5, 3}).requires_grad_();
+  const auto targets = torch::zeros({1, 1026}, torch::kInt64);
+  const auto loss = [&](const torch::Tensor& x, const torch::Tensor& t,
+                        std::string_view reduction) {
+    return retnet::nn::linear_cross_entropy(x, plain_head, t, int64_t{1} << 25, {weight},
+                                            reduction);
+  };
+  CHECK(message([&] { loss(hidden[0], targets, "mean"); }) ==
+        "linear_cross_entropy: hidden must have shape [B, T, d], got [1026, 3]");
+  CHECK(message([&] { loss(hidden, targets[0], "mean"); }) ==
+        "linear_cross_entropy: targets must have the shape of hidden's tokens, [1, 1026], got "
+        "[1026]");
+  CHECK(message([&] { loss(hidden, targets.to(torch::kInt32), "mean"); }) ==
+        "linear_cross_entropy: targets must be int64, got Int");
+  CHECK(message([&] { loss(hidden, targets, "none"); }) ==
+        "linear_cross_entropy: reduction must be \"mean\" or \"sum\", got \"none\"");
+  CHECK_THROWS_WITH(torch::autograd::grad({loss(hidden, targets, "mean")}, {weight}, {},
+                                          std::nullopt, /*create_graph=*/true),
+                    ContainsSubstring("double backward is not supported"));
 }
 
 TEST_CASE("linear_cross_entropy: the hooks of leaves and others run once, on the whole gradient") {
@@ -549,22 +629,24 @@ TEST_CASE("checkpoint_layers: hooks of parameters run once in each backward pass
   }
 }
 
-TEST_CASE("a loss without a token is NaN, and 0 as a sum") {
+TEST_CASE("a loss without a target is NaN, and 0 as a sum, with gradients of 0") {
   auto model = random_model(small_options());
-  for (const auto& ids : {random_ids(2, 0), random_ids(0, 3), random_ids(0, 0)}) {
+  for (const auto& ids : {random_ids(2, 0), random_ids(0, 3), random_ids(0, 0), random_ids(2, 3)}) {
+    const auto scored = torch::full_like(ids, retnet::nn::kIgnoreIndex);
     const auto no_state = std::nullopt;
     for (const bool labels : {false, true}) {
       const auto loss = [&](std::string_view reduction) {
-        return labels ? *model(ids, no_state, no_state, ids, "chunkwise", false, false,
+        return labels ? *model(ids, no_state, no_state, scored, "chunkwise", false, false,
                                std::nullopt, reduction)
                              .loss
                       : *model(ids, no_state, no_state, std::nullopt, "chunkwise", false, false,
-                               ids, reduction)
+                               scored, reduction)
                              .loss;
       };
-      CHECK(loss("mean").isnan().item<bool>());
-      const auto sum = loss("sum");
+      const auto mean = loss("mean"), sum = loss("sum");
+      CHECK(mean.isnan().item<bool>());
       CHECK(sum.item<double>() == 0);
+      mean.backward();
       sum.backward();
       for (const auto& p : model->parameters()) {
         CHECK((!p.grad().defined() || !p.grad().any().item<bool>()));
@@ -585,7 +667,7 @@ TEST_CASE("last_only without a token is named") {
         "RetNetForCausalLM: input_ids must have T >= 1 tokens with last_only, got [2, 0]");
   CHECK(last(random_ids(0, 3), {}).sizes() == torch::IntArrayRef({0, 1, 13}));
   for (const auto& [bounds, sequence] : std::map<std::vector<int>, std::string>{
-           {{0, 0, 4, 7}, "0"}, {{0, 3, 3, 7}, "1"}, {{0, 3, 7, 7}, "2"}}) {
+           {{0, 0, 4, 7}, "0"}, {{0, 3, 3, 7}, "1"}, {{0, 3, 7, 7}, "2"}, {{0, 3, 3, 3, 7}, "1"}}) {
     CHECK(
         message([&] { last(random_ids(1, 7), bounds); }) ==
         "RetNetForCausalLM: cu_seqlens must have no empty sequence with last_only, got sequence " +

@@ -38,6 +38,7 @@ TOKENIZER = "tokenizer.json"
 """The file of the tokenizer in the folder of a checkpoint."""
 _REPLACEMENT = "\ufffd"  # what stands for bytes that are no UTF-8
 _LONGEST_WAIT = 32  # most tokens that are held back because they end within a character
+_LONGEST_SILENCE = 16  # most tokens that are held back because they give no characters
 
 
 class Document(NamedTuple):
@@ -301,10 +302,12 @@ class _FileDecoder:
             self._ids, self._given, self._text = self._ids[self._given :], 0, ""
             text = self._decode().removesuffix(end)
         piece = text[len(self._text) :]
-        if piece or len(self._ids) - self._given >= _LONGEST_WAIT:
+        if piece:
             self._ids = self._ids[self._given :]
             self._given = len(self._ids)
             self._text = self._decode().removesuffix(end)
+        elif len(self._ids) - self._given > _LONGEST_SILENCE:
+            self._ids.pop()  # not the last text: the next space may belong after it
         return piece
 
 

@@ -124,7 +124,9 @@ def test_logits_of_the_last_token_only():
         assert module(ids[:0], last_only=True).logits.shape == (0, 1, 13)
         with pytest.raises(ValueError, match=r"T >= 1 tokens with last_only, got \[2, 0\]"):
             module(ids[:, :0], last_only=True)
-        for cuts, sequence in (([0, 0, 4, 7], 0), ([0, 3, 3, 7], 1), ([0, 3, 7, 7], 2)):
+        for cuts, sequence in (
+            ([0, 0, 4, 7], 0), ([0, 3, 3, 7], 1), ([0, 3, 7, 7], 2), ([0, 3, 3, 3, 7], 1)
+        ):  # fmt: skip
             empty = torch.tensor(cuts, dtype=torch.int32)
             with pytest.raises(
                 ValueError, match=f"no empty .* got sequence {sequence} of length 0"

@@ -121,15 +121,18 @@ def test_a_change_in_place_is_seen_by_checkpointed_layers(kind, packed, form, ch
         close(found[1], found[0])
 
 
-def test_positions_handed_to_a_checkpointed_layer_may_not_change():
+@pytest.mark.parametrize("changed", ["hidden", "positions"])
+def test_what_a_checkpointed_layer_takes_may_not_change(changed):
     for on in (False, True):
-        model, found, ids = make_model(), [], random_ids(2, 5)
+        model, found, ids = make_model(), {}, random_ids(2, 5)
         model.checkpoint_layers = on
         model.layers[0].register_forward_pre_hook(
-            lambda layer, args, call, found=found: found.append(call["positions"]), with_kwargs=True
+            lambda layer, args, call, found=found: found.update(call, hidden=args[0]),
+            with_kwargs=True,
         )
         loss = model(ids, labels=ids).loss
-        found[0].add_(1)
+        with torch.no_grad():
+            found[changed].add_(1)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
 

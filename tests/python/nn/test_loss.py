@@ -136,6 +136,16 @@ def test_gradients_accumulate(short):
     close(actual, head.weight.grad)
 
 
+@pytest.mark.parametrize("reduction, size", [("sum", 1800.0), ("mean", 0.5)])
+def test_gradients_of_16_bit_weights_are_summed_in_float32(reduction, size, short):
+    """Each of 300 chunks adds -6 and 6. Above 1024 bfloat16 has multiples of 8 alone."""
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    hidden = torch.ones(1, 3600, 1, dtype=torch.bfloat16)
+    targets = torch.zeros(1, 3600, dtype=torch.int64)
+    linear_cross_entropy(hidden, weight, targets, 2, reduction=reduction).backward()
+    assert weight.grad.tolist() == [[-size], [size]]
+
+
 def test_autocast_leaves_float64_alone(short):
     """Here as in torch's linear and cross-entropy."""
     for kind in ("linear", "bias"):

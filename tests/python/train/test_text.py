@@ -304,6 +304,7 @@ ODD = {  # tokens as text of the vocabulary, what is shown
     "fallback after é": (byte_fallback, ["a", "<0xC3>", "<0xA9>", "<0xFF>", "b"], "aé\ufffdb"),
     "fallback line": (byte_fallback, ["a", "<0x0A>", "<0xE4>", "<0xBD>"], "a\n\ufffd\ufffd"),
     "no text": (lambda: byte_fallback(silent="xz"), [*"▁axz", "▁", "z", "b"], "a b"),
+    "spaces before": (byte_fallback, ["▁", "▁", "a"], " a"),
     "unknown id": (byte_level, ["a", None, "b"], "ab"),
     "nothing": (byte_level, [], ""),
 }
@@ -317,29 +318,43 @@ def test_odd_tokens_give_replacement_characters(make, tokens, text, load):
     assert "".join(map(decode, ids)) + decode.finish() == text
 
 
+class Counting:
+    """A tokenizer of the library that notes how many tokens each call decodes."""
+
+    def __init__(self, library):
+        self.library, self.lengths = library, []
+
+    def decode(self, ids):
+        self.lengths.append(len(ids))
+        return self.library.decode(ids)
+
+    def __getattr__(self, name):
+        return getattr(self.library, name)
+
+
+@pytest.mark.parametrize("count", [*range(28, 35), 500])
+def test_tokens_without_text_change_nothing_and_cost_no_more_later(count, load):
+    tokenizer = load(byte_fallback(silent="q"))
+    counting = tokenizer._tokenizer = Counting(tokenizer._tokenizer)
+    silence = "q" * count
+    tokens = ["▁", "a", *silence, "▁", "b", *silence, "<0xE4>", "<0xBD>", "<0xA0>"]
+    tokens += [*silence, "<0xE4>", *silence, "c"]
+    decode = tokenizer.decoder()
+    text = "".join(decode(counting.token_to_id(token)) for token in tokens)
+    assert text + decode.finish() == "a b你\ufffdc"
+    assert max(counting.lengths) <= 100
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "suffixes"])
 def test_random_tokens_never_raise_and_cost_no_more_later(kind, load):
     tokenizer = load(KINDS[kind]())
     drawn = random.Random(1)
     ids = [drawn.randrange(tokenizer.vocab_size) for _ in range(2000)]
-    lengths = []
-
-    class Counting:
-        def __init__(self, library):
-            self.library = library
-
-        def decode(self, ids):
-            lengths.append(len(ids))
-            return self.library.decode(ids)
-
-        def __getattr__(self, name):
-            return getattr(self.library, name)
-
     library = tokenizer._tokenizer
-    tokenizer._tokenizer = Counting(library)
+    counting = tokenizer._tokenizer = Counting(library)
     decode = tokenizer.decoder()
     text = "".join(map(decode, ids)) + decode.finish()
-    assert max(lengths) <= 100 and len(lengths) <= 4 * len(ids)
+    assert max(counting.lengths) <= 100 and len(counting.lengths) <= 4 * len(ids)
     if kind.startswith(("bytes", "pairs")):  # there the library's text is the only right one
         assert text == library.decode(ids) and "\ufffd" in text
     if kind in ("metaspace", "words", "word pieces"):
