@@ -52,4 +52,5 @@ for step in range(STEPS):
 if rank == 0:
     model.save("ddp")
     print("saved in ddp; retnet generate ddp --prompt 'import os'")
+dist.barrier()  # the others wait for rank 0
 dist.destroy_process_group()
