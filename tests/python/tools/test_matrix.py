@@ -80,7 +80,10 @@ def test_the_table_in_the_docs_is_that_of_the_results():
     results = matrix.read(ROOT / "docs/compatibility.json")
     page = (ROOT / "docs/compatibility.md").read_text()
     assert page == matrix.with_table(page, results)
-    assert {results["2.11 3.11"]["outcome"], results["2.15 3.11"]["outcome"]} == {"passed"}
+    outcomes = {name: result["outcome"] for name, result in results.items()}
+    assert "failed" not in outcomes.values()
+    newest = matrix.torch_minors()[-1]
+    assert any(x == "passed" for name, x in outcomes.items() if name.startswith(f"{newest} "))
 
 
 class Rehearsal(matrix.Pair):
