@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `retnet`: what a run writes, what generate and eval print."""
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -113,6 +114,14 @@ def test_the_page_shows_a_run(page):
         full = TrainingSettings(**tomllib.loads(block.replace("\n# tok", "\ntok")))
         begun = block[: block.index("[model]")].replace("\n# init", "\ninit")
         assert plain.stream and full.tokenizer and TrainingSettings(**tomllib.loads(begun)).init
+
+
+def test_the_page_names_every_key():
+    page = (ROOT / "docs/python/command_line.md").read_text()
+    for key in dataclasses.fields(TrainingSettings):
+        assert re.search(rf"^\| .*`\[?{key.name}\]?`.* \| .* \| .* \|$", page, re.MULTILINE), (
+            key.name
+        )
 
 
 # generate, eval

@@ -129,7 +129,7 @@ def test_installed_from_the_build_tree(apps, tmp_path):
 
 
 # Of the repository, what the sdist leaves out.
-NOT_SHIPPED = (".ci/", ".clang-format", ".gitignore", ".github/", ".pre-commit-config.yaml")
+NOT_SHIPPED = (".clang-format", ".gitignore", ".github/", ".pre-commit-config.yaml")
 # What builds and runs leave in a tree, and earlier versions of the sdist packed.
 LITTER = [
     "benchmarks/results/cpu-test/raw/ops.json",
