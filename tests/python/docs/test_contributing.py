@@ -16,7 +16,7 @@ OPERATORS = [name for name in retnet.ops.__all__ if name not in ("RetentionPlan"
 OPTIONAL = ("csrc/ops/composite/", "csrc/ops/cpu/", "csrc/ops/cuda/", "tests/kernels/")
 # Files of operators that the list describes by a folder, or that belong to no single operator.
 SHARED = {"retention_plan", "retention_chunkwise", "retention_parallel", "retention_recurrent"}
-COMMANDS_NOT_IN_CI = {"bench", "gpu-wheels", "matrix", "mutate", "test-op"}
+COMMANDS_NOT_IN_CI = {"bench", "gpu-wheels", "matrix", "mutate", "results", "test-op"}
 
 
 def table(text: str, heading: str) -> list[list[str]]:
