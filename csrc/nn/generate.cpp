@@ -72,7 +72,7 @@ void check_finite(const std::vector<torch::Tensor>& largest) {
                     "; the weights may hold NaN or inf");
 }
 
-/// Samples one token per row, [N, 1], from the logits [N, vocab] and the largest of each row [N, 1].
+/// Samples one token per row, [N, 1], from logits [N, vocab] and the largest of each row [N, 1].
 torch::Tensor draw(torch::Tensor logits, const torch::Tensor& largest,
                    const GenerateOptions& options,
                    const std::optional<torch::Generator>& generator) {
