@@ -1,40 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# make setup        make .venv and build the package in it (CUDA=1: with nvcc from PyPI where there is none; TORCH=2.15.0:
-#                   with that torch, which later commands keep; VENV=... BUILD=...: another environment and build tree)
-# make demo         set up, train a byte-level model on real text, generate, plot (MINUTES=5)
-# make test         set up, then Catch2, the kernels in the emulator, pytest, and paths
-# make emulate      the kernels' own source on the CPU, lane by lane, under a checker
-# make test-op OP=retention ISA=avx2   the tests of one operator, OP, on one instruction set of the CPU (RETNET_CPU); without
-#                   ISA on the best one and on the GPU, if there is one
-# make paths        reruns the tests of the CPU kernels on each other instruction set of this machine
-# make newest       build and run the tests of operators, modules and C++ with the newest torch, apart from .venv
-# make matrix       the same for each torch and Python (TORCHES, PYTHONS), and the table in docs/compatibility.md (hours)
-# make lint         formatting, types, layer rules
-# make docs         the documentation, in build/docs; needs doxygen
-# make mutate       delete each barrier and wait of the kernels in turn: does a test fail? (long; not in CI)
+# make setup        make .venv and build the package in it
+#                     CUDA=1              build the CUDA kernels; nvcc comes from PyPI if the machine has none
+#                     TORCH=2.15.0        use this version of torch; later commands keep it
+#                     VENV=... BUILD=...  use another environment and another build tree
+# make demo         train a byte-level model on real text, generate and plot (MINUTES=5)
+# make test         run Catch2, the CUDA kernels in the SIMT emulator, pytest, and make paths
+# make emulate      run the source of the CUDA kernels on the CPU, lane by lane, under a checker
+# make test-op OP=retention ISA=avx2
+#                   run the tests of one operator on one CPU instruction set (RETNET_CPU); without ISA they run on the
+#                   best one, and on the GPU if there is one
+# make paths        rerun the tests of the CPU kernels on each other instruction set that this machine supports
+# make newest       build with the newest torch, apart from .venv, and run the tests of operators, modules and C++
+# make matrix       do the same for each torch and Python (TORCHES, PYTHONS) and write the table in
+#                   docs/compatibility.md (takes hours)
+# make lint         check formatting, types, layer rules and the generated pages
+# make docs         build the documentation in build/docs (needs doxygen)
+# make mutate       delete each barrier and wait of the kernels in turn and see whether a test fails (slow; not in CI)
 # make kernels      compile and link the CUDA kernels for every supported architecture
-# make kernel-report  what they cost (registers, instructions, bytes, wavefronts), and gates on it
-# make bench        benchmarks, on the device present; then make results
+# make kernel-report  report and check what they cost (registers, instructions, bytes, wavefronts)
+# make bench        run the benchmarks on the device that is present, then make results
 # make results      write the figures in the pages, and the plots, from benchmarks/results/*/summary.json
-# make gpu-wheels   gather the peers' wheels for a GPU machine without network
+# make gpu-wheels   collect the wheels that the benchmarks need on a GPU machine without a network
 # make gpu-check    build, test and measure on a machine with a GPU
+# make clean        remove build/, dist/ and the built extension
 
 SHELL := /bin/bash
 PYTHON ?= python3
 MINUTES ?= 5
-# ON makes compiler warnings errors. CI sets it.
+# ON turns compiler warnings into errors. CI sets it.
 WERROR ?= OFF
 VENV ?= .venv
 BUILD ?= build
 export RETNET_BUILD_DIR := $(abspath $(BUILD))
 RUN := $(VENV)/bin/python
-# The torch to build with: the one that is asked for, else the one that the environment has, else the oldest.
+# The torch to build with is the requested one, else the one in the environment, else the oldest.
 TORCH := $(or $(TORCH),$(patsubst $(VENV)/.torch-%,%,$(wildcard $(VENV)/.torch-*)),2.11.0)
 NEWEST_TORCH := 2.15.0
-# An editable install puts the extension into the source tree, which holds one: that of .venv. Others get a copy.
+# An editable install puts the extension into the source tree, which has room for one. Only .venv is editable, and other
+# environments get a copy.
 EDITABLE := $(if $(filter $(abspath .venv),$(abspath $(VENV))),-e)
-# Every architecture the kernels are written for; the PTX is for those to come.
+# All architectures that the kernels are written for. The PTX serves later ones.
 ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f) \
   $(if $(EDITABLE),,$(shell find python -name "*.py" -o -name "*.pyi"))
@@ -74,12 +80,13 @@ mutate: setup
 pytest: setup
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
-# Of tests/python/ops: test_$(OP).py, and test_$(OP)_errors.py and the like if they exist.
+# The other test files of the operator in tests/python/ops, if they exist: test_$(OP)_errors.py and so on.
 OP_TESTS := $(wildcard $(foreach part,errors log_decay plan torch,tests/python/ops/test_$(OP)_$(part).py))
 test-op: setup
 	$(if $(ISA),RETNET_CPU=$(ISA)) $(RUN) -m pytest -n 2 $(if $(ISA),-m "not cuda") tests/python/ops/test_$(OP).py $(OP_TESTS) $(PYTEST_ARGS)
 
-# The tests of linear and cross_entropy, and test_cpu_kernels.py, run on every instruction set by themselves.
+# The tests of linear and cross_entropy, and test_cpu_kernels.py, are not listed: they run on every instruction set
+# themselves.
 PATHS := retention retention_log_decay retention_step multi_scale_retention_step rotary gated_group_norm
 paths: setup
 	@sets=$$(cd tests/python && $(abspath $(RUN)) -c "from support.instruction_sets import *; print(*instruction_sets()[1:])") && \

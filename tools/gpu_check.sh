@@ -1,25 +1,27 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Builds for this machine's GPU, offline, tests and measures there, and leaves one tar of results:
-# gpu-results/gpu-check-<device>.tar.gz. Without a GPU: "skipped: no GPU", exit status 0.
+# Builds for the GPU of this machine, tests and measures on it, and writes one tar file of results,
+# gpu-results/gpu-check-<device>.tar.gz. It needs no network. Without a GPU it prints "skipped: no GPU" and exits
+# with status 0.
 #
 #   tools/gpu_check.sh [all|test|bench]
-#     test    build, GPU tests, compute-sanitizer
-#     bench   build, benchmarks/ops.py; adds to the results of the test before. Its summary.json belongs into
-#             benchmarks/results/<device>, from which make results writes the pages.
-#   Each of the two ends within 10 minutes, the build included; all ends within 25.
-#   bench finds what test built, and its results, only if it follows at once: a machine that is given back in between
-#   starts bare, and builds again.
+#     test    builds, runs the GPU tests, and runs compute-sanitizer
+#     bench   builds and runs benchmarks/ops.py; its results are added to those of an earlier test. Copy its
+#             summary.json to benchmarks/results/<device>; make results then writes the pages.
+#     all     does both (the default)
+#   test and bench end within 10 minutes each, including the build. all ends within 25 minutes.
+#   bench reuses the build and the results of test only if both run in the same checkout of the same machine. On a fresh
+#   machine it builds again.
 #
-# Environment: PYTHON   the Python that has torch; by default .venv's, else python3
-#              OUT      a folder that gets a copy of the tar
-#              RETNET_CMAKE_ARGS   added to the configuration
+# Environment: PYTHON   the Python that has torch; by default that of .venv, else python3
+#              OUT      a folder that gets a copy of the tar file
+#              RETNET_CMAKE_ARGS   options that are added to the CMake configuration
 #
-# Needs nvcc and the Python packages that tools/gpu_wheels.sh lists. Wheels in gpu-wheels/ (make gpu-wheels) are installed
-# beside the build, in build/gpu/. Each part has its own time limit, and the tar is written anew when a part ends and when
-# the script is interrupted. A part that fails does not keep the others from running, except that all need the build. The
-# exit status is 0 only if all parts passed.
+# The script needs nvcc and the Python packages that tools/gpu_wheels.sh lists. Wheels in gpu-wheels/ (make gpu-wheels)
+# are installed in build/gpu/, beside the build. Each part has its own time limit. The tar file is written again when a
+# part ends and when the script is interrupted. If the build fails, nothing else runs. If another part fails, the rest
+# still run. The exit status is 0 only if all parts passed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
@@ -61,18 +63,18 @@ mkdir -p "$results" build/gpu
 export PATH=$PATH:/usr/local/cuda/bin
 export PYTHONUNBUFFERED=1
 failed=()
-child="" # the process of the part that runs, and its name
+child="" # the process of the running part, and its name
 running=""
-budget=570 # seconds, of the 10 minutes of one stage
+budget=570 # seconds; one stage must end within 10 minutes
 [[ $stage == all ]] && budget=1470
 
-# left RESERVE MAXIMUM: the seconds that a part may take if RESERVE are kept for those behind it.
+# left RESERVE MAXIMUM: prints how many seconds a part may take if RESERVE seconds are kept for the later parts.
 left() {
   local seconds=$((budget - SECONDS - $1))
   echo $((seconds < $2 ? seconds : $2))
 }
 
-# Renamed when they are whole: a kill leaves the last ones.
+# Writes each tar file under another name and renames it when it is complete, so that a kill leaves the previous one.
 save() {
   local tar=gpu-check-$slug.tar.gz
   tar -czf "gpu-results/$tar.new" -C gpu-results "$slug"
@@ -82,7 +84,7 @@ save() {
   fi
 }
 
-# run NAME SECONDS COMMAND...: the command within a time limit, its output in NAME.log, its time printed and kept.
+# run NAME SECONDS COMMAND...: runs the command with a time limit, writes its output to NAME.log and records its time.
 run() {
   local name=$1 limit=$2 log=$results/$1.log start=$SECONDS status
   shift 2
@@ -91,8 +93,9 @@ run() {
     return 124
   fi
   echo "== $name"
-  # Not by a pipe, which a process that outlives the command would hold open. In the background, so that a signal to the
-  # script is handled at once. SIGINT, so that pytest ends in order and writes its results.
+  # There is no pipe, because a process that outlives the command would keep it open. The command runs in the
+  # background, so that the script handles signals at once. The time limit sends SIGINT, so that pytest still writes its
+  # results.
   : >"$log"
   timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1 &
   child=$! running=$name
@@ -114,7 +117,7 @@ part() {
 finish() {
   if [[ -n $child ]]; then
     printf "%-10s interrupted\n" "$running" >>"$results/parts.txt"
-    save # what there is, for the command may take its time to end
+    save # first, because the command may take long to end
     kill -INT "$child"
     wait
   fi
@@ -140,7 +143,7 @@ versions() {
 build() {
   local arch
   arch=$("$python" -c "import torch; print('%d.%d' % torch.cuda.get_device_capability())")
-  [[ $arch == 9.0 ]] && arch=9.0a # the instructions that only it has
+  [[ $arch == 9.0 ]] && arch=9.0a # sm_90a has instructions that sm_90 lacks
   if compgen -G "gpu-wheels/*.whl" >/dev/null; then
     part wheels 60 "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade \
       --target build/gpu/wheels gpu-wheels/*.whl
@@ -154,7 +157,7 @@ build() {
 gpu_tests() {
   local tests=("$python" -m pytest tests/python -p no:cacheprovider --continue-on-collection-errors -vv --durations=10)
   local workers=()
-  # Two threads a worker (tests/python/conftest.py; support/file_order.py says which files come first).
+  # Each worker uses two threads (tests/python/conftest.py). support/file_order.py decides which files come first.
   if "$python" -c "import xdist" 2>/dev/null; then
     workers=(-n $((($(nproc) + 1) / 2)) --dist loadfile --no-loadscope-reorder)
   fi
@@ -163,7 +166,7 @@ gpu_tests() {
   part large "$(left 100 60)" "${tests[@]}" -m "cuda and large_memory" --junitxml="$results/large.xml"
 }
 
-# One tool of compute-sanitizer; where it cannot work on this machine, a line that says so and no failure.
+# Runs one tool of compute-sanitizer. If the tool does not work on this machine, a line says so and nothing fails.
 sanitize() {
   local tool=$1 why summary="ERROR SUMMARY|RACECHECK SUMMARY"
   if ! command -v compute-sanitizer >/dev/null; then

@@ -1,19 +1,20 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Gathers wheels for a GPU machine without network into gpu-wheels/ (ignored by git): the peers of the benchmarks and
-# what the tests need. tools/gpu_check.sh installs them there.
+# Collects wheels in gpu-wheels/ (ignored by Git) for a GPU machine without a network: the peers of the benchmarks and
+# the packages that the tests need. tools/gpu_check.sh installs them on that machine.
 #
-#   tools/gpu_wheels.sh [VENV]      VENV (default .venv) holds the pip to use
-#   PYTHON_VERSION=3.12             the Python of the GPU machine
-#   HELION_REPOSITORY=URL           where the example of Helion comes from; without it that peer is left out
+#   tools/gpu_wheels.sh [VENV]      uses the pip of VENV (default .venv)
+#   PYTHON_VERSION=3.12             the Python version of the GPU machine
+#   HELION_REPOSITORY=URL           the repository with the Helion example (default: GitHub); if it cannot be fetched,
+#                                   that peer is left out
 #
-# torchscale's own requirements, fairscale and timm, are not needed for what is used of it. That the two lists below hold
-# all that is imported is tested (tests/python/tools/test_gpu_tools.py).
+# The parts of torchscale that are used here do not need its requirements fairscale and timm.
+# tests/python/tools/test_gpu_tools.py checks that the two lists below cover all imports.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Expected on that machine.
+# These are expected on that machine.
 present=(torch setuptools triton transformers numpy safetensors tokenizers tqdm packaging pytest matplotlib cmake ninja pybind11)
 packages=(tomli-w pytest-xdist execnet hypothesis sortedcontainers flash-linear-attention==0.6.0 fla-core==0.6.0 einops
   torchscale==0.3.0 helion==1.4.0 rich pygments markdown-it-py mdurl)
@@ -28,8 +29,8 @@ rm -rf "$folder"
 "${1:-.venv}/bin/python" -m pip download --quiet --no-deps --only-binary=:all: --implementation cp \
   --python-version "${PYTHON_VERSION:-3.12}" "${platforms[@]}" --dest "$folder" "${packages[@]}"
 
-# Helion's retention is in its examples alone. This commit's bring configurations tuned for H100 and B200; the package is
-# the newest that runs with torch 2.11.
+# Helion has retention only among its examples. At this commit they include configurations tuned for H100 and B200. The
+# package version above is the newest that runs with torch 2.11.
 helion=${HELION_REPOSITORY:-https://github.com/pytorch/helion} commit=ef091f416a50c443b38e4c8bff2980777f5ff225
 checkout=$(mktemp -d)
 trap 'rm -rf "$checkout"' EXIT

@@ -1,9 +1,14 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 #
-# Usage: tools/setup.sh VENV. Makes the virtual environment and installs in it what pyproject.toml
-# names, and the system packages that are missing, where it may. PYTHON chooses the interpreter, TORCH the
-# version of torch; CUDA=1 takes nvcc from PyPI where there is none.
+# Usage: tools/setup.sh VENV
+#
+# Makes the virtual environment VENV and installs the packages that pyproject.toml names. It also installs missing
+# system packages if it has the rights to do so.
+#
+# Environment: PYTHON   the interpreter (default python3)
+#              TORCH    the version of torch (default 2.11.0)
+#              CUDA=1   installs nvcc from PyPI if the machine has none
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$1
@@ -28,20 +33,21 @@ END
 mapfile -t requirements <<<"$requirements"
 requirements+=("torch==${TORCH:-2.11.0}")
 "$venv/bin/python" -m pip install --quiet "uv>=0.9" || true
-# Minutes faster than pip, which unpacks one file at a time; but pip alone knows a mirror from pip's own settings.
+# uv is minutes faster than pip, which unpacks one file at a time. pip is the fallback, because only pip reads a mirror
+# from its own settings.
 install() {
   "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" "$@" || "$venv/bin/python" -m pip install --quiet "$@"
 }
 install "${requirements[@]}"
 if [ -n "${CUDA:-}" ] && ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvcc" ]; then
-  # Of the version whose runtime and headers came with torch; some torches bring cccl, too.
+  # The version must be that of the CUDA runtime and headers that torch brought. Some torch versions also bring cccl.
   cuda=$("$venv/bin/python" -c "import torch; print(torch.version.cuda or '13.0')")
   toolkit=("nvidia-cuda-nvcc==$cuda.*" "nvidia-cuda-crt==$cuda.*" "nvidia-nvvm==$cuda.*")
   "$venv/bin/python" -m pip show --quiet nvidia-cuda-cccl 2>/dev/null || toolkit+=("nvidia-cuda-cccl==$cuda.*")
   install "${toolkit[@]}"
 fi
-# A peer of the benchmarks, and what `retnet convert` is tested with. What it requires is for training in its own
-# framework, and source-only in part.
+# torchscale is a peer of the benchmarks, and the tests of `retnet convert` use it. Its requirements are skipped: they
+# serve training in its own framework, and some of them exist only as source.
 install --no-deps torchscale==0.3.0
 
 missing=()
@@ -50,7 +56,7 @@ command -v clang-format >/dev/null || missing+=(clang-format)
 [ -d /usr/include/catch2 ] || [ -d /usr/local/include/catch2 ] || missing+=(catch2)
 [ -d /usr/include/nlohmann ] || [ -d /usr/local/include/nlohmann ] || missing+=(nlohmann-json3-dev)
 command -v doxygen >/dev/null || missing+=(doxygen)
-if [ "$(uname -m)" = x86_64 ]; then # the portable kernels run in an emulator of aarch64
+if [ "$(uname -m)" = x86_64 ]; then # qemu runs the portable kernels as aarch64 code
   command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu)
   command -v qemu-aarch64 >/dev/null || missing+=(qemu-user)
 fi
@@ -65,5 +71,5 @@ if [ ${#missing[@]} -gt 0 ]; then
   else
     echo "retnet: please run: sudo $install" >&2
   fi
-  command -v g++ >/dev/null # the build needs it; the others only `make test`, `make lint` and `make docs`
+  command -v g++ >/dev/null # required by the build; only `make test`, `make lint` and `make docs` need the others
 fi

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The C++ modules as Python sees them: `retnet/cpp.py` makes torch modules of them. The operators
-// need no binding, since torch has them (torch.ops.retnet), except the question that
-// `retnet/nn/linear.py` asks before it calls one.
+// Binds the C++ modules for Python. `retnet/cpp.py` makes torch modules of them. The ops need no
+// binding, because torch has them (torch.ops.retnet). Only `has_faster_linear` is bound, which
+// `retnet/nn/linear.py` asks before it calls the op.
 #include <retnet/nn/causal_lm.h>
 #include <retnet/nn/decoder_layer.h>
 #include <retnet/nn/feed_forward.h>
@@ -26,7 +26,7 @@ namespace py = pybind11;
 namespace retnet {
 namespace {
 
-/// The fields of a RetNetConfig, all of them.
+/// Reads the fields of a RetNetConfig. The configuration must have all fields and no others.
 nn::RetNetOptions options_of(const py::dict& config) {
   nn::RetNetOptions options;
   size_t taken = 0;
@@ -41,7 +41,7 @@ nn::RetNetOptions options_of(const py::dict& config) {
 
 using Tensor = at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
-using StateTensors = std::pair<Tensor, Tensor>;  // RetNetState's retention and positions
+using StateTensors = std::pair<Tensor, Tensor>;  // retention and positions of a RetNetState
 
 std::optional<nn::RetNetState> state_of(const std::optional<StateTensors>& tensors) {
   if (!tensors) return std::nullopt;
@@ -50,7 +50,7 @@ std::optional<nn::RetNetState> state_of(const std::optional<StateTensors>& tenso
 
 StateTensors tensors_of(const nn::RetNetState& state) { return {state.retention, state.positions}; }
 
-/// What all modules share.
+/// Binds what all modules share.
 template <class Module>
 py::class_<Module, std::shared_ptr<Module>> bind(py::module_& m, const char* name) {
   py::class_<Module, std::shared_ptr<Module>> c(m, name);
@@ -69,7 +69,7 @@ py::class_<Module, std::shared_ptr<Module>> bind(py::module_& m, const char* nam
   return c;
 }
 
-/// f with torch's translation of exceptions, and without Python's lock while it runs.
+/// Wraps f so that torch translates its exceptions and it runs without the lock of Python.
 template <class F>
 auto released(F&& f) {
   return torch::wrap_pybind_function_no_gil(std::forward<F>(f));

@@ -43,7 +43,7 @@ RetNetOptions read_options(const fs::path& folder) {
   }
 }
 
-/// The first of the names, and how many more there are.
+/// The first few names, and how many more there are.
 std::string listed(std::vector<std::string> names) {
   constexpr size_t kShown = 3;
   std::sort(names.begin(), names.end());
@@ -53,8 +53,8 @@ std::string listed(std::vector<std::string> names) {
   return text;
 }
 
-/// What the file holds for the parameter `name`: a tensor of that name or, for a `log_decay_raw`,
-/// the `log_decay` of older versions. Null where there is neither.
+/// The entry of the file for the parameter `name`: a tensor of that name or, for a `log_decay_raw`,
+/// the `log_decay` of older versions. Null if there is neither.
 const io::SafetensorsEntry* stored(const io::SafetensorsFile& file, const std::string& name) {
   const auto* entry = file.find(name);
   if (!entry && name.ends_with(kRaw)) {
@@ -63,7 +63,7 @@ const io::SafetensorsEntry* stored(const io::SafetensorsFile& file, const std::s
   return entry;
 }
 
-/// Raises c10::ValueError where the file does not hold the weights of a model of `options`.
+/// Raises c10::ValueError if the file does not hold the weights of a model of `options`.
 void check(const io::SafetensorsFile& file, const RetNetOptions& options) {
   const auto expected =
       RetNetForCausalLM(options, torch::TensorOptions(torch::kMeta))->named_parameters();
@@ -105,7 +105,7 @@ void check(const io::SafetensorsFile& file, const RetNetOptions& options) {
                     ": must hold the weights of its configuration; ", wrong);
 }
 
-/// The first field in which two options differ; empty where none does.
+/// The first field in which two options differ, or "" if they are equal.
 std::string difference(const RetNetOptions& a, const RetNetOptions& b) {
   std::string first;
   for_each_field(a, [&]<class T>(const char* name, const T& field) {
@@ -118,7 +118,7 @@ std::string difference(const RetNetOptions& a, const RetNetOptions& b) {
   return first;
 }
 
-/// True where config.json is to be written; raises where the folder holds something else.
+/// Whether config.json must be written. Raises an error if the folder holds something else.
 bool is_fresh(const fs::path& folder, const RetNetOptions& options) {
   const bool has_weights = fs::exists(folder / kWeights);
   if (!fs::exists(folder / kConfig)) {
@@ -135,7 +135,7 @@ bool is_fresh(const fs::path& folder, const RetNetOptions& options) {
   TORCH_CHECK_VALUE(field.empty() || !has_weights, folder.string(),
                     ": holds a checkpoint of another configuration (", field,
                     " differs); save elsewhere or remove it first");
-  return !field.empty();  // a first save that was cut short
+  return !field.empty();  // the first save was interrupted
 }
 
 }  // namespace

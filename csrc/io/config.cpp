@@ -22,7 +22,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 // Each take() stores a JSON value in a field of its type. It returns null, or what the value must
-// be where it is of another type; ranges are for `validated`.
+// be if it has another type. `validated` checks ranges.
 
 const char* take(const Json& value, int64_t& field) {
   const bool fits =

@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
   throw std::system_error(error, std::generic_category(), path.string() + ": " + what);
 }
 
-/// The result of a call of the system that is repeated where a signal interrupts it.
+/// The result of a system call, which is repeated if a signal interrupts it.
 template <class Call>
 auto retried(const Call& call) {
   auto result = call();
@@ -28,7 +28,7 @@ auto retried(const Call& call) {
   return result;
 }
 
-/// A file that is open for writing; gone when this is, unless it was renamed.
+/// A file that is open for writing. The destructor removes it unless it was renamed.
 class PartFile {
  public:
   explicit PartFile(fs::path path)
@@ -62,7 +62,7 @@ class PartFile {
   int descriptor_;
 };
 
-/// Makes the names in a folder last.
+/// Flushes the names in a folder to the disk.
 void flush_folder(const fs::path& folder) {
   const int descriptor =
       retried([&] { return ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); });

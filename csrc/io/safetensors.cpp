@@ -20,7 +20,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr uint64_t kLengthBytes = 8;
-constexpr uint64_t kLongestHeader = 100'000'000;  // as the format's own library
+constexpr uint64_t kLongestHeader = 100'000'000;  // the limit of the library of the format
 constexpr std::array<std::pair<const char*, at::ScalarType>, 6> kDtypes = {{{"F64", at::kDouble},
                                                                             {"F32", at::kFloat},
                                                                             {"F16", at::kHalf},
@@ -46,7 +46,7 @@ const Json& member(const Json& object, const std::string& name, const char* key,
   return *found;
 }
 
-/// Checks the entry by itself, but for where the data begins.
+/// Checks an entry, except for where its data begins.
 SafetensorsEntry entry_of(const std::string& name, const Json& json) {
   const auto& dtype = member(json, name, "dtype", 0);
   TORCH_CHECK_VALUE(dtype.is_string(), name, " must have a name as its dtype, got ", dtype.dump());
@@ -114,7 +114,7 @@ void SafetensorsFile::parse(const std::string& header, uint64_t data) {
       entries_.push_back(entry_of(name, value));
     }
   }
-  // Empty tensors before the one that begins where they do.
+  // Empty tensors come before the tensor that begins at the same offset.
   std::sort(entries_.begin(), entries_.end(), [](const auto& a, const auto& b) {
     return std::pair(a.offset, a.size) < std::pair(b.offset, b.size);
   });
@@ -160,7 +160,7 @@ void SafetensorsFile::read_into(const SafetensorsEntry& entry, const at::Tensor&
 void write_safetensors(const std::filesystem::path& path,
                        std::vector<std::pair<std::string, at::Tensor>> tensors,
                        const std::map<std::string, std::string>& metadata) {
-  // The widest first, so that every tensor begins at a multiple of its item's size.
+  // The widest items come first, so that every tensor begins at a multiple of its item size.
   std::stable_sort(tensors.begin(), tensors.end(), [](const auto& a, const auto& b) {
     return a.second.element_size() > b.second.element_size();
   });

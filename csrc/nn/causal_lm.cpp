@@ -12,7 +12,7 @@ namespace retnet::nn {
 
 namespace {
 
-/// labels moved one to the left, -100 where a sequence ends. [B, T].
+/// The labels [B, T] shifted one to the left, with -100 at the end of each sequence.
 torch::Tensor next_tokens(torch::Tensor labels, const std::optional<torch::Tensor>& cu_seqlens) {
   if (cu_seqlens) {
     const auto starts =
@@ -101,7 +101,7 @@ CausalLMOutput RetNetForCausalLMImpl::forward(const torch::Tensor& input_ids,
         found[0].item<int64_t>(), " of length 0");
     return {head(hidden.index_select(1, last), parameters), std::nullopt, after};
   }
-  // To look would wait for the device.
+  // On a device, a check would have to wait, so empty sequences get NaN instead.
   const auto logits = head(hidden.index_select(1, last.clamp_min(0)), parameters);
   return {logits.masked_fill(empty.unsqueeze(1), NAN), std::nullopt, after};
 }

@@ -24,8 +24,8 @@ using torch::autograd::Edge;
 using torch::autograd::Node;
 using torch::autograd::variable_list;
 
-/// Autocast as it was in the forward pass, for as long as this lives. Without its cache: a weight
-/// that was cast without a graph in the first run must not serve the second.
+/// Sets autocast as it was in the forward pass, for the lifetime of the object. The cache is off,
+/// because a weight that the first run cast without a graph must not serve the second run.
 class AutocastAs {
  public:
   AutocastAs(at::DeviceType device, bool enabled, at::ScalarType dtype)
@@ -52,8 +52,8 @@ class AutocastAs {
   bool cache_;
 };
 
-/// Has the graph of `outputs` end in `aliases` where it comes to `tensors`. torch runs the hooks of
-/// those that a gradient is asked for, which for the inner pass would be once too often.
+/// Makes the graph of `outputs` end at `aliases` instead of `tensors`. torch runs the hooks of the
+/// tensors whose gradients are asked for, and the inner pass would run them once too often.
 void replace_ends(const variable_list& outputs, const variable_list& tensors,
                   const variable_list& aliases) {
   std::map<std::pair<Node*, uint32_t>, Edge> ends;
@@ -79,7 +79,7 @@ void replace_ends(const variable_list& outputs, const variable_list& tensors,
   }
 }
 
-/// What the backward pass needs beside tensors.
+/// What the backward pass needs besides tensors.
 struct Call : torch::CustomClassHolder {
   std::shared_ptr<DecoderLayerImpl> layer;
   std::string form;
@@ -146,7 +146,7 @@ struct Checkpointed : torch::autograd::Function<Checkpointed> {
       parameters.push_back(saved[i]);
       their_aliases.push_back(aliases[i]);
     }
-    // Nobody else has this graph: the inputs are aliases, and autocast keeps no cast of a weight.
+    // Nothing else uses this graph: the inputs are aliases, and autocast keeps no cast weights.
     replace_ends(outputs, parameters, their_aliases);
     const auto found = torch::autograd::grad(outputs, asked, given, std::nullopt,
                                              /*create_graph=*/false, /*allow_unused=*/true);

@@ -11,7 +11,7 @@ namespace retnet::nn {
 
 namespace {
 
-constexpr int kWarmUp = 2;  // handles, workspaces and the kernels' code are loaded by then
+constexpr int kWarmUp = 2;  // these steps load handles, workspaces and kernels
 
 }  // namespace
 

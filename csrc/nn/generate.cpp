@@ -15,7 +15,7 @@ namespace retnet::nn {
 
 namespace {
 
-constexpr size_t kUncheckedSteps = 64;  // most steps whose logits are not known to be finite
+constexpr size_t kUncheckedSteps = 64;  // a check of the logits follows after this many steps
 
 void check(const std::vector<torch::Tensor>& prompts, const GenerateOptions& options) {
   TORCH_CHECK_VALUE(!prompts.empty(), "generate: prompts must hold at least one prompt, got none");
@@ -36,7 +36,7 @@ void check(const std::vector<torch::Tensor>& prompts, const GenerateOptions& opt
                     "generate: top_p must be in (0, 1] or None, got ", *options.top_p());
 }
 
-/// Reads all prompts, for the logits of the token after each and the state.
+/// Reads all prompts. Returns the logits of the token after each prompt, and the state.
 CausalLMOutput read(RetNetForCausalLM& model, const std::vector<torch::Tensor>& prompts) {
   std::vector<int32_t> bounds = {0};
   bool equal = true;
@@ -56,7 +56,7 @@ CausalLMOutput read(RetNetForCausalLM& model, const std::vector<torch::Tensor>& 
                         /*inplace=*/false, /*last_only=*/true);
 }
 
-/// Raises where a row held NaN or inf, or nothing but -inf.
+/// Raises an error if a row had NaN or inf, or only -inf.
 ///
 ///   largest  largest logit of each row, [N, 1] per step
 void check_finite(const std::vector<torch::Tensor>& largest) {
@@ -67,22 +67,23 @@ void check_finite(const std::vector<torch::Tensor>& largest) {
   const auto first = bad[0].item<int64_t>();
   const auto value = values[first].item<double>();
   TORCH_CHECK_VALUE(false, "generate: logits must be finite, got ",
-                    std::isnan(value) ? std::abs(value) : value,  // NaN without a sign
+                    std::isnan(value) ? std::abs(value) : value,  // removes the sign of NaN
                     " for prompt ", first % largest[0].size(0),
                     "; the weights may hold NaN or inf");
 }
 
-/// One token a row: [N, vocab], and the largest of each row [N, 1] -> [N, 1].
+/// Samples one token per row, [N, 1], from logits [N, vocab] and the largest of each row [N, 1].
 torch::Tensor draw(torch::Tensor logits, const torch::Tensor& largest,
                    const GenerateOptions& options,
                    const std::optional<torch::Generator>& generator) {
   constexpr auto kNever = -std::numeric_limits<double>::infinity();
   if (options.temperature() == 0) return logits.argmax(-1, /*keepdim=*/true);
   logits = logits.to(torch::kFloat32);
-  // Differences first: a temperature near 0 must not make two infinities of them, nor be 0 itself.
+  // The differences come first, so that a temperature near 0 cannot make two infinities of the
+  // logits. The divisor must not be 0 in float32.
   const double least = std::numeric_limits<float>::min();
   const auto differences = logits - largest.to(torch::kFloat32);
-  // Unchecked NaN must not reach multinomial, which on CUDA aborts before the error can be raised.
+  // NaN must not reach multinomial, which on CUDA aborts before the check can raise an error.
   logits =
       torch::where(largest.isfinite(), differences, 0) / std::max(options.temperature(), least);
   if (options.top_k() && *options.top_k() < logits.size(-1)) {
@@ -92,7 +93,7 @@ torch::Tensor draw(torch::Tensor logits, const torch::Tensor& largest,
   auto probabilities = logits.softmax(-1);
   if (options.top_p()) {
     const auto [sorted, order] = probabilities.sort(-1, /*descending=*/true);
-    const auto likelier = sorted.cumsum(-1) - sorted;  // the sum of those before each
+    const auto likelier = sorted.cumsum(-1) - sorted;  // the sum of the probabilities before each
     probabilities = torch::zeros_like(probabilities)
                         .scatter(-1, order, sorted.masked_fill(likelier >= *options.top_p(), 0));
   }
@@ -116,9 +117,10 @@ std::vector<torch::Tensor> generate(RetNetForCausalLM model,
   auto ended = torch::zeros({static_cast<int64_t>(prompts.size()), 1},
                             torch::dtype(torch::kBool).device(device));
 
-  // A check waits for the device, which only the CPU and stop tokens do at every step anyway.
+  // A check waits for the device. It runs at every step only if the loop waits there anyway: on the
+  // CPU, or for stop tokens.
   const bool waits = device.is_cpu() || !options.stop_tokens().empty();
-  std::vector<torch::Tensor> written, largest;  // `largest` since the last check
+  std::vector<torch::Tensor> written, largest;  // `largest` holds the steps since the last check
   std::optional<DecodingStep> step;
   while (static_cast<int64_t>(written.size()) < options.max_new_tokens()) {
     torch::Tensor logits;

@@ -20,7 +20,8 @@ using torch::autograd::variable_list;
 
 using Chunk = std::pair<torch::Tensor, torch::Tensor>;  // hidden states and targets
 
-// The logits of a chunk, and its tokens at least. python/retnet/nn/loss.py has them too.
+// The number of logits in a chunk, and the least number of its tokens. python/retnet/nn/loss.py has
+// the same numbers.
 constexpr int64_t kLogits = 1 << 25;
 constexpr int64_t kTokens = 1024;
 
@@ -56,18 +57,19 @@ torch::Tensor total(const std::vector<torch::Tensor>& losses) {
   return sum;
 }
 
-/// The summed loss, and the gradients of hidden and the parameters in the same pass.
+/// Computes the summed loss and, in the same pass, the gradients of hidden and the parameters.
 struct WithGradients : torch::autograd::Function<WithGradients> {
   static torch::Tensor forward(AutogradContext* ctx, const torch::Tensor& hidden,
                                const torch::Tensor& targets, const LogitsHead& head,
                                int64_t vocab_size, bool overwrite, at::TensorList parameters) {
-    // Aliases: autograd::grad runs the hooks of what it is asked for, here on partial sums.
+    // autograd::grad runs the hooks of the tensors that it gets. Aliases avoid this, because the
+    // gradients here are partial sums.
     variable_list aliases, learning;
     for (const auto& p : parameters) {
       aliases.push_back(p.detach().requires_grad_(p.requires_grad()));
       if (p.requires_grad()) learning.push_back(aliases.back());
     }
-    variable_list losses, of_hidden, sums;  // sums: the gradients of learning
+    variable_list losses, of_hidden, sums;  // sums: the gradients of `learning`
     for (const auto& [part, target] : chunks_of(hidden.detach(), targets, vocab_size)) {
       variable_list asked;
       if (hidden.requires_grad()) asked.push_back(part.requires_grad_());
@@ -79,7 +81,8 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
           const torch::AutoGradMode grad_mode(true);
           logits = head(part, aliases).flatten(0, 1);
         }
-        // Not detach(): of a view whose version goes up autograd makes a new node, by copies.
+        // detach() is not used: it gives a view, and autograd makes a new node with copies if the
+        // version of a view changes.
         const auto grad = overwrite ? logits.variable_data()
                                     : logits.detach().clone(at::MemoryFormat::Contiguous);
         losses.push_back(ops::cross_entropy_with_gradient_(grad, target.flatten(), kIgnoreIndex));
@@ -96,7 +99,7 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
         }
       }
     }
-    at::autocast::clear_cache();  // which would keep casts of the aliases
+    at::autocast::clear_cache();  // it would keep casts of the aliases
     variable_list saved = {of_hidden.empty() ? torch::Tensor() : torch::cat(of_hidden, 1)};
     std::vector<int64_t> dtypes = {static_cast<int64_t>(hidden.scalar_type())};
     auto next_sum = sums.begin();
@@ -116,7 +119,7 @@ struct WithGradients : torch::autograd::Function<WithGradients> {
     const auto dtypes = ctx->saved_data["dtypes"].toIntVector();
     variable_list grads;
     for (size_t i = 0; i < saved.size(); ++i) {
-      // Wide first: a product would round a factor to the dtype of a 16-bit gradient.
+      // The product is wide: in the dtype of a 16-bit gradient, it would round the factor.
       grads.push_back(
           saved[i].defined()
               ? (wide(saved[i]) * grad_outputs[0]).to(static_cast<at::ScalarType>(dtypes[i]))
@@ -155,7 +158,7 @@ torch::Tensor linear_cross_entropy(const torch::Tensor& hidden, const LogitsHead
   }
   if (reduction == "sum") return loss;
   const auto count = targets.ne(kIgnoreIndex).sum();
-  // Not 0 / 0, whose gradient would be NaN: that of cross_entropy is 0 there.
+  // Without the clamp, 0 / 0 would have the gradient NaN. That of cross_entropy is 0.
   return torch::where(count > 0, loss / count.clamp_min(1), NAN);
 }
 

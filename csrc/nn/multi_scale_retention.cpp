@@ -16,7 +16,7 @@ namespace retnet::nn {
 namespace {
 
 /// n_t^(-1/2), n_t = sum_{i<=t} gamma^i = (1 - gamma^(t+1)) / (1 - gamma), in float64.
-/// n_t = t + 1 at gamma = 1, where a learnable decay gets no gradient from this factor.
+/// If gamma = 1, n_t = t + 1, and a learnable decay gets no gradient from this factor.
 /// [T] -> [T, H, 1], [B, T] -> [B, T, H, 1].
 torch::Tensor inverse_sqrt_weight_sum(const torch::Tensor& log_decay,
                                       const torch::Tensor& positions) {

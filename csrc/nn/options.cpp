@@ -11,7 +11,7 @@ namespace retnet::nn {
 
 namespace {
 
-// Values as Python prints them: a bad value gives the same message there and here.
+// repr() prints values as Python does, so that a bad value gives the same message in both.
 std::string repr(int64_t value) { return std::to_string(value); }
 
 std::string repr(double value) {
@@ -75,7 +75,7 @@ void require_list(const char* field, const Names& names, const char* what, int64
   require(static_cast<int64_t>(list.size()) == length && finite, field, need, repr(list));
 }
 
-/// The paper's rule: K = 256, V = 512, F = 2d, the gammas of section 3.1.
+/// The sizes in the paper: K = 256, V = 512, F = 2d, and the gammas of section 3.1.
 RetNetOptions paper(int64_t embed_dim, int64_t num_layers) {
   return RetNetOptions()
       .vocab_size(32000)

@@ -11,14 +11,14 @@ namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kLimit = 80;
-// The last value inside, which bfloat16 and float16 hold: rounding does not make it an end.
+// The last value inside. bfloat16 and float16 represent it, so rounding does not make it an end.
 constexpr double kInside = 79.5;
-// In place of a configured ln gamma of 0 and -inf, which no factor would change.
+// These replace a configured ln gamma of 0 and -inf, which no factor would change.
 constexpr double kReferenceOfOne = -0x1p-10;
 constexpr double kReferenceOfZero = -1;
 
 RetentionConstants::Values values_of(const RetNetOptions& options) {
-  // Made in inference mode they could not be saved for backward by a later call.
+  // Inference mode is off, because a later call could not save inference tensors for backward.
   const c10::InferenceMode normal_mode(false);
   const auto log_decay = options.log_decay();
   auto reference = log_decay.to(torch::kFloat64);
@@ -32,7 +32,7 @@ RetentionConstants::Values values_of(const RetNetOptions& options) {
 torch::Tensor log_decay_of(const torch::Tensor& raw, const torch::Tensor& reference) {
   const auto wide = raw.to(torch::kFloat64);
   const auto zero = wide >= kLimit, one = wide <= -kLimit;
-  // Of an end no gradient may come, not even inf * 0.
+  // An end must give no gradient, not even inf * 0.
   const auto inside = torch::where(zero | one, 0.0, wide);
   const auto value = (reference * inside.exp()).to(torch::kFloat32);
   return torch::where(zero, -kInfinity, torch::where(one, 0.0, value));

@@ -35,7 +35,7 @@ torch::Tensor token_positions(const torch::Tensor& input_ids,
   auto start = -bounds.slice(0, 0, -1);
   if (state) start = start + state->positions;
   const auto ends = bounds.slice(0, 1);
-  // A token lies after every end that is not above it; the clamp leaves bad bounds to the op.
+  // A token comes after every end that is not above it. The clamp leaves bad bounds to the op.
   const auto sequence = torch::searchsorted(ends, index, /*out_int32=*/false, /*right=*/true)
                             .clamp_max(ends.size(0) - 1);
   return (index + start.index_select(0, sequence)).unsqueeze(0);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of decoding after another over the same memory, on CUDA as a graph."""
+"""Runs decode steps on fixed memory, on CUDA as a graph."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from torch.nn.modules import module as torch_module
 from retnet.nn import RetNetForCausalLM
 from retnet.state import RetNetState
 
-WARM_UP = 2  # steps before the one that is recorded: handles, workspaces, kernels' code are loaded
+WARM_UP = 2  # steps before recording, which load handles, workspaces and kernels
 
-_KNOWN = ("torch.nn.modules.", "retnet.nn.", "retnet.cpp")  # run the same work at every step
+# Modules that do the same work at every step.
+_KNOWN = ("torch.nn.modules.", "retnet.nn.", "retnet.cpp")
 
 _logger = logging.getLogger(__name__)
 
 
 class DecodingStep:
-    """Reads a token of each row and gives the logits of the next.
+    """Reads one token of each row and returns the logits of the next token.
 
-    Tokens, state and logits lie in the same memory at every step, so that on CUDA the steps after
-    the first `WARM_UP` repeat a CUDA graph of the whole model: one launch for some hundreds. Where
-    there can be none, the steps run one by one and the reason is logged, once.
+    Tokens, state and logits stay in the same memory at every step. On CUDA, the steps after the
+    first `WARM_UP` can therefore replay a CUDA graph of the whole model, which takes one launch
+    instead of some hundreds. If a graph is not possible, each step is launched as usual and the
+    reason is logged once.
 
     Args:
-        model: what takes the steps.
-        state: what it has read; from here on the steps' own.
+        model: model that takes the steps.
+        state: state after the tokens that were read. The steps update it in place.
     """
 
     def __init__(self, model: RetNetForCausalLM, state: RetNetState) -> None:
@@ -44,7 +46,7 @@ class DecodingStep:
         self._until_record = WARM_UP if has_graphs(device) else -1  # -1: never
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """ids: [N, 1]. Returns logits [N, 1, vocab], which the next call overwrites."""
+        """Reads ids [N, 1]. Returns logits [N, 1, vocab], which the next call overwrites."""
         self._ids.copy_(ids)
         if self._until_record == 0:
             self._record()
@@ -67,19 +69,22 @@ class DecodingStep:
         if reason is None:
             try:
                 self._replay = record(self._step, device)
-            except RuntimeError as error:  # CUDA's errors are such; the state is as it was
+            except RuntimeError as error:  # includes errors of CUDA; the state is unchanged
                 reason = f"recording it failed: {_first_line(error)}"
         if reason is not None:
             say_once(reason)
 
 
 def has_graphs(device: torch.device) -> bool:
-    """Whether steps on this device are to be recorded."""
+    """Returns whether steps on this device should be recorded."""
     return device.type == "cuda"
 
 
 def beside(step: Callable[[], None], device: torch.device) -> None:
-    """Runs `step` on a stream of its own, as a recording does, after and before all other work."""
+    """Runs `step` on its own stream, as a recording does.
+
+    It runs after all earlier work on the current stream and before all later work.
+    """
     current = torch.cuda.current_stream(device)
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
         torch.cuda.current_stream().wait_stream(current)
@@ -88,7 +93,7 @@ def beside(step: Callable[[], None], device: torch.device) -> None:
 
 
 def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """Records what `step` launches, without running it; what it returns repeats that."""
+    """Records what `step` launches without running it. Returns a function that replays it."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.device(device):
         current = torch.cuda.current_stream()
@@ -96,15 +101,15 @@ def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 step()
         finally:
-            torch.cuda.set_stream(current)  # which torch leaves to us where the recording fails
+            torch.cuda.set_stream(current)  # torch does not do this if the recording fails
     return graph.replay
 
 
 def graph_refusal(model: nn.Module, device: torch.device) -> str | None:
-    """Why a step of the model cannot be recorded as far as one can tell beforehand, or None.
+    """Returns why a step of the model cannot be recorded, or None if no reason is known yet.
 
-    A graph repeats kernels, not Python: code that is not known here may do something else at each
-    step, or run on the CPU.
+    A graph repeats kernels and not Python. Unknown code may do something else at each step, or
+    run on the CPU.
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "there are forward hooks of all modules, which a graph would not run"
@@ -130,7 +135,10 @@ def graph_refusal(model: nn.Module, device: torch.device) -> str | None:
 
 
 def _first_line(error: BaseException) -> str:
-    """Of the error that came first: the end of a recording raises another one."""
+    """Returns the first line of the original error.
+
+    The end of a failed recording raises another error.
+    """
     while error.__context__ is not None:
         error = error.__context__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -142,5 +150,5 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 @functools.lru_cache(maxsize=256)
 def say_once(reason: str) -> None:
-    """Logs why decoding goes on without a graph."""
+    """Logs why decoding continues without a graph."""
     _logger.warning("generate: decodes without a CUDA graph: %s", reason)

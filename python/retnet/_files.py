@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are never half written, safetensors files whose errors name the file, dtypes."""
+"""Reads and writes files.
+
+A file is never left half written. Errors about a safetensors file name the file.
+"""
 
 from __future__ import annotations
 
@@ -36,30 +39,30 @@ WEIGHT_DTYPES = {
 
 
 def wrong_dtype(name: str, got: str) -> str:
-    """Returns what is wrong with the weights `name` of a dtype that is not in `WEIGHT_DTYPES`."""
+    """Returns the message for weights `name` whose dtype `got` is not in `WEIGHT_DTYPES`."""
     return f"{name} must be floating point (F64, F32, F16 or BF16), got {got}"
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Returns the name in `WEIGHT_DTYPES`; torch's own for other dtypes."""
+    """Returns the name in `WEIGHT_DTYPES`, or that of torch for other dtypes."""
     names = {known: name for name, known in WEIGHT_DTYPES.items()}
     return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def hint(name: str, names: Iterable[str]) -> str:
-    """Returns " (did you mean 'x'?)" with the nearest of `names`, or "" where none is near."""
+    """Returns " (did you mean 'x'?)" with the nearest of `names`, or "" if none is near."""
     near = get_close_matches(name, list(names), n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that a full disk or a kill at any moment leaves the one before it whole.
+    """Writes a file so that a full disk or a kill at any moment leaves the old file intact.
 
-    `write` gets the path of a file beside it, which is flushed to the disk and then renamed. Its
-    name holds the process id, so that two processes do not write into one file.
+    `write` gets the path of a new file in the same folder. That file is flushed to the disk and
+    then renamed. Its name contains the process id, so that two processes never write to one file.
 
     Raises:
-        OSError: it could not be written; the message names `path`.
+        OSError: the file could not be written. The message names `path`.
     """
     _remove_leftovers(path)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -68,7 +71,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         _sync(part)
         os.replace(part, path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        cause = error.__context__  # torch.save hides what the disk said
+        cause = error.__context__  # torch.save hides the error of the disk
         reason = " ".join(str(cause if isinstance(cause, OSError) else error).split())
         raise OSError(f"{path}: could not be written, nothing was replaced: {reason}") from error
     finally:
@@ -80,7 +83,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Removes what processes left that were killed while they wrote this file."""
+    """Removes parts of this file that killed processes left behind."""
     for part in path.parent.glob(f"{glob.escape(path.name)}.*.part"):
         number = part.name.split(".")[-2]
         if number.isdecimal() and not _runs(int(number)):
@@ -89,10 +92,10 @@ def _remove_leftovers(path: Path) -> None:
 
 def _runs(process: int) -> bool:
     try:
-        os.kill(process, 0)  # signal 0 only asks
+        os.kill(process, 0)  # signal 0 only tests whether it exists
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # of another user
+    except PermissionError:  # it belongs to another user
         pass
     return True
 
@@ -106,7 +109,7 @@ def _sync(path: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a safetensors file by `replace_file`."""
+    """Writes a safetensors file with `replace_file`."""
     whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     header = {"format": "pt", **metadata}
     replace_file(path, lambda part: save_file(whole, part, header))
@@ -114,11 +117,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 @contextmanager
 def open_tensors(path: Path) -> Iterator[Any]:
-    """Opens a safetensors file for reading, tensors on the CPU.
+    """Opens a safetensors file for reading. Its tensors are on the CPU.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a whole safetensors file.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a complete safetensors file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

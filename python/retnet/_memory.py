@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The memory allocator of programs that compute on a CPU."""
+"""Sets up the memory allocator for programs that compute on a CPU."""
 
 import ctypes
 import os
 
 __all__ = ["keep_memory_mapped"]
 
-# Environment variables of glibc, and its tunables of the same meaning.
+# Environment variables of glibc, and the tunables with the same meaning.
 _VARIABLES = {
     "MALLOC_MMAP_MAX_": "glibc.malloc.mmap_max",
     "MALLOC_TRIM_THRESHOLD_": "glibc.malloc.trim_threshold",
@@ -14,11 +14,14 @@ _VARIABLES = {
 
 
 def keep_memory_mapped() -> None:
-    """From now on freed memory stays with the process, for its next tensors.
+    """Keeps freed memory in the process, where the next tensors reuse it.
 
-    Else large tensors are mapped anew each time, and faulting them in costs an operator up to half
-    of its time. Does nothing where the C library is not glibc, and where the environment says what
-    to do: ``MALLOC_MMAP_MAX_``, ``MALLOC_TRIM_THRESHOLD_``, or the same in ``GLIBC_TUNABLES``.
+    Otherwise large tensors are mapped again each time, and page faults cost an operator up to half
+    of its time. The function does nothing if
+
+    - the C library is not glibc;
+    - the environment has a setting: ``MALLOC_MMAP_MAX_``, ``MALLOC_TRIM_THRESHOLD_``, or the same
+      in ``GLIBC_TUNABLES``.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "").split(":")
     given = os.environ.keys() | {item.partition("=")[0] for item in tunables}
@@ -28,6 +31,6 @@ def keep_memory_mapped() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):
         return
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
     mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)  # never
+    mallopt(trim_threshold, -1)  # never trims

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the extension, if torch is of the minor version that it was built with."""
+"""Loads the extension if torch has the minor version that it was built with."""
 
 from pathlib import Path
 
 import torch
 
-# The build writes it beside the library: "2.15".
+# The build writes the version beside the library, such as "2.15".
 TORCH_VERSION = Path(__file__).with_name("lib") / "torch_version"
 
 
 def _refuse_another_torch() -> None:
-    """The extension itself would only name a C++ symbol that is missing."""
+    """Raises a clear ImportError if torch has another minor version.
+
+    Without this check, the extension would only name a missing C++ symbol.
+    """
     if not TORCH_VERSION.exists():
-        return  # not built: loading the extension says so
+        return  # it was not built, and loading the extension says so
     built = TORCH_VERSION.read_text().strip()
     if torch.__version__.split(".")[:2] != built.split("."):
         raise ImportError(

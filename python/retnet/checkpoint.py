@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: a model to and from the two files of `retnet.weights`. Weights only, no pickle."""
+"""Saves a model to the two files of `retnet.weights` and loads it from them.
+
+A checkpoint holds only weights and no pickle.
+"""
 
 from __future__ import annotations
 
@@ -52,24 +55,25 @@ def write(
     state_dict: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes a checkpoint; the folder is made where there is none.
+    """Writes a checkpoint. The folder is made if it does not exist.
 
     Args:
         folder: where config.json and model.safetensors go. Weights of the same configuration
             are replaced.
-        config: of the model.
-        state_dict: as `RetNetForCausalLM.state_dict()` gives it, on any device, or gave it in an
-            older version. A tied lm_head.weight may be there; it is left out. That of a sharded
-            model must be gathered first, by torch.distributed.checkpoint.state_dict.
-            get_model_state_dict with the options full_state_dict and cpu_offload.
+        config: configuration of the model.
+        state_dict: the result of `RetNetForCausalLM.state_dict()`, on any device. It may come from
+            an older version. A tied lm_head.weight is left out. The state dict of a sharded model
+            must be gathered first, with get_model_state_dict of
+            torch.distributed.checkpoint.state_dict and the options full_state_dict and
+            cpu_offload.
         metadata: text to keep in the header of model.safetensors.
 
     Raises:
         ValueError: the keys or shapes are not those of the configuration, a dtype is none of
             float64, float32, float16 and bfloat16, or the tensors are shards.
         FileExistsError: the folder holds a checkpoint of another configuration, or other files
-            of these names.
-        OSError: the files could not be written; the old checkpoint is whole.
+            with these names.
+        OSError: the files could not be written. The old checkpoint is intact.
     """
     write_checkpoint(Path(folder), config, weight_shapes(config), state_dict, metadata)
 
@@ -81,20 +85,26 @@ def load(
 ) -> RetNetForCausalLM:
     """Reads a checkpoint.
 
-    Where older versions wrote `log_decay`, ln gamma itself, the `log_decay_raw` that gives it is
-    found, within a relative error of 2^-24 (1 + abs(log_decay_raw)) in ln gamma.
+    Older versions wrote `log_decay`, which is ln gamma itself. From it `load` computes the
+    `log_decay_raw` that gives this ln gamma, within a relative error of
+    2^-24 (1 + abs(log_decay_raw)).
 
     Args:
-        folder: what `save` wrote.
-        device: of the model; None for the CPU.
-        dtype: of the weights; None for that of embed_tokens.weight in the file.
+        folder: folder that `save` wrote.
+        device: device of the model. None means the CPU.
+        dtype: dtype of the weights. None means that of embed_tokens.weight in the file.
 
     Raises:
         FileNotFoundError: the folder or one of its two files does not exist.
-        ValueError: a corrupt, truncated or foreign file, a newer format_version, keys or shapes
-            that are not those of config.json, weights of another dtype than float64, float32,
-            float16 and bfloat16, such as those of a quantised model, or an old `log_decay` above 0
-            or NaN; the message names the file and what is wrong. Or `dtype` is none of the four.
+        ValueError: one of these, and the message names the file and what is wrong:
+
+            - the file is corrupt, truncated or of another kind;
+            - its format_version is newer;
+            - keys or shapes are not those of config.json;
+            - weights have another dtype than float64, float32, float16 and bfloat16, as in a
+              quantised model;
+            - an old `log_decay` is above 0 or NaN;
+            - `dtype` is none of the four.
 
     Example:
         >>> import torch
@@ -124,15 +134,15 @@ def check_weights(path: Path, config: RetNetConfig, kinds: Mapping[str, Kind]) -
     """Checks that names, shapes and dtypes are those of a model of `config`.
 
     Args:
-        path: the file, for the message.
-        config: of the model.
-        kinds: of its tensors.
+        path: the file, which the message names.
+        config: configuration of the model.
+        kinds: dtypes and shapes of the tensors in the file.
 
     Returns:
-        The name under which `kinds` holds each tensor of the model: its own, or `log_decay` of
-        older versions for `log_decay_raw`.
+        The name under which `kinds` holds each tensor of the model. It is its own name, except that
+        older versions stored `log_decay` for `log_decay_raw`.
 
     Raises:
-        ValueError: they are not.
+        ValueError: names, shapes or dtypes are not those of the model.
     """
     return stored_names(path, weight_shapes(config), kinds)

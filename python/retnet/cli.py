@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet`: train, generate, eval, convert."""
+"""The command `retnet` with its subcommands train, generate, eval and convert."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from retnet.training.text import TOKENIZER, Tokenizer, tokenizer_for
 
 __all__ = ["main"]
 
-# What torch says of the CPU, and of tensors beyond 2^63 bytes.
+# Messages of torch if the CPU runs out of memory, and for tensors of more than 2^63 bytes.
 _NO_MEMORY = re.compile("can't allocate memory|Storage size calculation overflowed")
 
 
@@ -38,12 +38,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-        0; 1 after an error, told in one line on stderr; 2 for a call it does not understand; 128 +
-        the number of the signal that ended it.
+        The exit status, which is one of these.
+
+        - 0 if the command succeeded;
+        - 1 after an error, which one line on stderr explains;
+        - 2 if the arguments are wrong;
+        - 128 plus the number of the signal that ended it.
     """
-    if arguments is None:  # a process of its own
+    if arguments is None:  # the command runs in its own process
         keep_memory_mapped()
-        if isinstance(sys.stdout, io.TextIOWrapper):  # any text can be printed, as on stderr
+        if isinstance(sys.stdout, io.TextIOWrapper):  # it can then print any text, as stderr can
             sys.stdout.reconfigure(errors="backslashreplace")
     parser = _parser()
     options, unknown = parser.parse_known_args(arguments)
@@ -76,7 +80,7 @@ def _one_line(error: Exception) -> str:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in one line."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with 2."""
@@ -97,21 +101,27 @@ def _parser() -> argparse.ArgumentParser:
     }
     train_command.add_options(parsers["train"])
     for name in ("generate", "eval"):
-        parsers[name].add_argument("folder", type=Path, help="checkpoint: what train writes")
-        parsers[name].add_argument("--device", default="", help="such as cuda:1 (default: a GPU)")
+        parsers[name].add_argument("folder", type=Path, help="checkpoint that train wrote")
         parsers[name].add_argument(
-            "--tokenizer", default="", help=f"default: {TOKENIZER} in FOLDER, else bytes"
+            "--device", default="", help="such as cuda:1 (default: a GPU if there is one)"
+        )
+        parsers[name].add_argument(
+            "--tokenizer",
+            default="",
+            help=f"tokenizer file (default: {TOKENIZER} in FOLDER, else bytes)",
         )
     add = parsers["generate"].add_argument
     add("--prompt", required=True, help="text to continue")
-    add("--max_new_tokens", type=int, default=256, help="length of what is written (default 256)")
-    add("--temperature", type=float, default=1.0, help="0 takes the most likely (default 1)")
-    add("--top_k", type=int, help="draw among the k most likely tokens only")
-    add("--top_p", type=float, help="draw among the most likely tokens of that probability in sum")
-    add("--seed", type=int, help="for repeatable text")
+    add("--max_new_tokens", type=int, default=256, help="number of tokens to write (default 256)")
+    add("--temperature", type=float, default=1.0, help="0 takes the most likely token (default 1)")
+    add("--top_k", type=int, help="sample only from the k most likely tokens")
+    add(
+        "--top_p", type=float, help="sample only from the most likely tokens of total probability p"
+    )
+    add("--seed", type=int, help="makes the text repeatable")
     add = parsers["eval"].add_argument
-    add("files", nargs="+", help="files and folders")
-    add("--window", type=int, help="read windows of that many tokens instead of carrying the state")
+    add("files", nargs="+", help="files and folders to read")
+    add("--window", type=int, help="read windows of this many tokens instead of carrying the state")
     _convert_options(parsers["convert"])
     runs = {
         "train": train_command.run,
@@ -125,15 +135,23 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _convert_options(parser: argparse.ArgumentParser) -> None:
-    """SOURCE, TARGET, and what files may leave open; an error lists what is needed."""
+    """Adds SOURCE, TARGET and options for what a file does not say.
+
+    If an option is needed, an error lists it.
+    """
     add = parser.add_argument
-    add("source", metavar="SOURCE", type=Path, help="torchscale's file, or fla's folder")
+    add(
+        "source",
+        metavar="SOURCE",
+        type=Path,
+        help="file of torchscale, or folder of flash-linear-attention",
+    )
     add("target", metavar="TARGET", type=Path, help="folder to write")
-    add("--activation", help="of the feed-forward network: gelu or swish")
-    add("--norm_eps", type=float, help="of the block norms")
-    add("--group_norm_eps", type=float, help="of the heads' norm")
-    add("--embed_scale", type=float, help="factor on the embeddings")
-    add("--residual_scale", type=float, help="factor on the residual branch")
+    add("--activation", help="activation of the feed-forward network: gelu or swish")
+    add("--norm_eps", type=float, help="eps of the block norms")
+    add("--group_norm_eps", type=float, help="eps of the head norm")
+    add("--embed_scale", type=float, help="factor that multiplies the embeddings")
+    add("--residual_scale", type=float, help="factor that multiplies the residual branch")
     add("--num_heads", type=int, help="number of heads")
 
 
@@ -156,7 +174,7 @@ def _generate(options: argparse.Namespace) -> int:
         top_p=options.top_p,
         seed=options.seed,
     )
-    first = list(islice(tokens, 1))  # before any output: it raises for bad arguments
+    first = list(islice(tokens, 1))  # raises for bad arguments before anything is printed
     decode = tokenizer.decoder(prompt)
     print(options.prompt, end="")
     for token in chain(first, tokens):
@@ -202,7 +220,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace) -> tuple[RetNetForCausalLM, Tokenizer]:
-    """The model of a folder, and its tokenizer."""
+    """Returns the model in a folder and its tokenizer."""
     model = checkpoint.load(options.folder, device_named(options.device))
     model.eval()
     return model, tokenizer_for(options.tokenizer, options.folder, options.command)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two files of a checkpoint, config.json and model.safetensors: writing, checking, reading.
+"""Writes, checks and reads the two files of a checkpoint: config.json and model.safetensors.
 
-config.json is `RetNetConfig.to_json`; model.safetensors holds the state dict of
-`RetNetForCausalLM` under its own keys, tied weights once. The weights are written beside the old
-ones, flushed to the disk and renamed: a full disk or a kill at any moment leaves the old
-checkpoint whole. A folder holds one configuration, so that no moment mixes two.
+config.json is the result of `RetNetConfig.to_json`. model.safetensors holds the state dict of
+`RetNetForCausalLM` under its own keys, with tied weights stored once. The new weights are written
+beside the old ones, flushed to the disk and renamed. A full disk or a kill at any moment therefore
+leaves the old checkpoint intact. A folder holds only one configuration, so that a checkpoint never
+mixes two.
 
-This module knows no modules. It takes `shapes`, the shape of each tensor that a model of the
-configuration has; `retnet.checkpoint` stands above both.
+This module does not import `retnet.nn`. It takes `shapes`, the shape of each tensor in a model of
+the configuration. `retnet.checkpoint` builds on both.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ __all__ = [
 ]
 
 CONFIG = "config.json"
-"""The file of the configuration in the folder of a checkpoint."""
+"""Name of the file that holds the configuration, in the folder of a checkpoint."""
 WEIGHTS = "model.safetensors"
-"""The file of the weights."""
+"""Name of the file that holds the weights."""
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor in a state dict."""
 _SHOWN = 3
@@ -63,11 +64,11 @@ _GATHER = (
 
 
 class Kind(NamedTuple):
-    """What is known of a tensor without its data.
+    """Dtype and shape of a tensor.
 
     Attributes:
-        dtype: its name, in safetensors files if it has one in `WEIGHT_DTYPES`.
-        shape: of the tensor.
+        dtype: name of the dtype; the name in safetensors files if `WEIGHT_DTYPES` has one.
+        shape: shape of the tensor.
     """
 
     dtype: str
@@ -106,14 +107,14 @@ def write_checkpoint(
 def open_weights(
     folder: Path, config: RetNetConfig, shapes: Shapes
 ) -> Iterator[tuple[torch.dtype, Callable[[str], Tensor]]]:
-    """Opens model.safetensors, whose tensors must have these shapes.
+    """Opens model.safetensors. Its tensors must have these shapes.
 
     Yields:
-        The dtype of embed_tokens.weight, and what reads a tensor by its name in the state dict.
+        The dtype of embed_tokens.weight, and a function that reads a tensor by its state-dict name.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a corrupt, truncated or foreign file; see `retnet.checkpoint.load`.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is corrupt, truncated or of another kind. See `retnet.checkpoint.load`.
     """
     path = folder / WEIGHTS
     with open_tensors(path) as file:
@@ -130,7 +131,7 @@ def open_weights(
 
 
 def read_config(folder: str | Path) -> RetNetConfig:
-    """Reads config.json; raises as `retnet.checkpoint.load`."""
+    """Reads config.json. Raises what `retnet.checkpoint.load` raises."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: must hold {CONFIG} and {WEIGHTS}, found no {CONFIG}")
@@ -141,13 +142,13 @@ def read_config(folder: str | Path) -> RetNetConfig:
 
 
 def read_metadata(folder: str | Path) -> dict[str, str]:
-    """Reads the metadata of `retnet.checkpoint.write`; raises as `retnet.checkpoint.load`."""
+    """Reads the metadata that `write` stored. Raises what `retnet.checkpoint.load` raises."""
     with open_tensors(Path(folder) / WEIGHTS) as file:
         return dict(file.metadata() or {})
 
 
 def check_folder(folder: Path, config: RetNetConfig) -> bool:
-    """Returns whether config.json is still to be written.
+    """Returns whether config.json must still be written.
 
     Raises:
         FileExistsError: the folder cannot take a checkpoint of `config`; see
@@ -163,7 +164,7 @@ def check_folder(folder: Path, config: RetNetConfig) -> bool:
         raise FileExistsError(f"{error}; not replaced") from error
     if old == config:
         return False
-    if not (folder / WEIGHTS).exists():  # a first save that was cut short
+    if not (folder / WEIGHTS).exists():  # the first save was interrupted
         return True
     before, now = asdict(old), asdict(config)
     name = next(name for name in now if before[name] != now[name])
@@ -174,7 +175,7 @@ def check_folder(folder: Path, config: RetNetConfig) -> bool:
 
 
 def kinds_of(tensors: Mapping[str, Tensor]) -> dict[str, Kind]:
-    """Returns what `stored_names` looks at."""
+    """Returns the dtypes and shapes that `stored_names` checks."""
     return {name: Kind(dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()}
 
 
@@ -182,16 +183,16 @@ def stored_names(path: Path, shapes: Shapes, kinds: Mapping[str, Kind]) -> dict[
     """Checks names, shapes and dtypes, and finds each tensor of the model.
 
     Args:
-        path: the file, for the message.
-        shapes: what the model has.
-        kinds: what the file holds.
+        path: the file, which the message names.
+        shapes: shapes of the tensors in the model.
+        kinds: dtypes and shapes of the tensors in the file.
 
     Returns:
-        The name under which `kinds` holds each tensor of the model: its own, or `log_decay` of
-        older versions for `log_decay_raw`.
+        The name under which `kinds` holds each tensor of the model. It is its own name, except that
+        older versions stored `log_decay` for `log_decay_raw`.
 
     Raises:
-        ValueError: they are not those of the model.
+        ValueError: names, shapes or dtypes are not those of the model.
     """
     stored = {name: name for name in shapes}
     for name in shapes:
@@ -223,13 +224,13 @@ def stored_names(path: Path, shapes: Shapes, kinds: Mapping[str, Kind]) -> dict[
 
 
 def _raw(path: Path, config: RetNetConfig, key: str, log_decay: Tensor) -> Tensor:
-    """The parameter `log_decay_raw` of an old `log_decay`, which the file holds as `key`."""
+    """Returns `log_decay_raw` for an old `log_decay`, which the file holds as `key`."""
     check_log_decay(f"{path}: {key}", log_decay)
     return raw_of(log_decay, reference_of(config).to(log_decay.device))
 
 
 def _is_shard(name: str, tensor: Tensor) -> bool:
-    """True for a DTensor, a ShardedTensor or a part of a flat parameter, which FSDP makes."""
+    """Returns True for a DTensor, a ShardedTensor or a part of a flat parameter of FSDP."""
     return (
         hasattr(tensor, "full_tensor")
         or hasattr(tensor, "local_shards")

@@ -5,11 +5,11 @@
 
 namespace retnet::ops {
 
-/// The powers gamma^n of every head. They are computed in float64 and rounded once to log_decay's
-/// dtype.
-///   - Every log_decay in [-inf, 0] gives finite powers: exponents are never negative, and gamma^0
-///     is 1.
-///   - If gamma is 0 a select drops the old state, because NaN * 0 is NaN.
+/// The powers gamma^n of every head. They are computed in float64 and rounded once to the dtype of
+/// log_decay.
+///   - Every log_decay in [-inf, 0] gives finite powers, because exponents are never negative and
+///     gamma^0 is 1.
+///   - If gamma is 0, a select drops the old state, because NaN * 0 is NaN.
 ///   - A positive or NaN log_decay gives NaN.
 class Decay {
  public:
@@ -21,13 +21,13 @@ class Decay {
   /// [H, n]: gamma^first, gamma^(first+1), ... (n entries, first >= 0).
   at::Tensor powers(int64_t n, int64_t first = 0) const;
 
-  /// [H, rows, cols]: gamma^(i-j) where i >= j, else 0, with i = first_row + row and j = col: the
-  /// matrix D of the paper's Eq. 5.
+  /// The matrix D of Eq. 5 in the paper, [H, rows, cols]: gamma^(i-j) if i >= j, else 0, with
+  /// i = first_row + row and j = col.
   at::Tensor matrix(int64_t rows, int64_t cols, int64_t first_row = 0) const;
 
-  /// state <- state + (gamma^n - 1) state, in place; state is [..., H, Dk, Dv] and n >= 1. A
-  /// product with gamma^n rounded to float32 would be off by the same factor every time, which
-  /// accumulates over 1 / (1 - gamma) tokens.
+  /// state <- state + (gamma^n - 1) state, in place. state is [..., H, Dk, Dv] and n >= 1. A
+  /// product with gamma^n rounded to float32 would have the same relative error every time, and the
+  /// errors would accumulate over 1 / (1 - gamma) tokens.
   void decay_(at::Tensor& state, int64_t n) const;
 
   /// state <- 0 in the heads with gamma = 0, in place.

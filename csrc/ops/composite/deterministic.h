@@ -11,7 +11,7 @@
 
 namespace retnet::ops::composite {
 
-/// Whether a row of the batch must have the same bits whatever else the batch holds. That is
+/// Whether the results of a row must not depend on the rest of the batch, bit for bit. That is
 /// promised under torch.use_deterministic_algorithms(True). Batched matrix products, sums and
 /// vectorised functions choose their code by the size of the whole batch, so rows are then computed
 /// one by one.
@@ -20,7 +20,7 @@ inline bool batch_invariance_required() {
   return context.deterministicAlgorithms() && !context.deterministicAlgorithmsWarnOnly();
 }
 
-/// Row b of a batch as a tensor of its own, because strides and alignment choose code as well.
+/// A copy of row b of a batch. It is a copy because strides and alignment choose code as well.
 inline at::Tensor row_of(const at::Tensor& x, int64_t b) {
   return x.narrow(0, b, 1).clone(at::MemoryFormat::Contiguous);
 }
@@ -28,7 +28,7 @@ inline std::optional<at::Tensor> row_of(const std::optional<at::Tensor>& x, int6
   return x ? std::optional(row_of(*x, b)) : std::nullopt;
 }
 
-/// The batch of result_of(b), [1, ...], for the rows b = 0 .. B - 1, B >= 1, one after the other.
+/// Concatenates result_of(b), [1, ...], for the rows b = 0 .. B - 1, one after the other. B >= 1.
 template <typename ResultOf>
 at::Tensor each_row(int64_t B, const ResultOf& result_of) {
   std::vector<at::Tensor> rows;

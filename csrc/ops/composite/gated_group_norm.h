@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// gated_group_norm by ATen operations. The first two functions are the operators' implementations,
-// for kernels to fall back on; the third is the part that the fused step of decoding shares.
+// gated_group_norm, composed of ATen ops. The first two functions implement the ops for calls
+// without a kernel. The fused decode step shares the third one.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -23,7 +23,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
     std::string_view norm, std::array<bool, 4> output_mask);
 
-/// The same for an x that has the dtype of accumulation; the result keeps that dtype, unrounded.
+/// The same for an x in the accumulation dtype. The result keeps that dtype and is not rounded.
 at::Tensor accumulate_gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                                        const std::optional<at::Tensor>& weight,
                                        const std::optional<at::Tensor>& bias, double eps,

@@ -8,7 +8,7 @@
 
 namespace retnet::ops::composite {
 
-/// The operator as it runs where no kernel does: also what a device's implementation falls back to.
+/// The op for calls without a kernel. Implementations for a device fall back to it.
 at::Tensor multi_scale_retention_step(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
     const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,
@@ -16,7 +16,7 @@ at::Tensor multi_scale_retention_step(
     const std::optional<at::Tensor>& bias, double eps, std::string_view norm,
     std::string_view style, std::optional<double> scale, const std::optional<at::Tensor>& slots);
 
-/// The state shares no memory with what is read beside it.
+/// Raises an error if the state shares memory with another tensor that the op reads.
 void check_step_memory(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                        const at::Tensor& gate, const at::Tensor& log_decay, const at::Tensor& state,
                        const at::Tensor& frequencies, const std::optional<at::Tensor>& weight,

@@ -31,10 +31,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask);
 
-/// A batch of sequences of one length T >= 1, none of B, H, Dk, Dv zero.
+/// A batch of sequences of one length T >= 1. None of B, H, Dk and Dv is zero.
 struct Inputs {
-  at::Tensor q, k, v;        // [B, T, H, Dk], [B, T, H, Dk], [B, T, H, Dv], the caller's dtype
-  at::Tensor initial_state;  // [B, H, Dk, Dv], the decay's dtype; undefined = zeros
+  at::Tensor q, k, v;        // [B, T, H, Dk], [B, T, H, Dk], [B, T, H, Dv], dtype of the caller
+  at::Tensor initial_state;  // [B, H, Dk, Dv], dtype of the decay; undefined = zeros
   const Decay& decay;
   double scale;
   int64_t chunk_size;  // at most T
@@ -42,19 +42,20 @@ struct Inputs {
   int64_t num_tokens() const { return q.size(1); }
 };
 
-/// Where a form writes, in whatever dtype and strides the tensor has. Each element is written.
+/// The tensors that a form writes, of any dtype and strides. It writes each element.
 struct Outputs {
   at::Tensor out;          // [B, T, H, Dv]
   at::Tensor final_state;  // [B, H, Dk, Dv]
 };
 
-/// The incoming gradients; undefined = zeros, but not both.
+/// The incoming gradients. One of them may be undefined, which means zeros.
 struct OutputGrads {
   at::Tensor out;          // [B, T, H, Dv]
   at::Tensor final_state;  // [B, H, Dk, Dv]
 };
 
-/// Where a backward writes; undefined = not asked for. log_decay is added to, the others written.
+/// The tensors that a backward writes. An undefined one was not asked for. The gradient of
+/// log_decay is added to its tensor, and the others are overwritten.
 struct InputGrads {
   at::Tensor q, k, v;        // [B, T, H, D]
   at::Tensor log_decay;      // [H], float64
@@ -68,21 +69,21 @@ void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGra
 void recurrent_forward(const Inputs& in, const Outputs& out);
 void recurrent_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out);
 
-/// Tokens first .. first + n - 1 of x [B, T, H, D] as a contiguous [B, H, n, D] of the decay's
-/// dtype; undefined stays undefined.
+/// Tokens first .. first + n - 1 of x [B, T, H, D] as a contiguous [B, H, n, D] of the dtype of the
+/// decay. If x is undefined, the result is undefined.
 at::Tensor heads_first(const at::Tensor& x, int64_t first, int64_t n, const Decay& decay);
 
-/// The inverse: x [B, H, n, D] rounded into tokens first .. first + n - 1 of `target` [B, T, H, D].
+/// The inverse: rounds x [B, H, n, D] to tokens first .. first + n - 1 of `target` [B, T, H, D].
 void store_heads_first(const at::Tensor& target, int64_t first, const at::Tensor& x);
 
-/// A copy of `state`, or zeros [B, H, Dk, Dv] where it is undefined.
+/// A copy of `state`, or zeros [B, H, Dk, Dv] if it is undefined.
 at::Tensor state_or_zeros(const at::Tensor& state, const Inputs& in);
 
-/// The sum of x [B, H, ...] over all but its heads, in float64: [H].
+/// The sum of x [B, H, ...] over all dimensions except the heads, in float64: [H].
 at::Tensor sum_per_head(const at::Tensor& x);
 
-/// cu_seqlens on the host, which waits for the device, checked in the name of `op`: it starts at 0,
-/// ends at T and never falls.
+/// cu_seqlens on the host. The function waits for the device and checks that the bounds start at 0,
+/// end at T and never decrease. Its errors name `op`.
 at::Tensor packed_bounds(const char* op, const at::Tensor& q, const at::Tensor& cu_seqlens);
 
 }  // namespace retnet::ops::composite

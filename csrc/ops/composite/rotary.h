@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rotary position embedding by ATen operations, in parts that the fused step of decoding shares.
+// Rotary position embedding, composed of ATen ops. The fused decode step shares its parts.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,20 +12,20 @@
 
 namespace retnet::ops::composite {
 
-/// The turn of every position and pair of channels, and which channels make a pair.
+/// The rotation of each pair of channels at every position, and which channels make a pair.
 struct Rotation {
   at::Tensor cos, sin;  // [T, 1, Dk/2], [B, T, 1, Dk/2] or [B, 1, Dk/2]: 1 stands for the heads
   bool interleaved;
 };
 
-/// Angles in float64, cosine and sine rounded to `dtype`, the dtype of accumulation.
+/// Computes angles in float64 and rounds cosine and sine to `dtype`, the accumulation dtype.
 Rotation rotation_of(const at::Tensor& positions, const at::Tensor& frequencies,
                      std::string_view style, at::ScalarType dtype);
 
-/// x turned, computed in the rotation's dtype, as a new contiguous tensor of dtype `out_dtype`.
+/// Rotates x in the dtype of the rotation. Returns a new contiguous tensor of dtype `out_dtype`.
 at::Tensor rotate(const at::Tensor& x, const Rotation& rotation, at::ScalarType out_dtype);
 
-/// `ops::rotary` and its gradients; the arguments have been checked.
+/// `ops::rotary` and its gradients. The arguments were checked.
 std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& positions,
                                           const at::Tensor& frequencies, std::string_view style);

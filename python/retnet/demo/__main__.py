@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m retnet.demo`: trains, writes, compares the three forms, draws."""
+"""`python -m retnet.demo` trains, writes text, compares the three forms and draws plots."""
 
 from __future__ import annotations
 
@@ -33,18 +33,21 @@ _PROMPT = 'def read_file(path):\n    """'
 _FULL_MINUTES = 5.0
 _BIGRAM_SHARE = 0.62
 _FORM_TOLERANCE = 1e-4
-_SHORT_SHARE = 8  # a shorter run is measured on every eighth held-out file
+_SHORT_SHARE = 8  # runs below _FULL_MINUTES are scored on every eighth held-out file
 _DECODE_STEPS = 4096
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the demonstration. Returns 130 after Ctrl-C, 1 where another run writes there, else 0.
+    """Runs the demonstration.
+
+    Returns:
+        130 after Ctrl-C, 1 if another run writes to the folder, otherwise 0.
 
     Raises:
-        AssertionError: the forms disagree or, after 5 minutes or more, the model is worse than
-            the target.
+        AssertionError: the forms disagree, or a run of 5 minutes or more gives a model that is
+            worse than the target.
     """
-    if arguments is None:  # a process of its own
+    if arguments is None:  # the demo runs in its own process
         keep_memory_mapped()
     options = _parse(arguments)
     try:
@@ -102,12 +105,17 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("retnet.demo", description=__doc__)
     parser.add_argument("--minutes", type=float, default=5.0, help="time to train (default 5)")
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint there")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint in that folder"
+    )
     return parser.parse_args(arguments)
 
 
 def _remove_run(folder: Path) -> None:
-    """Removes what an earlier run left, the model first: what stays behind is no checkpoint."""
+    """Removes the files of an earlier run.
+
+    The model goes first, so that the remaining files never look like a checkpoint.
+    """
     for path in (folder / WEIGHTS, folder / CONFIG, *folder.glob("training-*.pt")):
         path.unlink(missing_ok=True)
 

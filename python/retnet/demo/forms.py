@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three forms of retention on the trained weights, and the speed of decoding."""
+"""Compares the three forms of retention on trained weights and measures decoding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Decoding", "Difference", "compare_forms", "measure_decoding"]
 
 
 class Difference(NamedTuple):
-    """Two ways to the same logits: max |a - b| and |a - b| / |b| over all of them."""
+    """The difference of two ways to the same logits: max |a - b|, and |a - b| / |b| over all."""
 
     pair: str
     max_abs: float
@@ -25,7 +25,7 @@ class Difference(NamedTuple):
 
 @torch.no_grad()
 def compare_forms(model: RetNetForCausalLM, ids: Tensor) -> list[Difference]:
-    """Computes the logits of ids [B, T] in each form, and by decoding steps, and compares."""
+    """Computes the logits of ids [B, T] in each form and by decode steps, and compares them."""
     forms: tuple[Form, ...] = ("parallel", "chunkwise", "recurrent")
     logits: dict[str, Tensor] = {form: model(ids, form=form).logits for form in forms}
     steps, state = [], model.config.make_state(ids.shape[0])
@@ -49,7 +49,7 @@ def _difference(name: str, other: str, a: Tensor, b: Tensor) -> Difference:
 
 
 class Decoding(NamedTuple):
-    """Decoding measured: microseconds of each step, bytes of the state after each step."""
+    """A measurement of decoding: microseconds of each step and bytes of the state after it."""
 
     step_us: list[float]
     state_bytes: list[int]
@@ -57,7 +57,7 @@ class Decoding(NamedTuple):
 
 @torch.no_grad()
 def measure_decoding(model: RetNetForCausalLM, length: int) -> Decoding:
-    """Times `length` steps of decoding at B = 1, one token after the other."""
+    """Times `length` decode steps at B = 1, one token after the other."""
     state = model.config.make_state(1)
     token = torch.zeros(1, 1, dtype=torch.int64)
     step_us, state_bytes = [], []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Byte bigram and trigram models: the yardstick of the demo."""
+"""Byte bigram and trigram models, which are the yardstick of the demo."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ class NGram:
 
     p_n(c | h) = (count(h c) + kinds(h) p_{n-1}(c | h')) / (count(h) + kinds(h)), where kinds(h) is
     the number of different bytes seen after h and h' is h without its first byte; p_0 = 1/256.
-    A context never seen passes p_{n-1} on. (Witten and Bell 1991; Chen and Goodman 1998, 2.6.)
+    A context that was never seen has p_n = p_{n-1}. (Witten and Bell 1991; Chen and Goodman 1998,
+    2.6.)
 
     Args:
-        files: the text to count, no n-gram crosses from one file to the next.
+        files: the text to count. No n-gram crosses from one file to the next.
         order: n.
     """
 
@@ -38,7 +39,7 @@ class NGram:
         self._kinds = [(counts > 0).sum(1) for counts in self._counts]
 
     def bits(self, text: bytes) -> float:
-        """Returns -sum log2 p over every byte but the first, each given the bytes before it."""
+        """Returns -sum log2 p over every byte except the first, given the bytes before it."""
         data = np.frombuffer(text, np.uint8).astype(np.int64)
         probability = np.full(len(data), 1 / _BYTES)
         for n, counts in enumerate(self._counts):
@@ -50,13 +51,13 @@ class NGram:
         return float(-np.log2(probability[1:]).sum())
 
     def bits_per_byte(self, files: Iterable[bytes]) -> float:
-        """Returns the mean of `bits` over the bytes predicted in all files."""
+        """Returns the mean of `bits` over the predicted bytes of all files."""
         texts = list(files)
         return sum(map(self.bits, texts)) / sum(len(text) - 1 for text in texts)
 
 
 def _split(data: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The codes of the n bytes before each of data[n:], and data[n:]."""
+    """Returns the codes of the n bytes before each of data[n:], and data[n:]."""
     context = np.zeros(max(len(data) - n, 0), np.int64)
     for i in range(n):
         context = context * _BYTES + data[i : len(data) - n + i]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three pictures of the demo."""
+"""Draws the three plots of the demo."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _BIN = 64
 
 
 def plot_loss(curve: list[Point], yardsticks: dict[str, float], final: float, path: Path) -> None:
-    """Bits per byte against time, in training and held out, with the n-gram models as lines."""
+    """Plots bits per byte against time, with lines for the n-gram models."""
     minutes = [point.seconds / 60 for point in curve]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
@@ -67,7 +67,7 @@ def plot_loss(curve: list[Point], yardsticks: dict[str, float], final: float, pa
 
 
 def plot_decay(config: RetNetConfig, path: Path, length: int = 128) -> None:
-    """gamma^n of each head, and D_nm = gamma^(n-m) for n >= m, else 0, as a heat map."""
+    """Plots gamma^n of each head, and heat maps of D_nm = gamma^(n-m) for n >= m, else 0."""
     log_decay = config.log_decay().double().numpy()
     heads = config.num_heads
     with plt.rc_context(_STYLE):
@@ -104,7 +104,7 @@ def plot_decay(config: RetNetConfig, path: Path, length: int = 128) -> None:
 
 
 def plot_decoding(config: RetNetConfig, decoding: Decoding, path: Path) -> None:
-    """Time per token and state bytes against length; a Transformer's cache as calculated."""
+    """Plots time per token and state size against length, and the size of a Transformer cache."""
     steps = np.asarray(decoding.step_us)
     bins = len(steps) // _BIN
     binned = steps[: bins * _BIN].reshape(bins, _BIN)

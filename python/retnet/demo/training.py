@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the demo reads, how it trains, and what it takes from the log of a run."""
+"""The text and the settings of the demo, and the curve from the log of its run."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
 
 
 class Corpus(NamedTuple):
-    """Files to learn from and files kept back, each as its bytes."""
+    """Files to train on and held-out files, each as its bytes."""
 
     train: list[bytes]
     held_out: list[bytes]
 
 
 def load_corpus(root: Path | None = None) -> Corpus:
-    """Reads every *.py under `root`, installed packages and tests left out.
+    """Reads every *.py under `root`, without installed packages and tests.
 
-    The files are sorted by path; every tenth one is held out. Files of less than two bytes hold
-    nothing to predict and are dropped first.
+    Files of less than two bytes have nothing to predict and are dropped. The rest are sorted by
+    path, and every tenth one is held out.
 
     Args:
-        root: the folder; None for the standard library of the running Python.
+        root: the folder. None means the standard library of the running Python.
 
     Raises:
-        FileNotFoundError: fewer than ten files.
+        FileNotFoundError: there are fewer than ten files.
     """
     if root is None:
         root = Path(sysconfig.get_path("stdlib"))
@@ -52,7 +52,7 @@ def load_corpus(root: Path | None = None) -> Corpus:
 
 
 class Point(NamedTuple):
-    """One point of the curve: seconds and tokens so far, bits per byte in training, held out."""
+    """A point of the curve: seconds and tokens so far, bits per byte in training and held out."""
 
     seconds: float
     tokens: int
@@ -61,7 +61,7 @@ class Point(NamedTuple):
 
 
 def settings_for(minutes: float, out: Path) -> TrainingSettings:
-    """Returns the recipe of the demo."""
+    """Returns the settings of the demo."""
     return TrainingSettings(
         out=str(out),
         minutes=minutes,
@@ -78,7 +78,7 @@ def settings_for(minutes: float, out: Path) -> TrainingSettings:
 
 
 def read_curve(log: Path) -> list[Point]:
-    """Returns the checks of a run, from its log.jsonl."""
+    """Returns the validations of a run from its log.jsonl."""
     lines = map(json.loads, log.read_text().splitlines())
     bit = math.log(2)
     return [
@@ -94,6 +94,9 @@ def read_curve(log: Path) -> list[Point]:
 
 
 def bits_per_byte(model: RetNetForCausalLM, files: list[bytes]) -> float:
-    """Mean -log2 p over every byte but the first of each file, all bytes before it as context."""
+    """Returns the mean of -log2 p over every byte except the first of each file.
+
+    The context of a byte is all bytes before it in the file.
+    """
     score = evaluate(model, list(map(as_tokens, files)), progress="held-out files")
     return score.loss / math.log(2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linear layers of a RetNet, by faster products on a CPU."""
+"""The linear layers of a RetNet, with faster products on a CPU."""
 
 from __future__ import annotations
 
@@ -15,28 +15,35 @@ _FEW_ROWS = _C.linear_few_rows
 
 
 class Linear(nn.Linear):
-    """torch's `nn.Linear`, by `retnet.ops.linear` where that is faster.
+    """torch's `nn.Linear` that calls `retnet.ops.linear` if that is faster.
 
-    That is on a CPU: in bfloat16 for up to 4 rows with grad mode off, and on some in float32 for
-    128 rows and more, unless compiled. A program exported by torch.export holds torch's linear;
-    with strict=True, which traces as torch.compile does, what the example inputs take. Exported
-    with grad mode on it is torch's in both, for any batch.
+    `retnet.ops.linear` is faster
 
-    Tools that look for the type `nn.Linear` itself pass this subclass by, torch's
-    `quantize_dynamic` among them: set `__class__` to `nn.Linear` before (the guide has an example).
+    - on a CPU in bfloat16, for up to 4 rows with grad mode off;
+    - on some CPUs in float32, for 128 rows and more, unless the layer is compiled.
+
+    A program that torch.export exports contains torch's linear. With strict=True, which traces as
+    torch.compile does, it contains the linear that the example inputs take. If grad mode was on
+    during the export, it contains torch's linear in both cases, for any batch.
+
+    Tools that look for the exact type `nn.Linear`, such as torch's `quantize_dynamic`, skip this
+    subclass. Set `__class__` to `nn.Linear` before you use them (the guide has an example).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [..., in_features]. Returns [..., out_features]."""
+        """Multiplies x [..., in_features]. Returns [..., out_features]."""
         return linear(x, self.weight, self.bias)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` as `Linear` computes it.
+    """Computes `F.linear` as `Linear` does.
 
-    The operator chooses the kernel. Two decisions are left to Python, which alone sees what they
-    depend on: subclasses of tensors (DTensor, fake tensors of torch.export, quantized weights) are
-    torch's, since they know F.linear, and so is most of what torch.compile traces.
+    The operator chooses the kernel. Python makes two decisions, because only Python knows what
+    they depend on:
+
+    - Subclasses of tensors (DTensor, fake tensors of torch.export, quantized weights) go to torch,
+      because they implement F.linear.
+    - Most calls that torch.compile traces also go to torch.
     """
     if _is_plain(x) and _is_plain(weight):
         compiling = torch.compiler.is_compiling()
@@ -50,9 +57,10 @@ def _is_plain(x: Tensor) -> bool:
 
 
 def _is_faster_compiled(x: Tensor, weight: Tensor) -> bool:
-    """What `_C.has_faster_linear` answers, in Python that torch.compile can trace and guard.
+    """Returns what `_C.has_faster_linear` returns, in Python that torch.compile can trace.
 
-    Its sizes may be symbols. In float32 the answer is no: Inductor has products to choose from.
+    The sizes may be symbols. In float32 the answer is no, because Inductor has its own products to
+    choose from.
     """
     return (
         x.device.type == "cpu"
@@ -60,6 +68,6 @@ def _is_faster_compiled(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not x.is_nested
         and weight.dim() == 2
-        # Last: no bound on a dimension that is exported.
+        # This comes last, so that an exported dimension gets no bound.
         and x.numel() <= _FEW_ROWS * x.shape[-1]
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norms: those of blocks, embeddings and inner activations, and the head norm (paper Eq. 8)."""
+"""The norms of blocks, embeddings and inner activations, and the head norm (paper Eq. 8)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_norm(
 
 
 class GatedGroupNorm(nn.Module):
-    """Normalisation of each head's output, times the swish gate (Sun et al. 2023, Eq. 8).
+    """Normalises the output of each head and applies the swish gate (Sun et al. 2023, Eq. 8).
 
     It computes y = norm(x) * swish(gate). The norm is taken over the V channels of each head.
 

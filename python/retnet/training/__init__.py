@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training application: what stands behind `retnet train`, and how text is read and scored.
+"""The training application: `retnet train`, and the code that reads and scores text.
 
-It stands above the library (`retnet.ops`, `retnet.nn`, checkpoints, generation), which knows
-nothing of it.
+It uses the library (`retnet.ops`, `retnet.nn`, checkpoints and generation). The library does not
+import it.
 """
 
 from retnet.training.settings import TrainingSettings

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet train`: its options, and a run from them."""
+"""The command `retnet train`: its options, and the run that they describe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["add_options", "discard_output", "run"]
 
 
 class _Renamed(argparse.Action):
-    """An option of older versions."""
+    """An option that was renamed. Using its old name is an error."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
         parser.error(f"{self.option_strings[0]} was renamed, it is now {self.const}")
@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on from the checkpoint in the folder OUT, which must exist",
+        help="continue from the checkpoint in the folder OUT, which must exist",
     )
     for key in fields(TrainingSettings):
         kind = str(key.type)
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     """Trains as the options say.
 
     Returns:
-        0, or 128 + the number of the signal that ended it.
+        0, or 128 plus the number of the signal that ended the run.
     """
     _check_one_process()
     changes = _changes(options)
@@ -93,12 +93,15 @@ def run(options: argparse.Namespace) -> int:
         raise FileNotFoundError(
             f"{out}: there is no run to resume, {missing.name} does not exist{near}"
         )
-    with locked(out):  # before any text is read, which may take long
+    with locked(out):  # before any text is read, because that may take long
         return _train_alone(options, settings, out)
 
 
 def _check_one_process() -> None:
-    """Raises ValueError in each process of torchrun: all would train on the same text."""
+    """Raises ValueError in each process of torchrun.
+
+    All processes would train on the same text.
+    """
     size = os.environ.get("WORLD_SIZE") or "1"
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         size = str(torch.distributed.get_world_size())
@@ -184,12 +187,15 @@ def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: P
 
 
 def discard_output(stream: TextIO) -> None:
-    """Sends what is left in a buffer nowhere: Python writes it at the end, and would fail."""
+    """Discards what is left in the buffer of a stream.
+
+    Otherwise Python would fail when it writes the buffer at exit.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _changes(options: argparse.Namespace) -> dict[str, Any]:
-    """The keys of the TOML file that the command line gives, with values as TOML has them."""
+    """Returns the settings that the command line gives, with values of the types in TOML."""
     kinds = {key.name: str(key.type) for key in fields(TrainingSettings)}
     changes: dict[str, Any] = {}
     for name, value in vars(options).items():

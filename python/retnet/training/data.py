@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches to train on: random windows of a text, or documents read from start to end."""
+"""Batches for training: random windows of a text, or documents read from start to end."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Batch", "Batches", "Documents", "Windows", "fingerprint", "middles",
 
 
 class Batch(NamedTuple):
-    """What one forward pass reads.
+    """The tokens that one forward pass reads.
 
     Attributes:
         inputs: [B, T] int64.
-        targets: [B, T] int64, the token after each input; -100 where there is none.
-        fresh: [B] bool, rows that start a document; None where every row stands for itself.
+        targets: [B, T] int64, the token after each input, or -100 if there is none.
+        fresh: [B] bool, True for rows that start a document. None if the rows are independent.
     """
 
     inputs: Tensor
@@ -31,32 +31,34 @@ class Batch(NamedTuple):
 
 
 class Batches(Protocol):
-    """An endless source of batches that can go on where it stopped."""
+    """An endless source of batches that can continue where it stopped."""
 
     def next(self) -> Batch:
         """Returns the next batch."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that `load_state_dict` needs to go on: tensors and numbers."""
+        """Returns the tensors and numbers that `load_state_dict` needs to continue."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Continues from a state that `state_dict` returned."""
         ...
 
 
 class Windows:
-    """Windows of `seq_len` tokens that start anywhere in the documents, one after the other.
+    """Windows of `seq_len` tokens that start at random places.
+
+    The documents are joined to one text, and a window may start anywhere in it.
 
     Args:
         documents: [N_i] integer tensors.
-        batch_size: B, windows in a batch.
-        seq_len: T, tokens in a window; all but the last have a target.
-        seed: of the draw.
+        batch_size: B, the number of windows in a batch.
+        seq_len: T, the number of tokens in a window. All tokens except the last have a target.
+        seed: seed for the random starts.
 
     Raises:
-        ValueError: less text than one window.
+        ValueError: the text is shorter than one window.
     """
 
     def __init__(
@@ -79,25 +81,27 @@ class Windows:
         return Batch(inputs, F.pad(inputs[:, 1:], (0, 1), value=IGNORE_INDEX))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state of the draw."""
+        """Returns the state of the random generator."""
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Continues from a state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
 
 
 class Documents:
     """`batch_size` documents side by side, each read in segments of `seq_len` tokens to its end.
 
-    A row whose document has ended goes on with the next one of a shuffled order, new in every
-    epoch. The last segment of a document is filled up with tokens 0 that have no target.
+    A row whose document has ended continues with the next document of a shuffled order. The order
+    is shuffled again in every epoch. The last segment of a document is padded with tokens 0 that
+    have no target.
 
     Args:
         documents: [N_i] integer tensors, N_i >= 2.
-        batch_size: B, documents read side by side.
-        seq_len: T, tokens in a segment; every token but the last of a document has a target.
-        seed: of the order.
+        batch_size: B, the number of documents that are read side by side.
+        seq_len: T, the number of tokens in a segment. Every token except the last of a document
+            has a target.
+        seed: seed for the order.
     """
 
     def __init__(
@@ -108,7 +112,9 @@ class Documents:
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.int64)
         self.taken = 0
-        self.rows = torch.full((batch_size, 2), -1)  # document, tokens of it read; -1: none yet
+        self.rows = torch.full(
+            (batch_size, 2), -1
+        )  # document, number of its tokens read; -1: none yet
 
     def next(self) -> Batch:
         """Returns the next segment of each row."""
@@ -133,7 +139,7 @@ class Documents:
         return int(self.order[self.taken - 1])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the order, the place in it and in each row's document."""
+        """Returns the order, the position in it, and the position of each row in its document."""
         return {
             "generator": self.generator.get_state(),
             "order": self.order,
@@ -142,21 +148,21 @@ class Documents:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from there."""
+        """Continues from a state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
         self.order, self.taken = state["order"], state["taken"]
         self.rows = state["rows"].clone()
 
 
 def split(documents: Sequence[Tensor], share: float) -> tuple[list[Tensor], list[Tensor]]:
-    """Holds back `share` of the text; returns what is left and what is held back.
+    """Splits off a `share` of the text. Returns the rest and the part that was split off.
 
-    With 1 / share documents or more, every (1 / share)-th document; with fewer, the last `share`
-    of the tokens of each.
+    - If there are at least 1 / share documents, it splits off every (1 / share)-th document.
+    - If there are fewer, it splits off the last `share` of the tokens of each.
 
     Args:
         documents: [N_i] integer tensors, in the order of their paths.
-        share: 0 (nothing is held back) to 0.5.
+        share: 0 (nothing is split off) to 0.5.
     """
     if share == 0:
         return list(documents), []
@@ -170,9 +176,11 @@ def split(documents: Sequence[Tensor], share: float) -> tuple[list[Tensor], list
 
 
 def middles(documents: Sequence[Tensor], length: int, limit: int) -> list[Tensor]:
-    """Returns the middle `length` tokens of documents, evenly picked, `limit` tokens or fewer.
+    """Returns the middle `length` tokens of evenly chosen documents.
 
-    Of documents that are all shorter the longest is taken whole, if it has two tokens or more.
+    It returns at most `limit` tokens, except that it always takes one document. If all documents
+    are shorter than `length`, it returns the longest one whole, unless that has fewer than two
+    tokens.
     """
     long = [ids for ids in documents if len(ids) >= length]
     if not long:
@@ -184,7 +192,7 @@ def middles(documents: Sequence[Tensor], length: int, limit: int) -> list[Tensor
 
 
 def fingerprint(documents: Sequence[Tensor]) -> str:
-    """Returns a digest of the tokens and of where documents end."""
+    """Returns a digest of the tokens and of the ends of the documents."""
     digest = hashlib.sha256()
     for ids in documents:
         digest.update(f"{len(ids)} {ids.dtype} ".encode())

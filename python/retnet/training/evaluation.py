@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a model predicts documents, with a stated context for every token."""
+"""Measures how well a model predicts documents, with a defined context for every token."""
 
 from __future__ import annotations
 
@@ -40,18 +40,20 @@ def evaluate(
     window: int | None = None,
     progress: str | None = None,
 ) -> Score:
-    """Scores every token but the first of each document.
+    """Scores every token except the first of each document.
 
     Args:
-        model: in which dtype and under which autocast the caller likes.
-        documents: [N_i] integer tensors; those of fewer than two tokens have nothing to predict.
-        window: None: the state is carried, so that every token has the whole document before it as
-            context. Otherwise the model reads windows of that many tokens, each half a window after
-            the one before, and scores what no earlier window has; >= 2.
-        progress: title of a progress bar, which a terminal shows.
+        model: the model, of any dtype and under any autocast.
+        documents: [N_i] integer tensors. Documents of fewer than two tokens have nothing to
+            predict.
+        window: if None, the state is carried, so that the whole document before a token is its
+            context. Otherwise the model reads windows of this many tokens, at least 2. Each window
+            starts half a window after the one before, and the model scores the tokens that no
+            earlier window scored.
+        progress: title of a progress bar. The bar is shown on a terminal only.
 
     Raises:
-        ValueError: nothing to predict, or window < 2.
+        ValueError: there is nothing to predict, or window < 2.
     """
     if window is not None and window < 2:
         raise ValueError(f"evaluate: window must be >= 2, got {window}")
@@ -62,7 +64,7 @@ def evaluate(
         raise ValueError("evaluate: documents must hold a token to predict, got none")
     nats, tokens = 0.0, 0
     state: RetNetState | None = None
-    hidden = None if progress else True  # None: where stderr is no terminal
+    hidden = None if progress else True  # None: tqdm hides it if stderr is no terminal
     with tqdm(total=total, desc=progress, unit=" tokens", leave=False, disable=hidden) as bar:
         for inputs, targets, fresh in batches:
             if fresh is None or fresh.all():
@@ -82,7 +84,7 @@ def evaluate(
 
 
 def describe_context(window: int | None) -> str:
-    """Says what stands before a token that `evaluate` scores."""
+    """Describes the context of a token that `evaluate` scores."""
     if window is None:
         return "all of the document before each token (the state is carried)"
     return (
@@ -92,9 +94,10 @@ def describe_context(window: int | None) -> str:
 
 
 def _carried(documents: Sequence[Tensor]) -> Iterator[Batch]:
-    """Documents of similar length side by side, in segments; all rows are fresh at the first.
+    """Yields segments of documents of similar length, side by side.
 
-    The shorter ones stand first, and those that have ended are left out.
+    All rows are fresh in the first segment. The shorter documents come first, and documents that
+    have ended are left out.
     """
     ordered = sorted((ids for ids in documents if len(ids) > 1), key=len)
     for first in range(0, len(ordered), _ROWS):
@@ -112,7 +115,8 @@ def _windows(documents: Sequence[Tensor], window: int) -> Iterator[Batch]:
     parts: list[Tensor] = []
     skipped: list[int] = []
     for ids in documents:
-        # A window of T inputs predicts T tokens; the first half of all but the first are known.
+        # A window of T inputs predicts T tokens. In every window except the first of a document,
+        # the window before it has scored the first half of them.
         for start in range(0, max(len(ids) - 1, 0), window - window // 2):
             skip = 0 if start == 0 else window // 2
             if len(ids) - 1 - start <= skip:
@@ -127,7 +131,7 @@ def _windows(documents: Sequence[Tensor], window: int) -> Iterator[Batch]:
 
 
 def _pad(parts: list[Tensor], skipped: list[int]) -> Batch:
-    """Rows of tokens as a batch; the first `skipped` targets of each are left out."""
+    """Returns rows of tokens as a batch, without the first `skipped` targets of each row."""
     length = max(map(len, parts)) - 1
     inputs = torch.zeros(len(parts), length, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORE_INDEX)

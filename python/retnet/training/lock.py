@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lock of a run's folder: one run at a time writes there."""
+"""Locks the folder of a run, so that only one run at a time writes to it."""
 
 from __future__ import annotations
 
@@ -17,23 +17,26 @@ from pathlib import Path
 __all__ = ["LOCK", "locked"]
 
 LOCK = ".retnet.lock"
-"""The file in the folder. Removed when the run ends; one that a killed run left locks nothing."""
+"""Name of the lock file in the folder.
+
+A run removes the file when it ends. A file that a killed run left behind locks nothing.
+"""
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
-# The open lock file of each locked folder of this process, and the thread that locked it.
+# For each folder that this process has locked: the open lock file, and the thread that locked it.
 _held: dict[tuple[int, int], tuple[int, int]] = {}
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Holds the folder of a run; no other process, and no other thread, holds it meanwhile.
+    """Locks the folder of a run against other processes and other threads.
 
-    The kernel frees the lock when the process dies, whatever ends it. The thread that holds the
-    folder may lock it again. A folder that does not exist is made, and removed again if it is
-    empty at the end. Where the file system knows no locks, a warning is printed to stderr and
-    nothing is locked.
+    - The kernel frees the lock when the process ends, however it ends.
+    - The thread that holds the lock may lock the folder again.
+    - A folder that does not exist is made. It is removed again if it is empty at the end.
+    - If the file system has no locks, a warning is printed to stderr and nothing is locked.
 
     Raises:
-        BlockingIOError: another run holds the folder; the message names its process.
+        BlockingIOError: another run holds the lock. The message names its process.
         OSError: the folder or the lock file could not be made.
     """
     folder = Path(folder)
@@ -49,13 +52,15 @@ def locked(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if _held.pop(key, None):  # not in a forked child, which holds nothing
+        if _held.pop(key, None):  # false in a forked child, which holds no lock
             path = folder / LOCK
             with suppress(OSError):
                 if _is_same(handle, path):
-                    path.unlink()  # before it is unlocked, so that it is no other's
+                    path.unlink()  # while it is locked, so that it cannot belong to another run
             with suppress(OSError):
-                fcntl.flock(handle, fcntl.LOCK_UN)  # for children that inherited the file, too
+                fcntl.flock(
+                    handle, fcntl.LOCK_UN
+                )  # needed because children may have inherited the file
             os.close(handle)
             with suppress(OSError):
                 for path in made:
@@ -63,7 +68,10 @@ def locked(folder: str | Path) -> Iterator[None]:
 
 
 def _open_locked(folder: Path) -> int:
-    """Makes and locks the file; tries again where a run that ends removes file or folder."""
+    """Makes and locks the file.
+
+    It tries again if another run that ends at that moment removes the file or the folder.
+    """
     path = folder / LOCK
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     for _ in range(100):
@@ -87,7 +95,7 @@ def _open_locked(folder: Path) -> int:
 def _sign(handle: int) -> None:
     now = datetime.now().astimezone().isoformat(" ", "seconds")
     holder = f"process {os.getpid()} on {socket.gethostname()} since {now}\n"
-    with suppress(OSError):  # on a full disk the lock holds, and does not say for whom
+    with suppress(OSError):  # on a full disk, the lock works but does not name its holder
         os.ftruncate(handle, 0)
         os.write(handle, holder.encode())
 
@@ -123,7 +131,10 @@ def _is_same(handle: int, path: Path) -> bool:
 
 
 def _forget() -> None:
-    """A forked child shares the open files, by which it would keep the locks of a dead parent."""
+    """Closes the lock files in a forked child.
+
+    The child shares the open files, and would otherwise keep the locks after the parent has died.
+    """
     for handle, _ in _held.values():
         os.close(handle)
     _held.clear()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a run: log.jsonl, and TensorBoard's files where it is installed."""
+"""The log of a run: log.jsonl, and files for TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from typing import Any, BinaryIO
 __all__ = ["LOG", "Log", "quiet_board"]
 
 LOG = "log.jsonl"
-"""The file in the folder of a run."""
+"""Name of the log file in the folder of a run."""
 _BLOCK = 1 << 16
 
 
 class Log:
-    """log.jsonl, one line a step or check, and TensorBoard where it is installed.
+    """Writes log.jsonl, with one line for each step or check, and TensorBoard if it is installed.
 
-    The log is cut where the checkpoint stands that a run goes on from: after `size` bytes, or after
-    the last whole line before them where the file is shorter or damaged there, which is told.
+    When a run resumes, the log is cut after `size` bytes, where it ended at the checkpoint. If the
+    file is shorter or damaged there, it is cut after the last whole line before that position, and
+    a warning says so.
 
-    Where one of them cannot be written, each method raises an OSError that names the folder.
+    Each method raises an OSError that names the folder if the log cannot be written.
     """
 
     def __init__(self, folder: Path, size: int, step: int) -> None:
@@ -58,14 +59,14 @@ class Log:
                     self._board.add_scalar(name, value, step)
 
     def sync(self) -> int:
-        """Flushes all lines to the disk; returns their bytes."""
+        """Flushes all lines to the disk. Returns their size in bytes."""
         with self._named_errors():
             self._file.flush()
             os.fsync(self._file.fileno())
             return self._file.tell()
 
     def close(self) -> int:
-        """Closes the files; returns the bytes of the log."""
+        """Closes the files. Returns the size of log.jsonl in bytes."""
         with self._named_errors():
             try:
                 size = self._file.tell()
@@ -86,7 +87,10 @@ class Log:
 
 @contextmanager
 def quiet_board() -> Iterator[None]:
-    """TensorBoard's thread prints no traceback: its error is raised by the next call of the log."""
+    """Keeps the thread of TensorBoard from printing a traceback.
+
+    The next call of the log raises its error.
+    """
     before = threading.excepthook
 
     def hook(args: threading.ExceptHookArgs) -> None:
@@ -102,7 +106,7 @@ def quiet_board() -> Iterator[None]:
 
 
 def _end_of_lines(file: BinaryIO, size: int) -> int:
-    """Where the last whole line of the first `size` bytes ends."""
+    """Returns the end of the last whole line in the first `size` bytes."""
     while size > 0:
         start = max(size - _BLOCK, 0)
         file.seek(start)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a training run: one TOML file, every key of which has one meaning and a range."""
+"""The settings of a training run, which are the keys of one TOML file."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ else:
 __all__ = ["RENAMED", "TrainingSettings", "device_named", "is_settings", "parse_value"]
 
 RENAMED = {"batch": "batch_size", "length": "seq_len", "accumulate": "grad_accum_steps"}
-"""Keys of older versions, which are refused, and what each is called now."""
+"""Old names of keys, which are refused, and the new name of each."""
 _LARGEST_FILE = 1 << 16
 _PRECISIONS = ("float32", "bfloat16")
-# Least and greatest value; lists are checked element by element.
+# The least and the greatest value. Lists are checked element by element.
 _RANGES: dict[str, tuple[float, float]] = {
     "validation_share": (0, 0.5),
     "steps": (0, math.inf),
@@ -47,40 +47,43 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings:
-    """How to train, and on what. The keys of a run's TOML file, with their defaults.
+    """Settings of a training run: the keys of its TOML file with their defaults.
 
     Raises:
-        ValueError: a value outside its range; the message names key, requirement and value.
+        ValueError: a value is outside its range. The message names key, requirement and value.
 
     Attributes:
-        data: files, and folders that are read to the bottom, to train on. Links are followed, each
-            file is read once, and what has another role is left out (`retnet.training.sources`).
-        out: folder of the run; nothing in it is read as text.
-        model: sizes and switches: a `preset` (default "tiny"), and fields of RetNetConfig that
-            replace its own. vocab_size is that of the tokenizer unless given.
-        init: folder of a checkpoint to start from instead; then `model` stays empty.
-        tokenizer: a tokenizer.json; "" takes the one in the folder of `init`, or bytes.
-        validation: files and folders to check on, which are left out of `data`; none: a share of
-            `data`.
-        validation_share: of the text, held back from training; 0 checks on nothing.
-        steps: updates to make; the schedule ends there. Either steps or minutes.
-        minutes: time to train, counted over all parts of a resumed run.
-        batch_size: sequences in a forward pass.
-        seq_len: tokens in a sequence.
-        grad_accum_steps: forward passes for one update.
-        stream: read documents from start to end and carry the state from segment to segment
-            (gradients stop between them), instead of windows at random places.
-        lr: greatest learning rate, of AdamW.
-        warmup: part of the run in which it rises to that; from there a cosine falls to 0.
-        weight_decay: of matrices; vectors have none.
-        betas: of AdamW.
-        clip: greatest norm of the gradient; 0 does not clip.
+        data: files and folders to train on. Folders are read recursively, links are followed, each
+            file is read once, and files with another role are left out
+            (`retnet.training.sources`).
+        out: folder of the run. Nothing in it is read as text.
+        model: sizes and switches of the model: a `preset` (default "tiny"), and fields of
+            RetNetConfig that override it. vocab_size defaults to that of the tokenizer.
+        init: folder of a checkpoint to start from. `model` must then be empty.
+        tokenizer: a tokenizer.json. "" takes the one in the folder of `init`, or else bytes.
+        validation: files and folders to validate on, which are left out of `data`. If empty, a
+            share of `data` is used.
+        validation_share: share of the text to hold out for validation. 0 holds out nothing.
+        steps: number of updates, after which the schedule ends. Set either steps or minutes.
+        minutes: time to train, added up over all parts of a resumed run.
+        batch_size: number of sequences in a forward pass.
+        seq_len: number of tokens in a sequence.
+        grad_accum_steps: number of forward passes for one update.
+        stream: reads documents from start to end and carries the state from segment to segment
+            (gradients stop between segments), instead of windows at random places.
+        lr: highest learning rate of AdamW.
+        warmup: part of the run in which the learning rate rises. A cosine over the whole run
+            lowers it to 0 at the end.
+        weight_decay: weight decay of matrices. Vectors have none.
+        betas: betas of AdamW.
+        clip: highest norm of the gradient. 0 does not clip.
         precision: "float32", or "bfloat16" for autocast.
-        checkpoint_layers: keep less for the backward pass, which runs each layer again.
-        device: such as "cpu" or "cuda:1"; "" takes a GPU where there is one.
-        seed: of the weights and of the order of the data.
-        save_every: seconds between checkpoints; 0: after every step. One more at the end.
-        check_every: seconds between looks at the validation text. One more at the end.
+        checkpoint_layers: keeps less memory for the backward pass, which runs each layer again.
+        device: such as "cpu" or "cuda:1". "" takes a GPU if there is one.
+        seed: seed of the weights and of the order of the data.
+        save_every: seconds between checkpoints. 0 saves after every step. Another checkpoint is
+            written at the end.
+        check_every: seconds between validations. Another validation runs at the end.
     """
 
     data: tuple[str, ...] = ()
@@ -138,12 +141,14 @@ class TrainingSettings:
 
     @classmethod
     def read(cls, path: Path | None, changes: dict[str, Any] | None = None) -> TrainingSettings:
-        """Reads a TOML file and lets `changes` replace its keys ("model.x" one of the table).
+        """Reads a TOML file. `changes` overrides its keys.
+
+        The key "model.x" overrides x in the table `model`.
 
         Raises:
-            OSError: no such file.
-            ValueError: not TOML, an unknown key (the nearest is suggested), one of an older version
-                (`RENAMED`) or a bad value.
+            OSError: there is no such file.
+            ValueError: the file is not TOML, a key is unknown (the nearest is suggested), a key has
+                its old name (`RENAMED`), or a value is bad.
         """
         values: dict[str, Any] = {}
         if path is not None:
@@ -166,7 +171,7 @@ class TrainingSettings:
         return cls(**values)
 
     def resolved(self) -> TrainingSettings:
-        """Returns the same run with absolute paths, to be started from anywhere."""
+        """Returns the same settings with absolute paths, so that any folder can be current."""
 
         def full(paths: tuple[str, ...]) -> tuple[str, ...]:
             return tuple(str(Path(path).resolve()) for path in paths)
@@ -181,7 +186,7 @@ class TrainingSettings:
         )
 
     def write(self, path: Path) -> None:
-        """Writes every key as TOML, never half."""
+        """Writes every key as TOML. The file is never left half written."""
         values = {name: value for name, value in asdict(self).items() if value or name != "model"}
         text = tomli_w.dumps(values)
         replace_file(path, lambda part: part.write_text(text, "utf-8"))
@@ -190,7 +195,7 @@ class TrainingSettings:
         """Returns the configuration that `model` describes.
 
         Raises:
-            ValueError: an unknown field (the nearest is suggested) or a bad value.
+            ValueError: a field is unknown (the nearest is suggested), or a value is bad.
         """
         values = dict(self.model)
         preset = values.pop("preset", "tiny")
@@ -203,17 +208,20 @@ class TrainingSettings:
         return RetNetConfig.preset(preset, **{"vocab_size": vocab_size, **values})
 
     def rate(self, progress: float) -> float:
-        """Learning rate at `progress` in 0..1 of the run: linear rise, times half a cosine."""
+        """Returns the learning rate at `progress` of the run, which is in 0..1.
+
+        It is a linear rise times half a cosine.
+        """
         fall = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
         rise = min(progress / self.warmup, 1.0) if self.warmup else 1.0
         return self.lr * rise * fall
 
 
 def is_settings(path: Path) -> bool:
-    """Returns whether a file is TOML of 64 KiB or less, most of whose keys are those of a run.
+    """Returns whether a file is TOML of at most 64 KiB and most of its keys are settings.
 
     Raises:
-        OSError: no such file.
+        OSError: there is no such file.
     """
     if path.stat().st_size > _LARGEST_FILE:
         return False
@@ -226,7 +234,7 @@ def is_settings(path: Path) -> bool:
 
 
 def parse_value(text: str) -> Any:
-    """Returns a value as TOML writes it, or the text itself where it is none."""
+    """Returns the value that `text` has in TOML, or `text` itself if it is not TOML."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
     except (tomllib.TOMLDecodeError, RecursionError):
@@ -234,10 +242,10 @@ def parse_value(text: str) -> Any:
 
 
 def device_named(name: str) -> torch.device:
-    """Returns the device of the key `device`: "" is a GPU where there is one, else the CPU.
+    """Returns the device that the key `device` names. "" means a GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: it is not here.
+        ValueError: the device is not available.
     """
     if not name:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -260,7 +268,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _convert(name: str, kind: str, value: Any) -> Any:
-    """Checks the type of a value as TOML gives it; lists become tuples."""
+    """Checks the type of a value that TOML gave. Lists become tuples."""
     many = isinstance(value, (list, tuple))
     if kind == "int":
         ok, what = isinstance(value, int) and not isinstance(value, bool), "an integer"
@@ -285,5 +293,5 @@ def _convert(name: str, kind: str, value: Any) -> Any:
 
 def _is_number(value: object) -> bool:
     ok = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # Not math.isfinite, which raises on an integer beyond float64.
+    # math.isfinite is not used, because it raises for an integer beyond float64.
     return ok and abs(value) <= sys.float_info.max  # type: ignore[arg-type]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are read as text: folders to the bottom, links followed, one role for each file."""
+"""Finds the files to read as text.
+
+Folders are read recursively, links are followed, and each file has one role.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,34 @@ __all__ = ["Sources"]
 _RUN_FILES = re.compile(
     r"config\.json|log\.jsonl|model\.safetensors|run\.toml|tokenizer\.json|training-\d+\.pt"
 )
-_MARKS = ({CONFIG, WEIGHTS}, {LOCK}, {"run.toml", "log.jsonl"})  # of a run's folder, each alone
+_MARKS = (
+    {CONFIG, WEIGHTS},
+    {LOCK},
+    {"run.toml", "log.jsonl"},
+)  # each of these marks the folder of a run
 _SHOWN = 3
 
 
 class Sources:
-    """Lists the files of a command, so that none is read in two roles, nor twice in one.
+    """Lists the files that a command reads, so that it reads each file once and in one role.
 
-    Left out are, below folders and named alike:
+    These are left out, both inside folders and if they are named:
 
-    - what `own` names, and what was listed before: by another path, a link or a hard link too;
-    - folders of runs and of checkpoints, and the files there that a run writes;
-    - safetensors files, and settings of runs (TOML files most keys of which are those of
-      `retnet.training.settings.TrainingSettings`);
-    - pipes, sockets and devices below folders.
+    - what `own` names, and what was listed before, even by another path, a link or a hard link;
+    - folders of runs and of checkpoints, and the files that a run writes there;
+    - safetensors files, and settings of runs (TOML files in which most keys are those of
+      `retnet.training.settings.TrainingSettings`).
 
-    Names that start with a dot are left out below folders, without a word.
+    Inside folders, pipes, sockets and devices are left out as well. Names inside folders that
+    start with a dot are skipped without a message.
 
     Args:
-        own: files and folders of another role, and what that is. Everything in such a folder is
-            left out, also by a link or a path into it. What does not exist has no role; None and
-            "" name nothing.
+        own: files and folders that have another role, and the name of that role. Everything in
+            such a folder is left out, even if a link or a path leads into it. A path that does not
+            exist has no role. None and "" are ignored.
 
     Attributes:
-        left_out: the paths that were left out, by the reason.
+        left_out: the paths that were left out, by reason.
     """
 
     def __init__(self, own: Mapping[str | Path | None, str]) -> None:
@@ -52,25 +59,27 @@ class Sources:
         self._own = {path.resolve(): role for path, role in paths.items() if path.exists()}
         for path, role in self._own.items():
             self._roles[_identity(os.stat(path))] = role
-            for member in path.iterdir() if path.is_dir() else ():  # their hard links elsewhere
+            for member in (
+                path.iterdir() if path.is_dir() else ()
+            ):  # for hard links to them elsewhere
                 if member.is_file() and not member.is_symlink():
                     self._roles[_identity(os.stat(member))] = role
 
     def __str__(self) -> str:
-        """What was left out, in one line; "" where nothing was."""
+        """Returns in one line what was left out, or "" if nothing was."""
         return _told(self.left_out)
 
     def tell_left_out(self, command: str) -> None:
-        """Names on stderr what was left out, if anything was."""
+        """Prints to stderr what was left out, if anything was."""
         if str(self):
             print(f"retnet {command}: left out: {self}", file=sys.stderr)
 
     def files(self, paths: Iterable[str | Path], role: str) -> list[Path]:
-        """Returns the files named, and all below the folders named, sorted by path in each.
+        """Returns the named files, and all files in the named folders, sorted by path in each.
 
         Args:
             paths: files and folders.
-            role: what they are; later calls leave them out as such.
+            role: their role. Later calls leave them out and give this role as the reason.
 
         Raises:
             FileNotFoundError: a path does not exist, is neither a file nor a folder, or links to
@@ -97,14 +106,14 @@ class Sources:
         return found
 
     def _walk(self, root: Path, role: str) -> Iterator[tuple[Path, str]]:
-        """The paths below a root in order, each with the reason to leave it out, or ""."""
+        """Yields the paths below a root in order, each with the reason to leave it out, or ""."""
         read = f"read once, as {role}"
-        waiting = [root]  # the next one last
+        waiting = [root]  # the next path is the last item
         while waiting:
             path = waiting.pop()
             is_root = path is root
             status = _status(path, is_root)
-            # The folders above any other path were looked at on the way.
+            # For any other path, the walk has checked the folders above it.
             target = path.resolve() if is_root or path.is_symlink() else None
             names: list[str] = []
             reason = self._roles.get(_identity(status), "")
@@ -123,7 +132,7 @@ class Sources:
                 waiting += [path / name for name in names if not name.startswith(".")]
 
     def _why_not_there(self, path: Path) -> str:
-        """The reason to leave a path out for the folders above it, or ""."""
+        """Returns why the folders above a path exclude it, or ""."""
         for own, role in self._own.items():
             if path.is_relative_to(own):
                 return role

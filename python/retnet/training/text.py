@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text to tokens and back: bytes, or any `tokenizer.json` of the library `tokenizers`.
+"""Converts text to tokens and back: bytes, or a `tokenizer.json` of the library `tokenizers`.
 
-A document is a whole text to learn from or to score; a prompt is the beginning of one. A tokenizer
-may put special tokens around a text: a document keeps them all, a prompt has only those that stand
-before it.
+A document is a whole text to train on or to score. A prompt is the beginning of a text. A tokenizer
+may put special tokens around a text. A document keeps them all, and a prompt keeps only those
+before the text.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = [
 ]
 
 TOKENIZER = "tokenizer.json"
-"""The file of the tokenizer in the folder of a checkpoint."""
-_REPLACEMENT = "\ufffd"  # what stands for bytes that are no UTF-8
-_LONGEST_WAIT = 32  # most tokens that are held back because they end within a character
-_LONGEST_SILENCE = 16  # most tokens that are held back because they give no characters
+"""Name of the tokenizer file in the folder of a checkpoint."""
+_REPLACEMENT = "\ufffd"  # stands for bytes that are not UTF-8
+_LONGEST_WAIT = 32  # at most this many tokens are held back because they end within a character
+_LONGEST_SILENCE = 16  # at most this many tokens are held back because they give no characters
 
 
 class Document(NamedTuple):
@@ -46,9 +46,9 @@ class Document(NamedTuple):
 
     Attributes:
         ids: [N] uint8 (bytes) or int32.
-        predicted_bytes: of the text that the tokens after the first stand for. No context predicts
-            the first. White space between tokens counts, other text that the tokenizer drops does
-            not.
+        predicted_bytes: size in bytes of the text for all tokens except the first, which no
+            context predicts. White space between tokens counts. Other text that the tokenizer drops
+            does not count.
     """
 
     ids: Tensor
@@ -56,50 +56,53 @@ class Document(NamedTuple):
 
 
 class Decoder(Protocol):
-    """Gives the characters of a text as its tokens come."""
+    """Returns the characters of a text while its tokens arrive."""
 
     def __call__(self, token: int) -> str:
-        """Returns the characters that the token completes, "" if there are none yet."""
+        """Returns the characters that the token completes, or "" if there are none yet."""
         ...
 
     def finish(self) -> str:
-        """Returns what is held back: U+FFFD for an incomplete character."""
+        """Returns the text that is held back, with U+FFFD for an incomplete character."""
         ...
 
 
 class Tokenizer(Protocol):
-    """What the commands need of a tokenizer."""
+    """The interface that the commands need from a tokenizer."""
 
     vocab_size: int
     unit: str
 
     def read(self, path: Path) -> Document:
-        """Returns a file as tokens; raises OSError or, for text it cannot read, ValueError."""
+        """Returns a file as tokens. Raises OSError, or ValueError for text that it cannot read."""
         ...
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Returns the tokens of a text to continue; raises ValueError for text it cannot read."""
+        """Returns the tokens of a prompt. Raises ValueError for text that it cannot read."""
         ...
 
     def decoder(self, prompt: Sequence[int] = ()) -> Decoder:
-        """Returns what decodes the tokens after `prompt`, whose own characters it does not give."""
+        """Returns a decoder for the tokens after `prompt`. It does not repeat the prompt."""
         ...
 
 
 def as_tokens(text: bytes) -> Tensor:
-    """One token a byte: [len(text)] uint8."""
+    """Returns one token per byte, as uint8 [len(text)]."""
     return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0).byte()
 
 
 def _bytes_of(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:  # one of read(2) does not name the file
+    except OSError as error:  # an error of read(2) does not name the file
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _utf8(prompt: str) -> bytes:
-    """The bytes of a prompt; the command line may hold bytes that are no text."""
+    """Returns the bytes of a prompt.
+
+    It raises ValueError if the prompt is not UTF-8, because a command line may hold any bytes.
+    """
     try:
         return prompt.encode()
     except UnicodeEncodeError as error:
@@ -110,7 +113,7 @@ def _utf8(prompt: str) -> bytes:
 
 
 class ByteTokenizer:
-    """One token a byte of UTF-8."""
+    """Makes each byte of UTF-8 a token."""
 
     vocab_size = 256
     unit = "byte"
@@ -121,11 +124,11 @@ class ByteTokenizer:
         return Document(ids, max(len(ids) - 1, 0))
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Returns the bytes of a text; raises ValueError where it is not UTF-8."""
+        """Returns the bytes of a text. Raises ValueError if it is not UTF-8."""
         return list(_utf8(text))
 
     def decoder(self, prompt: Sequence[int] = ()) -> Decoder:
-        """Returns what decodes bytes; a prompt is whole text and changes nothing."""
+        """Returns a decoder for bytes. The prompt ends with a whole character and has no effect."""
         return _ByteDecoder()
 
 
@@ -134,7 +137,7 @@ class _ByteDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def __call__(self, token: int) -> str:
-        # A model may know ids beyond the bytes: like 0xFF, they are never UTF-8.
+        # A model may have ids beyond the bytes. They become 0xFF, which is never UTF-8.
         return self._utf8.decode(bytes([min(token, 0xFF)]))
 
     def finish(self) -> str:
@@ -142,20 +145,20 @@ class _ByteDecoder:
 
 
 class FileTokenizer:
-    """A `tokenizer.json`.
+    """Reads text with a `tokenizer.json`.
 
-    It decides about normalization and special tokens. Settings of single calls that it may carry
-    (truncation, padding, dropout of merges) are switched off: all of a text is read, and always
-    as the same tokens.
+    The file decides about normalization and special tokens. It may also contain settings for
+    single calls (truncation, padding, dropout of merges). They are switched off, so that a whole
+    text is read and always gives the same tokens.
 
     Attributes:
-        path: of the file.
-        data: its bytes.
+        path: path of the file.
+        data: content of the file.
 
     Raises:
-        ImportError: the library is not installed.
-        FileNotFoundError: no such file.
-        ValueError: not a tokenizer.
+        ImportError: the library `tokenizers` is not installed.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not a tokenizer.
     """
 
     unit = "token"
@@ -179,8 +182,8 @@ class FileTokenizer:
             self._tokenizer.model.dropout = None
         # The ids may have gaps.
         self.vocab_size: int = max(self._tokenizer.get_vocab().values(), default=-1) + 1
-        # What stands before a text: the special tokens before the one token of a text of another
-        # tokenizer. An empty text of this one would not tell before from after.
+        # To find the special tokens before a text, process a text of one token from another
+        # tokenizer. An empty text would not separate the tokens before it from those after it.
         one = tokenizers.Tokenizer(tokenizers.models.WordLevel({"x": 0}, unk_token="x"))
         around = self._tokenizer.post_process(one.encode("x"))
         special = around.special_tokens_mask
@@ -195,10 +198,10 @@ class FileTokenizer:
         return self.encode_document(text, str(path))
 
     def encode_document(self, text: str, name: str = "text") -> Document:
-        """Returns a text as tokens, with all special tokens that belong around it.
+        """Returns a text as tokens, with all special tokens around it.
 
         Raises:
-            ValueError: text that the tokenizer cannot encode; the message calls it `name`.
+            ValueError: the tokenizer cannot encode the text. The message calls it `name`.
         """
         encoding = self._encode(text, name, special=True)
         ids = torch.tensor(encoding.ids, dtype=torch.int32)
@@ -207,12 +210,12 @@ class FileTokenizer:
         return Document(ids, self._predicted_bytes(text, int(ids[0]), encoding.offsets))
 
     def encode_prompt(self, text: str) -> list[int]:
-        """Returns the tokens of a text to continue, and before them the special ones of a document.
+        """Returns the tokens of a prompt after the special tokens that start a document.
 
-        Special tokens that a document has at its end would tell the model that it is over.
+        Special tokens from the end of a document would tell the model that the text is over.
 
         Raises:
-            ValueError: text that is not UTF-8 or that the tokenizer cannot encode.
+            ValueError: the text is not UTF-8, or the tokenizer cannot encode it.
         """
         _utf8(text)
         return self._start + self._encode(text, "prompt", special=False).ids
@@ -224,31 +227,38 @@ class FileTokenizer:
             raise ValueError(f"{name}: cannot be encoded by {self.path}: {error}") from error
 
     def _predicted_bytes(self, text: str, first: int, offsets: list[tuple[int, int]]) -> int:
-        """Args: text, its first token, the characters of each token; (0, 0) for those around it."""
+        """Returns the number of bytes that the tokens after the first stand for.
+
+        Args:
+            text: the text.
+            first: its first token.
+            offsets: the range of characters of each token, (0, 0) for special tokens around it.
+        """
         begin = end = min(offsets[0][1], offsets[1][0])
         dropped = 0
         for start, stop in offsets[1:]:
-            if start > end:  # white space may be left out between tokens, or of offsets alone
+            if start > end:  # tokens or offsets may leave out white space
                 dropped += len("".join(text[end:start].split()).encode())
             end = max(end, stop)
         predicted = len(text[begin:end].encode()) - dropped
-        if self._tokenizer.decode([first]).endswith(_REPLACEMENT):  # bytes of a split character
-            token = str(
-                self._tokenizer.id_to_token(first)
-            )  # one byte as <0xE2>, or a letter for each
+        if self._tokenizer.decode([first]).endswith(_REPLACEMENT):  # it is a part of a character
+            # The token is one byte such as <0xE2>, or it has one letter per byte.
+            token = str(self._tokenizer.id_to_token(first))
             size = 1 if re.fullmatch("<0x[0-9A-F]{2}>", token) else len(token)
             predicted -= max(size - len(text[offsets[0][0] : begin].encode()), 0)
         return predicted
 
     def decoder(self, prompt: Sequence[int] = ()) -> Decoder:
-        """Returns what decodes tokens; special tokens give no characters."""
+        """Returns a decoder for tokens. Special tokens give no characters."""
         return _FileDecoder(self._tokenizer, prompt)
 
     def check_same_tokens(self, other: FileTokenizer) -> None:
-        """Checks that ids which both know are the same tokens; either may know more.
+        """Checks that each id that both tokenizers have is the same token in both.
+
+        Each of them may have more ids.
 
         Raises:
-            ValueError: an id that stands for another token.
+            ValueError: an id stands for another token.
         """
         ours, theirs = (set(x._tokenizer.get_vocab().values()) for x in (self, other))
         for token in sorted(ours & theirs):
@@ -263,8 +273,9 @@ class FileTokenizer:
 class _FileDecoder:
     """Decodes the last tokens again with each new one.
 
-    How a token reads depends on the one before it (spaces), and a character may need several. So
-    the tokens of the last piece of text are kept, for what follows to be decoded after them.
+    The text of a token depends on the token before it (spaces), and a character may need several
+    tokens. The decoder therefore keeps the tokens of the last piece of text and decodes the next
+    tokens after them.
     """
 
     def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
@@ -272,8 +283,10 @@ class _FileDecoder:
         added = tokenizer.get_added_tokens_decoder()
         self._special = {token for token, known in added.items() if known.special}
         self._ids = [token for token in prompt if self._is_text(token)]
-        self._given = len(self._ids)  # of the ids; those after them are held back
-        self._text = self._decode()  # of these
+        self._given = len(
+            self._ids
+        )  # number of ids whose text was returned; later ids are held back
+        self._text = self._decode()  # text of these ids
 
     def __call__(self, token: int) -> str:
         if not self._is_text(token):
@@ -281,7 +294,7 @@ class _FileDecoder:
         self._ids.append(token)
         if not self._decode().endswith(_REPLACEMENT):
             return self._give()
-        # More bytes may make a character of it.
+        # More bytes may complete the character.
         waits = len(self._ids) - self._given < _LONGEST_WAIT
         return "" if waits else self._give(_REPLACEMENT)
 
@@ -295,10 +308,11 @@ class _FileDecoder:
         return str(self._tokenizer.decode(self._ids))
 
     def _give(self, end: str = "") -> str:
-        """The text since the last piece, without `end`, which is held back."""
+        """Returns the text since the last piece, without `end`, which is held back."""
         text = self._decode().removesuffix(end)
         if not text.startswith(self._text):
-            # One bad byte may make U+FFFD of all bytes beside it, of characters given before too.
+            # One bad byte may turn all bytes beside it into U+FFFD, even those of characters that
+            # were already returned.
             self._ids, self._given, self._text = self._ids[self._given :], 0, ""
             text = self._decode().removesuffix(end)
         piece = text[len(self._text) :]
@@ -307,26 +321,29 @@ class _FileDecoder:
             self._given = len(self._ids)
             self._text = self._decode().removesuffix(end)
         elif len(self._ids) - self._given > _LONGEST_SILENCE:
-            self._ids.pop()  # not the last text: the next space may belong after it
+            self._ids.pop()  # keeps the text before it, because the next space may depend on it
         return piece
 
 
 def tokenizer_for(named: str, folder: Path | None, command: str) -> Tokenizer:
-    """What a command reads text with: the tokenizer named, or that of the model's folder, or bytes.
+    """Returns the named tokenizer, or that in the folder of the model, or one for bytes.
+
+    The model may have more or fewer tokens than the tokenizer, because vocabularies are often
+    padded. In that case a warning is printed. An id that the model does not have is refused when it
+    occurs.
 
     Args:
         named: path of a tokenizer.json, or "".
-        folder: checkpoint of the model that reads the tokens; None where it has learned nothing.
-        command: for the warning where the model knows more or fewer tokens. It may: the vocabulary
-            of a model is often filled up, and ids that it does not know are refused where one is.
+        folder: checkpoint of the model that reads the tokens. None if the model is untrained.
+        command: name of the command, for the warning.
 
     Raises:
-        ValueError: the model has learned other tokens, or none is named where it needs one.
+        ValueError: the model has learned other tokens, or it needs a tokenizer and none is named.
     """
     if folder is None:
         return FileTokenizer(Path(named)) if named else ByteTokenizer()
     size = read_config(folder).vocab_size
-    unit = read_metadata(folder).get("unit")  # that it learned, where `train` wrote it
+    unit = read_metadata(folder).get("unit")  # what the model learned, if `train` wrote it
     path = folder / TOKENIZER
     inside = FileTokenizer(path) if path.exists() else None
     tokenizer = FileTokenizer(Path(named)) if named else inside
@@ -351,7 +368,7 @@ def tokenizer_for(named: str, folder: Path | None, command: str) -> Tokenizer:
 
 
 def list_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Returns the files to read as text of files and folders, and warns of what is left out.
+    """Returns the files to read as text from files and folders. Warns about files left out.
 
     See `retnet.training.sources.Sources.files`.
     """

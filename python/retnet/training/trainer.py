@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training: a step, a loop with a progress bar and a log, checkpoints to go on from exactly.
+"""Trains a model: a step, a loop with a progress bar and a log, and checkpoints to resume from.
 
-The folder of a run holds config.json and model.safetensors (what `retnet.load` reads),
-training-STEP.pt (all else that is needed to go on), log.jsonl and, where TensorBoard is
-installed, tensorboard/. model.safetensors names its step, and the unit of text that the model
-reads ("byte" or "token"). Renaming it makes a checkpoint valid; whatever ends the program, the last
-valid one can be resumed, and on a CPU with the same number of threads the losses are those of a run
-that was never stopped, bit for bit.
+The folder of a run holds
 
-One run at a time writes to a folder: `train` locks it (`retnet.training.lock`), and a second run is
-refused. `Trainer.save` and `Trainer.open_log` lock it while they write; a loop of your own locks it
-for the whole run by `with retnet.training.lock.locked(settings.out):`.
+- config.json and model.safetensors, which `retnet.load` reads;
+- training-STEP.pt, which has everything else that a resumed run needs;
+- log.jsonl;
+- tensorboard/, if TensorBoard is installed.
+
+model.safetensors names its step and the unit of text that the model reads ("byte" or "token"). A
+checkpoint becomes valid when model.safetensors is renamed to its final name. However the program
+ends, the last valid checkpoint can be resumed. On a CPU with the same number of threads, the losses
+are then bit for bit those of a run that was never stopped.
+
+Only one run at a time writes to a folder. `train` locks the folder (`retnet.training.lock`), and a
+second run is refused. `Trainer.save` and `Trainer.open_log` lock it while they write. A training
+loop of your own can lock it for the whole run with
+`with retnet.training.lock.locked(settings.out):`.
 """
 
 from __future__ import annotations
@@ -43,7 +49,7 @@ from retnet.training.settings import TrainingSettings
 
 __all__ = ["Trainer", "has_checkpoint", "train"]
 
-_FORMAT_VERSION = 2  # 1: a learnable decay was ln gamma itself
+_FORMAT_VERSION = 2  # in version 1, a learnable decay was ln gamma itself
 _KINDS: dict[str, Any] = {
     "fingerprint": str,
     "steps": int,
@@ -60,17 +66,18 @@ _CHECKED_TOKENS = 1 << 17
 
 
 class Trainer:
-    """A model, its optimizer and all that a checkpoint must hold to go on.
+    """Holds a model, its optimizer and everything else that a checkpoint needs.
 
     Args:
-        model: what to train; its device is used.
-        settings: how to train.
-        documents: [N_i] uint8 or int32, what to train on.
-        validation: [N_i] uint8 or int32, what to check on; empty: nothing is checked.
-            Checks take the middle 2 * seq_len tokens of documents, or with `stream` whole ones.
+        model: model to train. Training runs on its device.
+        settings: settings of the run.
+        documents: [N_i] uint8 or int32, the text to train on.
+        validation: [N_i] uint8 or int32, the text to validate on. If it is empty, there is no
+            validation. A validation takes the middle 2 * seq_len tokens of documents, or whole
+            documents with `stream`.
 
     Raises:
-        ValueError: too little text, or a token that the model does not know.
+        ValueError: there is too little text, or the model does not have a token.
     """
 
     def __init__(
@@ -110,20 +117,22 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """The part of the run that is done, 0 to 1 and beyond."""
+        """The part of the run that is done. It is 1 at the end and may exceed 1."""
         settings = self.settings
         if settings.minutes:
             return self.seconds / (60 * settings.minutes)
         return self.steps / settings.steps
 
     def step(self) -> None:
-        """One update.
+        """Makes one update.
 
         Raises:
-            ValueError: the gradient is not finite; the weights are as they were.
+            ValueError: the gradient is not finite. The weights are unchanged.
         """
         settings = self.settings
-        half = 0.5 / settings.steps if settings.steps else 0.0  # the rate amid the step
+        half = (
+            0.5 / settings.steps if settings.steps else 0.0
+        )  # takes the rate in the middle of the step
         rate = settings.rate(self.progress + half)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -159,7 +168,7 @@ class Trainer:
             )
 
     def _forward(self, batch: Batch) -> Tensor:
-        """The summed loss of a batch; in a stream the state goes on, without its gradient."""
+        """Returns the summed loss of a batch. A stream carries the state without gradient."""
         inputs, targets = batch.inputs.to(self.device), batch.targets.to(self.device)
         state = self.state
         if state is not None and batch.fresh is not None:
@@ -179,7 +188,10 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def check(self) -> float:
-        """Returns the loss on the validation text, in nats a token, and logs it; NaN without."""
+        """Returns the loss on the validation text, in nats per token, and logs it.
+
+        Returns NaN if there is no validation text.
+        """
         if not self.validation:
             return math.nan
         self.model.eval()
@@ -197,11 +209,11 @@ class Trainer:
         return loss
 
     def save(self) -> None:
-        """Writes a checkpoint to `settings.out`; whatever happens on the way, the old one is whole.
+        """Writes a checkpoint to `settings.out`. If that fails, the old checkpoint is intact.
 
         Raises:
             BlockingIOError: another run holds the folder.
-            OSError: it could not be written.
+            OSError: the checkpoint could not be written.
         """
         with locked(self.settings.out):
             self._save(Path(self.settings.out))
@@ -238,15 +250,15 @@ class Trainer:
                 old.unlink()
 
     def load(self) -> None:
-        """Goes on from the checkpoint in `settings.out`, with what else the settings say.
+        """Loads the checkpoint in `settings.out`. All other settings stay as they are.
 
-        Of a run by an older version the moments of a learnable decay, which was another
-        parameter, begin anew.
+        In older versions, a learnable decay was another parameter. Its moments start again if the
+        run comes from such a version.
 
         Raises:
-            FileNotFoundError: there is none to go on from.
-            ValueError: a corrupt or foreign file, other data, another seed, model or kind of
-                batches.
+            FileNotFoundError: there is no checkpoint to resume from.
+            ValueError: the file is corrupt or of another kind, or data, seed, model or kind of
+                batches are not those of the run.
         """
         folder = Path(self.settings.out)
         step = checkpoint.read_metadata(folder).get("step", "")
@@ -271,7 +283,7 @@ class Trainer:
             self.optimizer.load_state_dict(data["optimizer"])
             for group, (betas, decay) in zip(self.optimizer.param_groups, set_now, strict=True):
                 group["betas"], group["weight_decay"] = betas, decay
-            if data["format_version"] < 2:  # moments of gradients in ln gamma
+            if data["format_version"] < 2:  # the moments are those of gradients in ln gamma
                 for name, parameter in self.model.named_parameters():
                     if name.endswith("log_decay_raw"):
                         self.optimizer.state.pop(parameter, None)
@@ -292,7 +304,7 @@ class Trainer:
         self._log_bytes = data["log_bytes"]
 
     def open_log(self) -> Log:
-        """Opens the log, cut off where the checkpoint stands that the run goes on from.
+        """Opens the log and cuts it where it ended at the checkpoint.
 
         Raises:
             BlockingIOError: another run holds the folder.
@@ -305,17 +317,17 @@ class Trainer:
 def train(trainer: Trainer) -> int:
     """Trains to the end of the run, with a progress bar, checks and checkpoints.
 
-    Ctrl-C, SIGTERM or SIGHUP (a terminal that closes) ends it after the step under way, with a
-    check and a checkpoint; a second Ctrl-C or SIGTERM raises KeyboardInterrupt at once. SIGHUP
-    stays ignored where it was, as under nohup.
+    Ctrl-C, SIGTERM or SIGHUP (the terminal closed) ends the run after the current step, with a
+    validation and a checkpoint. A second Ctrl-C or SIGTERM raises KeyboardInterrupt at once. If
+    SIGHUP was ignored before, as under nohup, it stays ignored.
 
     Returns:
         0, or the number of the signal that ended it.
 
     Raises:
         BlockingIOError: another run holds the folder.
-        ValueError: the loss became NaN or infinite. The last checkpoint is whole.
-        OSError: the disk is full. The last checkpoint is whole.
+        ValueError: the loss became NaN or infinite. The last checkpoint is intact.
+        OSError: the disk is full. The last checkpoint is intact.
     """
     with locked(trainer.settings.out):
         return _train(trainer)
@@ -369,17 +381,20 @@ def _train(trainer: Trainer) -> int:
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    """True where a model stands in the folder."""
+    """Returns whether the folder holds a model."""
     return (Path(folder) / checkpoint.WEIGHTS).exists()
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C, SIGTERM and SIGHUP in a list instead of ending; see `train`."""
+    """Collects Ctrl-C, SIGTERM and SIGHUP in a list, so that the process does not end.
+
+    See `train`.
+    """
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        # A terminal that closes may send SIGHUP twice, and beside SIGTERM.
+        # A terminal that closes may send SIGHUP twice, and SIGTERM as well.
         if number != signal.SIGHUP and any(earlier != signal.SIGHUP for earlier in caught):
             raise KeyboardInterrupt
         caught.append(number)
@@ -399,7 +414,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _optimizer(model: RetNetForCausalLM, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW, without weight decay on vectors."""
+    """Returns AdamW without weight decay on vectors."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -425,12 +440,12 @@ def _state_path(folder: Path, step: str) -> Path:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Reads what `Trainer.save` wrote: tensors and numbers, never code."""
+    """Reads tensors and numbers that `Trainer.save` wrote. It never runs code."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file, so the run cannot go on from here")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and torch raise a dozen kinds
+    except Exception as error:  # pickle, zip and torch raise many kinds of errors
         raise ValueError(
             f"{path}: must be a whole training state, tensors and numbers only, got "
             f"{type(error).__name__}"
