@@ -119,9 +119,7 @@ def test_the_page_shows_a_run(page):
 def test_the_page_names_every_key():
     page = (ROOT / "docs/python/command_line.md").read_text()
     for key in dataclasses.fields(TrainingSettings):
-        assert re.search(rf"^\| .*`\[?{key.name}\]?`.* \| .* \| .* \|$", page, re.MULTILINE), (
-            key.name
-        )
+        assert re.search(rf"^\|[^|]*`\[?{key.name}\]?`[^|]*\|", page, re.MULTILINE), key.name
 
 
 # generate, eval
