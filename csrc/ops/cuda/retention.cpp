@@ -9,7 +9,7 @@
 
 #include <cmath>
 
-#include "kernels/cuda/retention/log_decay_grad/plan.h"
+#include "kernels/cuda/retention/grad_log_decay/plan.h"
 #include "ops/composite/deterministic.h"
 #include "ops/composite/retention.h"
 #include "ops/retention.h"
@@ -72,15 +72,15 @@ ChunkwiseLaunch plan_gradient(kernels::cuda::ChunkwisePass pass,
 
 const char* backward_unsupported_reason(const ChunkwiseLaunch& forward,
                                         const kernels::cuda::DeviceLimits& device,
-                                        bool needs_log_decay_grad) {
+                                        bool needs_grad_log_decay) {
   if (forward.plan.unsupported_reason != nullptr) return forward.plan.unsupported_reason;
   for (const auto pass : {kernels::cuda::ChunkwisePass::kGradQ,  // kGradK: the same
                           kernels::cuda::ChunkwisePass::kGradV}) {
     const auto launch = plan_gradient(pass, forward.params, {}, device);
     if (launch.plan.unsupported_reason != nullptr) return launch.plan.unsupported_reason;
   }
-  if (!needs_log_decay_grad) return nullptr;
-  return kernels::cuda::log_decay_grad_plan(forward.params, device).unsupported_reason;
+  if (!needs_grad_log_decay) return nullptr;
+  return kernels::cuda::grad_log_decay_plan(forward.params, device).unsupported_reason;
 }
 
 bool can_read_in_place(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p) {

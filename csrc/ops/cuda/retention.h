@@ -37,7 +37,7 @@ ChunkwiseLaunch plan_gradient(kernels::cuda::ChunkwisePass pass,
 /// it is needed; null if they do.
 const char* backward_unsupported_reason(const ChunkwiseLaunch& forward,
                                         const kernels::cuda::DeviceLimits& device,
-                                        bool needs_log_decay_grad);
+                                        bool needs_grad_log_decay);
 
 kernels::cuda::RetentionOperand make_operand(const at::Tensor& x);
 

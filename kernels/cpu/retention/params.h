@@ -67,7 +67,7 @@ struct RetentionForwardParams {
   DecayTables decay{};
   // The derivative with respect to log_decay, of the columns at hand:
   //     sum_i grad_out_i . dout_i/dlog_decay + <dS/dlog_decay, grad_final_state>
-  double* log_decay_grad = nullptr;  // null: not asked for
+  double* grad_log_decay = nullptr;  // null: not asked for
   TokenView grad_out;                // [tokens, head_dim_v]
   StateView grad_final_state;
 };

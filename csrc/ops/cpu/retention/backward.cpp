@@ -53,7 +53,7 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
           ? cpu::segment_initial_states(kernels, decay, log_decay, segments, k, v, initial_state)
           : initial_state;
   const auto slices = cpu::split_into_slices(split, segments.size(), H, head_dim_qk());
-  std::vector<double> log_decay_grads(has_grad_log_decay ? slices.size() : 0);
+  std::vector<double> grad_log_decay_parts(has_grad_log_decay ? slices.size() : 0);
   // The kernel's q = grad_out, k = v, v = k, grad_out = q, and its states are transposed.
   const auto make_params = [&](int64_t i) {
     const auto& [n, h, first, columns] = slices[i];
@@ -70,7 +70,7 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
     p.initial_state = cpu::transposed(cpu::offset_state(initial, first, 0));
     p.decay = decay[h];
     if (has_grad_log_decay) {
-      p.log_decay_grad = &log_decay_grads[i];
+      p.grad_log_decay = &grad_log_decay_parts[i];
       p.grad_out = cpu::make_token_view(q, segment, h, first);
       const auto grad_final = cpu::state_view(grad_final_state, segment.sequence, h);
       p.grad_final_state = cpu::transposed(cpu::offset_state(grad_final, first, 0));
@@ -82,7 +82,8 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
       [&](int64_t i, void* workspace) { kernels.retention_forward(make_params(i), workspace); });
   for (int64_t h = 0; has_grad_log_decay && h < H; ++h) {
     double sum = 0;
-    for (size_t i = 0; i < slices.size(); ++i) sum += slices[i].head == h ? log_decay_grads[i] : 0;
+    for (size_t i = 0; i < slices.size(); ++i)
+      sum += slices[i].head == h ? grad_log_decay_parts[i] : 0;
     grad_log_decay.mutable_data_ptr<float>()[h] =
         decay[h].gamma_is_zero ? 0 : static_cast<float>(sum);
   }

@@ -79,7 +79,7 @@ struct ChunkwiseGradients {
   void* grad_k_ptr = nullptr;                   // [B, T, H, Dk] contiguous
   void* grad_v_ptr = nullptr;                   // [B, T, H, Dv] contiguous
   float* grad_initial_state_ptr = nullptr;      // [N, H, Dk, Dv] contiguous; by the pass of grad_v
-  double* log_decay_grad_ptr = nullptr;         // [N, H, slices] of log_decay_grad_plan: its parts
+  double* grad_log_decay_ptr = nullptr;         // [N, H, slices] of grad_log_decay_plan: its parts
 };
 
 enum class ChunkwisePass { kGradQ, kGradK, kGradV };

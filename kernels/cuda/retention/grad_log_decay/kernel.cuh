@@ -3,7 +3,7 @@
 // The gradient of log_decay of chunkwise retention, for sm_80 and later.
 //
 //  1. Equation. With the derivative S'_t = gamma (S'_{t-1} + S_{t-1}) of the state, S'_{-1} = 0,
-//       log_decay_grad = sum_t scale q_t S'_t grad_out_t^T + <S'_{T-1}, grad_final_state>
+//       grad_log_decay = sum_t scale q_t S'_t grad_out_t^T + <S'_{T-1}, grad_final_state>
 //     With i, j positions in a chunk of L tokens, and S and S' before it, the chunk adds scale times
 //       sum_{j<i} (i-j) gamma^(i-j) (q_i . k_j) (grad_out_i . v_j) + <S, A> + <S', G>,
 //       A = sum_i (i+1) gamma^(i+1) q_i^T grad_out_i,   G = sum_i gamma^(i+1) q_i^T grad_out_i
@@ -19,7 +19,7 @@
 //     halves need nothing of each other, since every term is a sum over Dk. The warps take the 16 x 16 tiles
 //     of token pairs on or below the diagonal in turn.
 //  5. Tile and budget. Two states: 2 Dk / 2 / halves fp32 registers a thread (at most 128); operands and
-//     results of A and G: 32; a thread's float64 sum. Shared memory: LogDecayGradTile::shared_bytes (162 KB
+//     results of A and G: 32; a thread's float64 sum. Shared memory: GradLogDecayTile::shared_bytes (162 KB
 //     for 256 x 64 x 64). Bytes of L2 per token-head: 4 Dk slices + 4 Dv (10,240 for Dk = 256, Dv = 512);
 //     wavefronts and mma per chunk: cost_model.h.
 //  6. Pipeline. All operands of the next chunk are copied while this one is computed.
@@ -47,15 +47,15 @@
 
 #include "kernels/cuda/prim/prim.cuh"
 #include "kernels/cuda/retention/decay.cuh"
-#include "kernels/cuda/retention/log_decay_grad/launch.h"
+#include "kernels/cuda/retention/grad_log_decay/launch.h"
 #include "kernels/cuda/retention/segments.cuh"
 #include "kernels/cuda/retention/tile.cuh"
 
 namespace retnet::kernels::cuda {
 
 template <DType kDtype, int kTile>
-class LogDecayGradBlock {
-  static constexpr LogDecayGradTile kShape = kLogDecayGradTiles[kTile];
+class GradLogDecayBlock {
+  static constexpr GradLogDecayTile kShape = kGradLogDecayTiles[kTile];
   static constexpr int kHeadDimQk = kShape.head_dim_qk, kSlice = kShape.slice,
                        kChunk = kShape.chunk;
   static constexpr int kThreads = kShape.threads(), kWarps = kThreads / 32;
@@ -71,8 +71,8 @@ class LogDecayGradBlock {
   static_assert(kThreads * 8 <= kStage);  // what the threads' sums are written over
 
  public:
-  // `wide`: copies of 16 bytes (log_decay_grad_wide), else of 8.
-  RETNET_DEVICE LogDecayGradBlock(const LogDecayGradParams& params, bool wide,
+  // `wide`: copies of 16 bytes (grad_log_decay_wide), else of 8.
+  RETNET_DEVICE GradLogDecayBlock(const GradLogDecayParams& params, bool wide,
                                   unsigned char* shared)
       : p_(params.forward), grads_(params.gradients), wide_(wide), shared_(shared) {
     const uint32_t heads = static_cast<uint32_t>(p_.heads);
@@ -90,7 +90,7 @@ class LogDecayGradBlock {
 
   RETNET_DEVICE void run() {
     if (Decay(p_.log_decay_ptr[head_]).gamma_is_zero) {
-      if (threadIdx.x == 0) grads_.log_decay_grad_ptr[blockIdx.x] = 0;
+      if (threadIdx.x == 0) grads_.grad_log_decay_ptr[blockIdx.x] = 0;
       return;
     }
     const bool has_grad_out = grads_.grad_out.ptr != nullptr;
@@ -357,7 +357,7 @@ class LogDecayGradBlock {
     prim::sync_warp();
     if (threadIdx.x != 0) return;
     for (int i = 1; i < 32; ++i) total += sums[i];
-    grads_.log_decay_grad_ptr[blockIdx.x] = total;
+    grads_.grad_log_decay_ptr[blockIdx.x] = total;
   }
 
   const ChunkwiseParams& p_;
@@ -373,23 +373,23 @@ class LogDecayGradBlock {
 };
 
 template <DType kDtype, int kTile>
-__global__ void __launch_bounds__(kLogDecayGradTiles[kTile].threads(), 1)
-    log_decay_grad_kernel(const LogDecayGradParams p, bool wide) {
+__global__ void __launch_bounds__(kGradLogDecayTiles[kTile].threads(), 1)
+    grad_log_decay_kernel(const GradLogDecayParams p, bool wide) {
   if constexpr (prim::kHasAsyncMma) {
     RETNET_DYNAMIC_SHARED(shared);
-    LogDecayGradBlock<kDtype, kTile>(p, wide, shared).run();
+    GradLogDecayBlock<kDtype, kTile>(p, wide, shared).run();
   }
 }
 
 template <DType kDtype, int kTile>
-cudaError_t log_decay_grad_launch(const LogDecayGradParams& params, int64_t slices,
+cudaError_t grad_log_decay_launch(const GradLogDecayParams& params, int64_t slices,
                                   cudaStream_t stream) {
-  constexpr LogDecayGradTile kShape = kLogDecayGradTiles[kTile];
+  constexpr GradLogDecayTile kShape = kGradLogDecayTiles[kTile];
   const ChunkwiseParams& p = params.forward;
   const auto blocks = static_cast<unsigned>(p.sequences * p.heads * slices);
-  return prim::launch(log_decay_grad_kernel<kDtype, kTile>, dim3(blocks), kShape.threads(),
+  return prim::launch(grad_log_decay_kernel<kDtype, kTile>, dim3(blocks), kShape.threads(),
                       kShape.shared_bytes(), stream, params,
-                      log_decay_grad_wide(p, params.gradients.grad_out));
+                      grad_log_decay_wide(p, params.gradients.grad_out));
 }
 
 }  // namespace retnet::kernels::cuda

@@ -12,9 +12,9 @@
 
 namespace retnet::kernels::cuda {
 
-// Of `gradients` the kernel reads grad_out and grad_final_state, and writes log_decay_grad. Of `forward` it
+// Of `gradients` the kernel reads grad_out and grad_final_state, and writes grad_log_decay. Of `forward` it
 // reads q, k, v, log_decay, cu_seqlens and the initial state.
-struct LogDecayGradParams {
+struct GradLogDecayParams {
   ChunkwiseParams forward;
   ChunkwiseGradients gradients;
 };
@@ -22,14 +22,14 @@ struct LogDecayGradParams {
 // A block owns `slice` columns of the state S and of its derivative S', of one sequence and head. Each warp
 // has 16 of them with all rows of head_dim_qk. Above 64 rows two warps share 16 columns, and each has a half
 // of the rows. Of each state a thread then holds head_dim_qk / 2 / halves fp32 numbers.
-struct LogDecayGradTile {
+struct GradLogDecayTile {
   int head_dim_qk;
   int slice;
   int chunk;
 
   constexpr int halves() const { return head_dim_qk > 64 ? 2 : 1; }
   constexpr int threads() const { return slice / 16 * 32 * halves(); }
-  // Two stages of q, k, v and grad_out; six fp32 weights of a token (LogDecayGradBlock::store_weights).
+  // Two stages of q, k, v and grad_out; six fp32 weights of a token (GradLogDecayBlock::store_weights).
   constexpr size_t shared_bytes() const {
     return static_cast<size_t>(chunk) * (2 * 2 * (2 * head_dim_qk + 2 * slice) + 6 * 4);
   }
@@ -37,14 +37,14 @@ struct LogDecayGradTile {
 
 // The plan takes the first that is wide enough and fits into the device's shared memory. Slices have 64
 // columns: two states of 128 would take all registers.
-inline constexpr LogDecayGradTile kLogDecayGradTiles[] = {
+inline constexpr GradLogDecayTile kGradLogDecayTiles[] = {
     {64, 64, 64}, {128, 64, 64}, {256, 64, 64}, {256, 64, 32}};
-inline constexpr int kLogDecayGradTileCount = sizeof(kLogDecayGradTiles) / sizeof(LogDecayGradTile);
+inline constexpr int kGradLogDecayTileCount = sizeof(kGradLogDecayTiles) / sizeof(GradLogDecayTile);
 
-namespace log_decay_grad_detail {
+namespace grad_log_decay_detail {
 
 constexpr bool tiles_are_valid() {
-  for (const auto& tile : kLogDecayGradTiles) {
+  for (const auto& tile : kGradLogDecayTiles) {
     const int states = 2 * tile.head_dim_qk / 2 / tile.halves();  // registers of a thread
     const int rows_a_pass =
         tile.threads() * 8 / tile.head_dim_qk;  // of a copy, as load_tile needs it
@@ -56,24 +56,24 @@ constexpr bool tiles_are_valid() {
     }
   }
   // There is a tile wherever the kernel runs.
-  return kLogDecayGradTiles[1].shared_bytes() <= kShared86 &&
-         kLogDecayGradTiles[3].shared_bytes() <= kShared86;
+  return kGradLogDecayTiles[1].shared_bytes() <= kShared86 &&
+         kGradLogDecayTiles[3].shared_bytes() <= kShared86;
 }
 static_assert(tiles_are_valid());
 
-}  // namespace log_decay_grad_detail
+}  // namespace grad_log_decay_detail
 
-struct LogDecayGradPlan {
+struct GradLogDecayPlan {
   const char* unsupported_reason = nullptr;  // null if the kernel takes the call
-  int tile = -1;                             // index into kLogDecayGradTiles
+  int tile = -1;                             // index into kGradLogDecayTiles
   int64_t slices = 0;                        // of head_dim_v
 };
 
 // A pure function of the shape, the dtype and the device. The tile depends only on head_dim_qk,
 // head_dim_v, dtype and device.
-LogDecayGradPlan log_decay_grad_plan(const ChunkwiseParams& forward, const DeviceLimits& device);
+GradLogDecayPlan grad_log_decay_plan(const ChunkwiseParams& forward, const DeviceLimits& device);
 
 // Whether the rows of all four operands start and end at multiples of 16 bytes.
-bool log_decay_grad_wide(const ChunkwiseParams& forward, const RetentionOperand& grad_out);
+bool grad_log_decay_wide(const ChunkwiseParams& forward, const RetentionOperand& grad_out);
 
 }  // namespace retnet::kernels::cuda
