@@ -87,8 +87,9 @@ Grads backward_of(const at::Tensor& grad_out, const at::Tensor& x,
   if (gate) {
     const auto g = gate->to(dtype), s = g.sigmoid();
     if (needed[1]) {
-      const auto slope = (1 - s).mul_(g).add_(1).mul_(s);
-      grad_gate = rounded_like(slope.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
+      const auto swish_derivative = (1 - s).mul_(g).add_(1).mul_(s);
+      grad_gate = rounded_like(
+          swish_derivative.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
     }
     grad_affine = grad_affine * s.mul_(g);
   }
