@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "ops/check.h"
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/gated_group_norm.h"
 
 namespace retnet::ops {

@@ -4,7 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/gated_group_norm.h"
 #include "ops/composite/multi_scale_retention_step.h"
 #include "ops/composite/retention_step.h"

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "ops/check.h"
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/retention.h"
 
 namespace retnet::ops {

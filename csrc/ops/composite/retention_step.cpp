@@ -12,8 +12,8 @@
 #include <cmath>
 
 #include "ops/check.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/decay.h"
-#include "ops/composite/deterministic.h"
 #include "ops/retention_step.h"
 #include "ops/state.h"
 

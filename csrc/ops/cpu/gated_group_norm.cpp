@@ -76,13 +76,16 @@ struct Call {
   bool centred;
 };
 
-bool is_supported(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
+bool supports_gated_group_norm(const at::Tensor& x) {
+  return x.scalar_type() != at::kDouble && x.numel() > 0;
+}
 
 at::Tensor gated_group_norm_cpu(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                                 const std::optional<at::Tensor>& weight,
                                 const std::optional<at::Tensor>& bias, double eps,
                                 std::string_view norm) {
-  if (!is_supported(x)) return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
+  if (!supports_gated_group_norm(x))
+    return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
   check_gated_group_norm("gated_group_norm", x, gate, weight, bias, eps, norm);
   const Call call(x, gate, weight, bias, eps, norm);
   const Rows out(cpu::empty_output(x.sizes(), x.options()));
@@ -123,7 +126,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     const at::Tensor& grad_out, const at::Tensor& x, const std::optional<at::Tensor>& gate,
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
     std::string_view norm, std::array<bool, 4> output_mask) {
-  if (!is_supported(x)) {
+  if (!supports_gated_group_norm(x)) {
     return composite::gated_group_norm_backward(grad_out, x, gate, weight, bias, eps, norm,
                                                 output_mask);
   }

@@ -16,7 +16,9 @@ namespace {
 
 constexpr int64_t kGrain = 32768;  // elements that are worth another thread
 
-bool is_supported(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
+bool supports_rotary(const at::Tensor& x) {
+  return x.scalar_type() != at::kDouble && x.numel() > 0;
+}
 
 /// q and k [..., H, Dk] rotated in one pass, by the negative angles if `inverse`. An undefined one
 /// stays undefined.
@@ -68,7 +70,7 @@ std::tuple<at::Tensor, at::Tensor> rotary_cpu(const at::Tensor& q, const at::Ten
                                               const at::Tensor& frequencies,
                                               std::string_view style) {
   check_rotary("rotary", q, k, positions, frequencies, style);
-  if (!is_supported(q)) return composite::rotary(q, k, positions, frequencies, style);
+  if (!supports_rotary(q)) return composite::rotary(q, k, positions, frequencies, style);
   return rotate(q, k, positions, frequencies, style, false);
 }
 
@@ -80,7 +82,7 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward_cpu(
   const at::Tensor grad_q = output_mask[0] ? grad_rotated_q.value_or(at::Tensor()) : at::Tensor();
   const at::Tensor grad_k = output_mask[1] ? grad_rotated_k.value_or(at::Tensor()) : at::Tensor();
   const auto& any = grad_q.defined() ? grad_q : grad_k;
-  if (!any.defined() || !is_supported(any)) {
+  if (!any.defined() || !supports_rotary(any)) {
     return composite::rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style,
                                       output_mask);
   }

@@ -84,7 +84,7 @@ at::Tensor gated_group_norm_cuda(const at::Tensor& x, const std::optional<at::Te
   const auto w = contiguous_channels(weight), b = contiguous_channels(bias);
   auto p = make_params<kernels::cuda::GatedGroupNormParams>(rows, gate_rows, w, b, eps, norm);
   if (p) p->out_ptr = out.mutable_data_ptr();
-  if (!p || !kernels::cuda::gated_group_norm_supported(*p)) {
+  if (!p || !kernels::cuda::supports_gated_group_norm(*p)) {
     return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
   }
   C10_CUDA_CHECK(kernels::cuda::launch_gated_group_norm(*p, c10::cuda::getCurrentCUDAStream()));
@@ -113,7 +113,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
   p->grad_out_ptr = grad_rows.const_data_ptr();
   p->grad_out_stride_n = grad_rows.stride(0);
   p->grad_out_stride_h = grad_rows.stride(1);
-  if (!kernels::cuda::gated_group_norm_supported(*p)) return fall_back();
+  if (!kernels::cuda::supports_gated_group_norm(*p)) return fall_back();
 
   at::Tensor grad_x, grad_gate, grad_weight, grad_bias;  // the last two in float32 until the end
   if (output_mask[0]) {

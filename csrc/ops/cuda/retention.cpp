@@ -10,7 +10,7 @@
 #include <cmath>
 
 #include "kernels/cuda/retention/grad_log_decay/plan.h"
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/retention.h"
 #include "ops/retention.h"
 #include "ops/retention_plan.h"

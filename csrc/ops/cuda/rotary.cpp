@@ -40,7 +40,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   const auto radians = frequencies.contiguous();
   p.frequency_ptr = radians.const_data_ptr<float>();
 
-  if (!kernels::cuda::rotary_supported(p)) return std::nullopt;  // whatever the layout of q and k
+  if (!kernels::cuda::supports_rotary(p)) return std::nullopt;  // whatever the layout of q and k
   const auto set = [&](kernels::cuda::RotaryOperand& operand, const at::Tensor& x) {
     if (!x.defined()) return;
     operand = {x.const_data_ptr(), x.stride(0), one_token ? 0 : x.stride(1), x.stride(-2)};
@@ -50,7 +50,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   }
   set(p.q, q);
   set(p.k, k);
-  if (!kernels::cuda::rotary_supported(
+  if (!kernels::cuda::supports_rotary(
           p)) {  // rows are not aligned to accesses; those of copies are
     for (at::Tensor* x : {&q, &k}) {
       if (x->defined()) *x = x->clone(at::MemoryFormat::Contiguous);

@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kGatedGroupNormBlock, kGatedGroupNormForwardOc
   RETNET_SHARED(float, sSum, [2][kGatedGroupNormBlock / 32][Row::Sum::kMaxValues]);
   typename Row::Sum sum(sSum);
 
-  // Indices fit into 32 bits (gated_group_norm_supported), in which a division is several times
+  // Indices fit into 32 bits (supports_gated_group_norm), in which a division is several times
   // cheaper.
   const uint32_t index = blockIdx.x * Row::kRows + Row::row_of_block();
   const uint32_t heads = static_cast<uint32_t>(p.heads);

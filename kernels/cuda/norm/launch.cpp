@@ -39,7 +39,7 @@ cudaError_t sum_partials(const GatedGroupNormBackwardParams& params, const float
 }  // namespace
 
 cudaError_t launch_gated_group_norm(const GatedGroupNormParams& params, cudaStream_t stream) {
-  if (!gated_group_norm_supported(params)) return cudaErrorNotSupported;
+  if (!supports_gated_group_norm(params)) return cudaErrorNotSupported;
   if (params.tokens == 0 || params.heads == 0) return cudaSuccess;
   return with_dtype_and_vector(params, [&]<DType kDtype, int kVector>() {
     return gated_group_norm_forward_launch<kDtype, kVector>(params, stream);
@@ -48,7 +48,7 @@ cudaError_t launch_gated_group_norm(const GatedGroupNormParams& params, cudaStre
 
 cudaError_t launch_gated_group_norm_backward(const GatedGroupNormBackwardParams& params,
                                              cudaStream_t stream) {
-  if (!gated_group_norm_supported(params)) return cudaErrorNotSupported;
+  if (!supports_gated_group_norm(params)) return cudaErrorNotSupported;
   const bool wants_rows = params.grad_x_ptr != nullptr || params.grad_gate_ptr != nullptr;
   const bool wants_sums = params.grad_weight_ptr != nullptr || params.grad_bias_ptr != nullptr;
   if (!wants_rows && !wants_sums) return cudaSuccess;

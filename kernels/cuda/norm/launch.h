@@ -14,7 +14,7 @@ namespace retnet::kernels::cuda {
 //     out    = (normed * weight + bias) * gate * sigmoid(gate)
 //
 // Asynchronous on `stream`; the device of the pointers must be current. Returns cudaErrorNotSupported if
-// gated_group_norm_supported(params) is false. Launches nothing for an empty shape.
+// supports_gated_group_norm(params) is false. Launches nothing for an empty shape.
 cudaError_t launch_gated_group_norm(const GatedGroupNormParams& params, cudaStream_t stream);
 
 // Those gradients of the above whose pointers are not null. Each is overwritten. The same bits from call

@@ -170,7 +170,7 @@ int gated_group_norm_vector(const Params& p) {
 // GatedGroupNormBackwardParams. Pointers to outputs and workspace may still be null (torch's
 // allocations are aligned).
 template <class Params>
-bool gated_group_norm_supported(const Params& p) {
+bool supports_gated_group_norm(const Params& p) {
   constexpr int64_t kMaxRows = INT32_MAX;  // a row's index is 32 bits wide
   const auto affine_dtype = [&](DType dtype) {
     return dtype == DType::kFloat32 || dtype == p.dtype;

@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
   const int64_t half_dim = p.head_dim_qk / 2;
   const auto columns = static_cast<uint32_t>(kHalf ? half_dim / kVector : p.head_dim_qk / kVector);
   const auto groups = static_cast<uint32_t>((p.heads + kRotaryHeads - 1) / kRotaryHeads);
-  // Indices fit into 32 bits (rotary_supported), in which a division is several times cheaper.
+  // Indices fit into 32 bits (supports_rotary), in which a division is several times cheaper.
   const uint32_t index = blockIdx.x * kRotaryBlock + threadIdx.x;
   const uint32_t item = index / columns, column = (index - item * columns) * kVector;
   const uint32_t token = item / groups, first = (item - token * groups) * kRotaryHeads;

@@ -13,7 +13,7 @@ namespace retnet::kernels::cuda {
 //     out[b] = x[a] sin(angle) + x[b] cos(angle)
 //
 // or by -angle, which is the gradient. Asynchronous on `stream`; the device of the pointers must be current.
-// Returns cudaErrorNotSupported if rotary_supported(params) is false. Launches nothing for an empty shape or
+// Returns cudaErrorNotSupported if supports_rotary(params) is false. Launches nothing for an empty shape or
 // without an operand.
 cudaError_t launch_rotary(const RotaryParams& params, cudaStream_t stream);
 

@@ -80,7 +80,7 @@ inline int64_t rotary_threads_per_token(const RotaryParams& p, int vector) {
 
 // Whether the kernel takes this call. Pointers to outputs may still be null (torch's allocations are
 // aligned).
-inline bool rotary_supported(const RotaryParams& p) {
+inline bool supports_rotary(const RotaryParams& p) {
   constexpr int64_t kMaxThreads = INT32_MAX - kRotaryBlock;  // a thread's index is 32 bits wide
   constexpr int64_t kMaxSize = INT32_MAX;
   if (p.batch < 0 || p.tokens < 0 || p.heads < 0 || p.head_dim_qk <= 0 ||

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "kernels/cpu/retention/params.h"
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/retention.h"
 
 namespace retnet::ops::cpu {

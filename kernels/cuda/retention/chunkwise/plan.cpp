@@ -62,7 +62,7 @@ ChunkwiseParams chunkwise_gradient(ChunkwisePass pass, const ChunkwiseParams& fo
 }
 
 ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& device, int64_t chunk,
-                             bool deterministic) {
+                             bool batch_invariance_required) {
   ChunkwisePlan plan;
   const auto unsupported = [&](const char* reason) {
     plan.unsupported_reason = reason;
@@ -100,9 +100,9 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
   // Segments compute the update of the state twice. They pay if whole sequences leave at least half of
   // the multiprocessors idle. The plan then aims at as many segments as run at once.
   const int64_t parallel = p.heads * plan.slices;  // blocks of one sequence
-  if (deterministic) {
-    if (p.tokens > kChunkwiseDeterministicSegment) {
-      plan.segment_length = kChunkwiseDeterministicSegment;
+  if (batch_invariance_required) {
+    if (p.tokens > kChunkwiseBatchInvariantSegment) {
+      plan.segment_length = kChunkwiseBatchInvariantSegment;
     }
   } else if (parallel > 0 && 2 * p.sequences * parallel <= device.multiprocessors) {
     const bool packed = p.cu_seqlens_ptr != nullptr;  // whose lengths are not known here

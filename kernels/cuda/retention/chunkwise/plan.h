@@ -160,13 +160,15 @@ struct ChunkwisePlan {
   size_t workspace_bytes = 0;
 };
 
-// With `deterministic`, sequences longer than this are cut at its multiples, whatever else runs.
-inline constexpr int64_t kChunkwiseDeterministicSegment = 2048;
+// If batch invariance is required, sequences longer than this are cut at its multiples, whatever else
+// runs.
+inline constexpr int64_t kChunkwiseBatchInvariantSegment = 2048;
 
-// A pure function of the shape, the dtype and the device. `chunk` is the chunk asked for, or 0: any.
-// `deterministic`: a sequence's result does not depend on what else is in the call.
+// A pure function of the shape, the dtype and the device. `chunk` is the chunk that the caller asks for; 0
+// stands for any. If `batch_invariance_required`, the result of a sequence does not depend on what else is
+// in the call.
 ChunkwisePlan chunkwise_plan(const ChunkwiseParams& params, const DeviceLimits& device,
-                             int64_t chunk, bool deterministic);
+                             int64_t chunk, bool batch_invariance_required);
 
 // Whether every row of an operand starts at a multiple of 8 bytes, which the copies to shared memory
 // need.

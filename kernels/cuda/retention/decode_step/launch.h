@@ -16,7 +16,7 @@ namespace retnet::kernels::cuda {
 // `cluster` blocks share a head (decode_step_cluster), or one if the code that runs was not compiled for
 // clusters. Batch entries whose slot is negative, or not below S, leave the states alone and get zeros.
 // Asynchronous on `stream`; the device of the pointers must be current. Returns cudaErrorNotSupported if
-// decode_step_supported(params) is false. Launches nothing for an empty shape.
+// supports_decode_step(params) is false. Launches nothing for an empty shape.
 cudaError_t launch_decode_step(const DecodeStepParams& params, int cluster, cudaStream_t stream);
 
 // The launch of a supported call that is not empty, each dtype and width instantiated in a file of its own

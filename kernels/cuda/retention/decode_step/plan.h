@@ -89,7 +89,7 @@ constexpr size_t decode_step_shared_bytes(int64_t head_dim_qk, int64_t head_dim_
 static_assert(decode_step_shared_bytes(kDecodeStepMaxDim, kDecodeStepMaxDim, 1) <= 48 << 10);
 
 // Whether the kernel takes this call.
-inline bool decode_step_supported(const DecodeStepParams& p) {
+inline bool supports_decode_step(const DecodeStepParams& p) {
   constexpr int64_t kMaxBlocks = INT32_MAX / kDecodeStepMaxCluster;
   const auto affine_dtype = [&](DType dtype) {
     return dtype == DType::kFloat32 || dtype == p.dtype;

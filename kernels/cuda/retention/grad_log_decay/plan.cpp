@@ -5,7 +5,8 @@ namespace retnet::kernels::cuda {
 
 GradLogDecayPlan grad_log_decay_plan(const ChunkwiseParams& forward, const DeviceLimits& device) {
   // This kernel takes only what the forward kernel takes.
-  GradLogDecayPlan plan{chunkwise_plan(forward, device, 0, false).unsupported_reason};
+  GradLogDecayPlan plan{
+      chunkwise_plan(forward, device, 0, /*batch_invariance_required=*/false).unsupported_reason};
   if (plan.unsupported_reason != nullptr) return plan;
   for (int i = 0; i < kGradLogDecayTileCount && plan.tile < 0; ++i) {
     const GradLogDecayTile& tile = kGradLogDecayTiles[i];
