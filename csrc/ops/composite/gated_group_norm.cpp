@@ -68,7 +68,8 @@ at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>
         accumulate_gated_group_norm(x.to(accumulate_dtype(x)), gate, weight, bias, eps, norm), x);
   };
   if (!is_split(x)) return forward(x, gate);
-  return each_row(x.size(0), [&](int64_t b) { return forward(row_of(x, b), row_of(gate, b)); });
+  return each_batch_entry(
+      x.size(0), [&](int64_t b) { return forward(batch_entry(x, b), batch_entry(gate, b)); });
 }
 
 namespace {
@@ -126,10 +127,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
       backward_of(grad_out, x, gate, weight, bias, eps, norm, {false, false, of_weight, of_bias});
   std::vector<at::Tensor> grad_x, grad_gate;
   for (int64_t b = 0; b < x.size(0); ++b) {
-    auto row = backward_of(row_of(grad_out, b), row_of(x, b), row_of(gate, b), weight, bias, eps,
-                           norm, {of_x, of_gate, false, false});
-    grad_x.push_back(std::get<0>(row));
-    grad_gate.push_back(std::get<1>(row));
+    auto entry = backward_of(batch_entry(grad_out, b), batch_entry(x, b), batch_entry(gate, b),
+                             weight, bias, eps, norm, {of_x, of_gate, false, false});
+    grad_x.push_back(std::get<0>(entry));
+    grad_gate.push_back(std::get<1>(entry));
   }
   if (of_x) std::get<0>(grads) = at::cat(grad_x);
   if (gate && of_gate) std::get<1>(grads) = at::cat(grad_gate);

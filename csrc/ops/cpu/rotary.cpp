@@ -41,7 +41,7 @@ std::tuple<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor&
   const auto dense_positions = positions.to(at::kLong).contiguous();
   const auto dense_frequencies = frequencies.contiguous();
   const auto cos_sin = cpu::instruction_set().cos_sin;
-  const auto rotate_row = cpu::kernels_for(cpu::instruction_set(), any.scalar_type()).rotary;
+  const auto rotate_head = cpu::kernels_for(cpu::instruction_set(), any.scalar_type()).rotary;
   const auto bytes = static_cast<int64_t>(any.element_size());
   const int64_t grain = std::max<int64_t>(1, kGrain / (H * Dk));
   at::parallel_for(0, any.numel() / (H * Dk), grain, [&](int64_t begin, int64_t end) {
@@ -55,9 +55,10 @@ std::tuple<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor&
       for (const auto& [from, to] : all) {
         const auto* x = static_cast<const char*>(from.const_data_ptr());
         auto* out = static_cast<char*>(to.mutable_data_ptr());
-        for (int64_t row = token * H; row < (token + 1) * H; ++row) {
-          rotate_row({pairs, style == "interleaved", cos.data(), sin.data(), x + row * Dk * bytes,
-                      out + row * Dk * bytes});
+        for (int64_t h = 0; h < H; ++h) {
+          const int64_t offset = (token * H + h) * Dk * bytes;
+          rotate_head(
+              {pairs, style == "interleaved", cos.data(), sin.data(), x + offset, out + offset});
         }
       }
     }
