@@ -8,8 +8,8 @@
 #include <cmath>
 
 #include "kernels/cuda/retention/decode_step/cost_model.h"
+#include "ops/cuda/device.h"
 #include "ops/cuda/dtype.h"
-#include "ops/cuda/retention.h"
 
 namespace retnet::ops::cuda {
 

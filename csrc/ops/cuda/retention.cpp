@@ -12,23 +12,12 @@
 #include "kernels/cuda/retention/grad_log_decay/plan.h"
 #include "ops/composite/batch_invariance.h"
 #include "ops/composite/retention.h"
+#include "ops/cuda/device.h"
 #include "ops/retention.h"
 #include "ops/retention_plan.h"
 
 namespace retnet::ops {
 namespace cuda {
-
-kernels::cuda::DeviceLimits device_limits(c10::DeviceIndex device) {
-  const auto attribute = [&](cudaDeviceAttr name) {
-    int value = 0;
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
-    return value;
-  };
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-              attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount),
-          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
-}
 
 kernels::cuda::RetentionOperand make_operand(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};

@@ -12,8 +12,6 @@
 
 namespace retnet::ops::cuda {
 
-kernels::cuda::DeviceLimits device_limits(c10::DeviceIndex device);
-
 /// A launch of the chunkwise kernel: its plan, and its parameters, whose pointers to device memory the
 /// caller sets.
 struct ChunkwiseLaunch {

@@ -8,6 +8,7 @@
 
 #include "kernels/cuda/retention/grad_log_decay/launch.h"
 #include "ops/composite/retention.h"
+#include "ops/cuda/device.h"
 #include "ops/cuda/retention.h"
 #include "ops/retention.h"
 

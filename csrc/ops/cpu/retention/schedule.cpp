@@ -6,20 +6,10 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cpu/retention/params.h"
 #include "ops/composite/batch_invariance.h"
 #include "ops/composite/retention.h"
 
 namespace retnet::ops::cpu {
-
-const char* unsupported_reason(const at::Tensor& q, std::string_view form,
-                               std::optional<int64_t> chunk_size) {
-  using retnet::kernels::cpu::kChunk;
-  if (form != "chunkwise") return "the kernel is of the chunkwise form";
-  if (q.scalar_type() == at::kDouble) return "the kernel takes float32, bfloat16 and float16";
-  if (chunk_size.value_or(kChunk) != kChunk) return "the kernel has chunks of 64 tokens";
-  return nullptr;
-}
 
 std::vector<Segment> list_sequences(const char* op, const at::Tensor& q,
                                     const std::optional<at::Tensor>& cu_seqlens) {

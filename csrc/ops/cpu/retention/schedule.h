@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What runs for a call of retention or of its gradients: whether the kernels support it, and how
-// its work is split among the threads.
+// How the work of a call of retention, or of its gradients, is split among the threads.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string_view>
 #include <vector>
 
 namespace retnet::ops::cpu {
-
-/// Why the kernels do not take a call; null if they do.
-const char* unsupported_reason(const at::Tensor& q, std::string_view form,
-                               std::optional<int64_t> chunk_size);
 
 /// A sequence or a segment of one: consecutive tokens of one entry of the batch.
 struct Segment {

@@ -491,7 +491,8 @@ class ChunkwiseBlock {
   const ChunkwisePhase phase_;
   const bool wide_;
   unsigned char* const shared_;
-  const uint32_t sQ_;
+  const uint32_t
+      sQ_;  // q, the first array in shared memory: the offsets of k, v and scores count from it
   Segment segment_;
   int segment_index_;
   int column_;  // of Dv, where the slice starts
