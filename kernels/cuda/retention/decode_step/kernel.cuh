@@ -39,7 +39,7 @@
 //     them, else 4-byte ones. Any architecture from sm_75; clusters from sm_90.
 //
 // Why this way: only the state counts, 512 KB each way of a head against 3 KB of vectors. Norm, gate, slots
-// and rotation are branches that a whole launch takes alike. See docs/kernels/step.md.
+// and rotation are branches that a whole launch takes alike. See docs/kernels/decode_step.md.
 #pragma once
 
 #include "kernels/cuda/prim/angle.cuh"

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/kernels/step.md shows works: its C++ computes the decode step, its excerpts are those
-of the kernel, its counts are those of the headers."""
+"""What docs/kernels/decode_step.md shows works: its C++ computes the decode step, its excerpts are
+those of the kernel, its counts are those of the headers."""
 
 import math
 import re
@@ -12,7 +12,7 @@ import pytest
 from support.kernel_pages import blocks, compile_and_run
 from support.paths import ROOT
 
-PAGE = (ROOT / "docs/kernels/step.md").read_text()
+PAGE = (ROOT / "docs/kernels/decode_step.md").read_text()
 # Six units, of which the last is not full: 4 blocks would leave one idle.
 HEAD_DIM_QK, HEAD_DIM_V = 70, 330
 CASES = {"layer": (0.97, 1), "forgets": (0.0, 0)}  # gamma, interleaved
@@ -163,4 +163,4 @@ int main() {{
 
 
 def test_the_page_is_in_the_documentation():
-    assert "kernels/step\n" in (Path(ROOT) / "docs/index.md").read_text()
+    assert "kernels/decode_step\n" in (Path(ROOT) / "docs/index.md").read_text()
