@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 
 
 class DecodeStep:
-    """Reads one token of each row and returns the logits of the next token.
+    """Reads one token of each sequence and returns the logits of the next token.
 
     Tokens, state and logits stay in the same memory at every step. On CUDA, the steps after the
     first `WARM_UP` can therefore replay a CUDA graph of the whole model, which takes one launch

@@ -17,7 +17,8 @@ namespace retnet::ops {
 namespace composite {
 namespace {
 
-/// x [..., Dv] normalised over its channels, and the factor that does it: [..., 1].
+/// x [..., Dv] normalised over its channels, and the factor [..., 1] by which the centred values
+/// were multiplied.
 struct Normed {
   at::Tensor value, inverse_deviation;
 };
@@ -29,7 +30,7 @@ Normed normalise(const at::Tensor& x, double eps, std::string_view norm) {
   return {centred * factor, factor};
 }
 
-/// normed * weight + bias, as a tensor of its own where either is given.
+/// Returns normed * weight + bias. The result is a new tensor if weight or bias is given.
 at::Tensor affine(const at::Tensor& normed, const std::optional<at::Tensor>& weight,
                   const std::optional<at::Tensor>& bias) {
   auto result = normed;
@@ -43,7 +44,7 @@ bool is_split(const at::Tensor& x) {
   return batch_invariance_required() && x.dim() >= 3 && x.numel() > 0;
 }
 
-/// x rounded to the dtype of `input`, contiguous whatever the strides of what it came from.
+/// Returns x rounded to the dtype of `input`, as a contiguous tensor.
 at::Tensor rounded_like(const at::Tensor& x, const at::Tensor& input) {
   return x.to(input.scalar_type()).contiguous();
 }
@@ -95,7 +96,8 @@ Grads backward_of(const at::Tensor& grad_out, const at::Tensor& x,
     grad_affine = grad_affine * s.mul_(g);
   }
   if (bias && needed[3]) {
-    // A copy, since where there is nothing to sum over this is grad_out itself.
+    // The result is copied. If there is nothing to sum over, sum_to returns its argument, which can
+    // be grad_out itself.
     grad_bias = at::sum_to(grad_affine, bias->sizes())
                     .to(bias->scalar_type(), /*non_blocking=*/false, /*copy=*/true,
                         at::MemoryFormat::Contiguous);

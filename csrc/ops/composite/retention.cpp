@@ -20,7 +20,8 @@ namespace composite {
 
 at::Tensor heads_first(const at::Tensor& x, int64_t first, int64_t n, const Decay& decay) {
   if (!x.defined()) return x;
-  // If batch invariance is required, contiguous tensors are copied too: alignment chooses code.
+  // If batch invariance is required, contiguous tensors are copied too, because alignment chooses
+  // code.
   return x.narrow(1, first, n)
       .transpose(1, 2)
       .to(decay.dtype(), /*non_blocking=*/false, /*copy=*/batch_invariance_required(),
@@ -64,8 +65,8 @@ using composite::Inputs;
 using composite::OutputGrads;
 using composite::Outputs;
 
-/// Half-way between the work inside a chunk, which grows with its size, and the size at which
-/// batched matrix products reach their speed.
+/// The default is a compromise. The work inside a chunk grows with its size, but batched matrix
+/// products reach their speed only above some size.
 constexpr int64_t kDefaultChunkSize = 64;
 
 /// Tokens of consecutive sequences of equal length: entries of the batch, or one packed sequence.
@@ -186,7 +187,7 @@ composite::retention_backward(
     for (const auto& x : {target.q, target.k, target.v, target.initial_state}) {
       if (x.defined()) x.zero_();
     }
-    // Without a token the final state is a copy of the initial one.
+    // If there is no token, the final state is a copy of the initial one.
     if (target.initial_state.defined() && grad.final_state.defined()) {
       target.initial_state.copy_(grad.final_state);
     }

@@ -116,7 +116,7 @@ struct PartialSums {
     if (floats.empty()) return nullptr;
     return floats.data() + task * like.numel() + (like.dim() == 2 ? head * like.size(1) : 0);
   }
-  /// The sum over the tasks, in order and in float64.
+  /// Returns the sum over the tasks, which is taken in order and in float64.
   at::Tensor total() const {
     if (floats.empty()) return {};
     std::vector<double> sums(like.numel());

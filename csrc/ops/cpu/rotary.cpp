@@ -20,8 +20,8 @@ bool supports_rotary(const at::Tensor& x) {
   return x.scalar_type() != at::kDouble && x.numel() > 0;
 }
 
-/// q and k [..., H, Dk] rotated in one pass, by the negative angles if `inverse`. An undefined one
-/// stays undefined.
+/// Rotates q and k [..., H, Dk] in one pass, by the negative angles if `inverse`. An undefined
+/// tensor stays undefined.
 std::tuple<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& positions,
                                           const at::Tensor& frequencies, std::string_view style,

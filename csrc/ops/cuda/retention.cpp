@@ -63,7 +63,7 @@ const char* backward_unsupported_reason(const ChunkwiseLaunch& forward,
                                         const kernels::cuda::DeviceLimits& device,
                                         bool needs_grad_log_decay) {
   if (forward.plan.unsupported_reason != nullptr) return forward.plan.unsupported_reason;
-  for (const auto pass : {kernels::cuda::ChunkwisePass::kGradQ,  // kGradK: the same
+  for (const auto pass : {kernels::cuda::ChunkwisePass::kGradQ,  // kGradK has the same shape
                           kernels::cuda::ChunkwisePass::kGradV}) {
     const auto launch = plan_gradient(pass, forward.params, {}, device);
     if (launch.plan.unsupported_reason != nullptr) return launch.plan.unsupported_reason;

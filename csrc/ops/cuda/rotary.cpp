@@ -15,7 +15,7 @@ namespace retnet::ops {
 namespace {
 
 /// Rotates `q` and `k`, of which one may be undefined, into new tensors. Returns nothing if the kernel
-/// does not take them.
+/// does not support them.
 std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tensor k,
                                                          const at::Tensor& positions,
                                                          const at::Tensor& frequencies,
@@ -51,7 +51,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   set(p.q, q);
   set(p.k, k);
   if (!kernels::cuda::supports_rotary(
-          p)) {  // rows are not aligned to accesses; those of copies are
+          p)) {  // the channels are not aligned to accesses, but those of copies are
     for (at::Tensor* x : {&q, &k}) {
       if (x->defined()) *x = x->clone(at::MemoryFormat::Contiguous);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The pass forward in time, of `RetentionForwardParams`: the names are those of the retention op.
-// For grad_q: q = grad_out, k = v, v = k, grad_out = q, and the states are transposed.
+// The pass forward in time of `RetentionForwardParams`. The names are those of the retention op.
+// For grad_q, q = grad_out, k = v, v = k, grad_out = q, and the states are transposed.
 //
 // For each chunk of L tokens it
 //   1. packs q, k and v,
@@ -11,10 +11,10 @@
 // a pair of bfloat16, a copy in pairs along head_dim_qk stands beside it, written from the
 // registers that hold the update.
 //
-// What a chunk adds is summed apart and added to the state once. This rounds once a chunk, where a
-// sum that continues from the state would round 64 times at the state's magnitude.
+// What a chunk adds is summed apart and added to the state once. This rounds once a chunk. A sum
+// that continues from the state would round 64 times at the magnitude of the state.
 //
-// Columns do not mix: a slice of columns has the same bits as within the whole.
+// Columns do not mix. A slice of columns has the same bits as within the whole.
 #pragma once
 
 #include <algorithm>
@@ -152,7 +152,7 @@ class ForwardPass {
                               w_.depth_stride, w_.head_dim_qk, 0);
   }
 
-  /// The scores up to the diagonal, and zeros from there to the end of its block.
+  /// Computes the scores up to the diagonal. Zeros follow to the end of its block.
   void compute_scores() {
     each_tile<Operand>(even_, [&](auto rows, int64_t i) {
       constexpr int kRows = decltype(rows)::value;
@@ -221,7 +221,7 @@ class ForwardPass {
                       w_.head_dim_qk / kItemDepth);
   }
 
-  /// Stops at the diagonal.
+  /// tile += scores v. The sum stops at the diagonal.
   template <int kRows>
   RETNET_INLINE void multiply_scores_v(RegisterTile<Operand, kRows>& tile, int64_t i,
                                        const Item* scores, const Item* v) {

@@ -24,7 +24,8 @@ cudaError_t with_dtype_and_vector(const Params& params, const F& f) {
   return cudaErrorNotSupported;
 }
 
-// Sums the blocks' rows [H, Dv] of `partial` into `out`; without per_head it sums the heads too.
+// Sums the rows [H, Dv] of `partial`, one of each block, into `out`. Without per_head it also sums the
+// heads.
 cudaError_t sum_partials(const GatedGroupNormBackwardParams& params, const float* partial,
                          float* out, bool per_head, cudaStream_t stream) {
   const int64_t rows = gated_group_norm_blocks_per_head(params);
@@ -61,7 +62,7 @@ cudaError_t launch_gated_group_norm_backward(const GatedGroupNormBackwardParams&
     if (error != cudaSuccess) return error;
   }
 
-  // An empty shape has no partial rows: its sums are zeros.
+  // An empty shape has no partial rows, so its sums are zeros.
   const float* partial = static_cast<const float*>(params.workspace_ptr);
   if (params.grad_weight_ptr != nullptr) {
     const cudaError_t error =

@@ -55,7 +55,7 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
           : initial_state;
   const auto slices = cpu::split_into_slices(split, segments.size(), H, head_dim_qk());
   std::vector<double> grad_log_decay_parts(has_grad_log_decay ? slices.size() : 0);
-  // The kernel's q = grad_out, k = v, v = k, grad_out = q, and its states are transposed.
+  // The kernel gets q = grad_out, k = v, v = k, grad_out = q, and transposed states.
   const auto make_params = [&](int64_t i) {
     const auto& [n, h, first, columns] = slices[i];
     const auto& segment = segments[n];
@@ -92,9 +92,9 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
 
 void BackwardCall::backward_pass(const at::Tensor& grad_k, const at::Tensor& grad_v,
                                  const at::Tensor& grad_initial_state) const {
-  // If a head is whole, grad_k and grad_v share the gradient of the state. If it is cut, grad_v and
-  // grad_initial_state go by columns of v and grad_k by columns of k, in two passes: together they
-  // would have to be summed over slices.
+  // If a head is whole, grad_k and grad_v share the gradient of the state. If it is cut, two passes
+  // compute grad_v and grad_initial_state by columns of v, and grad_k by columns of k. One pass for
+  // both would have to sum over slices.
   const int64_t H = num_heads(), Dk = head_dim_qk(), Dv = head_dim_v();
   const bool needs_k = grad_k.defined(), needs_v = grad_v.defined() || grad_initial_state.defined();
   const int64_t passes = needs_k + needs_v;
@@ -114,7 +114,7 @@ void BackwardCall::backward_pass(const at::Tensor& grad_k, const at::Tensor& gra
   };
   struct Task {
     cpu::Slice k, v;              // the columns that are read
-    bool computes_k, computes_v;  // whose gradients are computed
+    bool computes_k, computes_v;  // the gradients that are computed
   };
   std::vector<Task> tasks;
   for (const auto& v_slice : cpu::split_into_slices(split_v, segments.size(), H, Dv)) {

@@ -4,8 +4,8 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-// All rows of the operand start at multiples of `bytes`. The stride of a dimension of one element or
-// none is never used and may be anything.
+// Whether all tokens of the operand start at multiples of `bytes`. The stride of a dimension of one element
+// or none is never used and may be anything.
 bool aligned(const RetentionOperand& operand, const ChunkwiseParams& p, int64_t bytes) {
   const int64_t elements = bytes / 2;
   return reinterpret_cast<uintptr_t>(operand.ptr) % bytes == 0 &&
@@ -83,7 +83,7 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
   bool fits = false;
   for (int i = 0; i < kChunkwiseTileCount && plan.tile < 0; ++i) {
     const ChunkwiseTile& tile = kChunkwiseTiles[i];
-    // Only heads that need halves take the tile that has them: its slices are narrow.
+    // Only heads that need halves take the tile that has them, because its slices are narrow.
     const bool wide = tile.halves() > 1 ? p.head_dim_qk > tile.head_dim_qk / 2
                                         : tile.slice >= (p.head_dim_v < 128 ? p.head_dim_v : 128);
     if (tile.head_dim_qk < p.head_dim_qk || !wide || tile.shared_bytes() > device.shared_bytes)

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a chunk of the log_decay gradient kernel costs, by formula. Figures follow from a tile alone; they
-// are of one block and one full chunk unless said otherwise. tests/kernels/cuda/grad_log_decay_counts.cpp counts
-// the same in the SIMT emulator, and tools/mma_report.py compares the two. Plain C++, for the host.
+// What a chunk of the log_decay gradient kernel costs, by formula. Figures follow from a tile alone. They
+// are those of one block and one full chunk if nothing else is said.
+// tests/kernels/cuda/grad_log_decay_counts.cpp counts the same in the SIMT emulator, and
+// tools/mma_report.py compares the two. This file is plain C++ for the host.
 #pragma once
 
 #include <array>
@@ -14,8 +15,8 @@ namespace retnet::kernels::cuda {
 
 // Warp-wide mma of 16 x 8 x 16.
 struct GradLogDecayMma {
-  int states;  // A and G: two for each 16 columns of Dv by 8 rows of Dk by 16 tokens
-  int update;  // of S and S': likewise
+  int states;  // of A and G: two for each 16 columns of Dv by 8 rows of Dk by 16 tokens
+  int update;  // of S and S': as many
   // q k^T and grad_out v^T: two for each 16 x 16 tokens on or below the diagonal by 16 columns
   int pairs;
   constexpr int total() const { return states + update + pairs; }
@@ -47,8 +48,8 @@ constexpr GradLogDecayWavefronts grad_log_decay_wavefronts(const GradLogDecayTil
 
 inline constexpr int kGradLogDecayBarriers = 1;
 
-// Bytes of a token and head. L2: every slice reads q and k; one slice reads v and grad_out. Device memory:
-// each operand once.
+// Bytes of a token and head. In L2, every slice reads q and k, and one slice reads v and grad_out. In
+// device memory, each operand counts once.
 constexpr int64_t grad_log_decay_l2_bytes(const GradLogDecayTile& tile, int64_t head_dim_qk,
                                           int64_t head_dim_v) {
   const int64_t slices = (head_dim_v + tile.slice - 1) / tile.slice;
@@ -58,9 +59,9 @@ constexpr int64_t grad_log_decay_memory_bytes(int64_t head_dim_qk, int64_t head_
   return 2 * (2 * head_dim_qk + 2 * head_dim_v);
 }
 
-// How often the loops with mma in the loop over chunks turn, all warps together, in the order of the code:
-// over 16 x 16 tiles of token pairs; inside it, over 64 columns of q k^T at a time (0: there are no more,
-// and no loop); over the row tiles of sum_states, and of update_states.
+// The number of turns, of all warps together, of the loops with mma in the loop over chunks. In the order
+// of the code they go over 16 x 16 tiles of token pairs, inside that over 64 columns of q k^T at a time (0
+// if there are no more, and no loop), over the row tiles of sum_states, and over those of update_states.
 constexpr std::array<int, 4> grad_log_decay_turns(const GradLogDecayTile& tile) {
   const int rows = tile.chunk / 16, depth = tile.head_dim_qk / 16, warps = tile.threads() / 32;
   const int pairs = rows * (rows + 1) / 2;
@@ -68,8 +69,8 @@ constexpr std::array<int, 4> grad_log_decay_turns(const GradLogDecayTile& tile) 
 }
 
 // Instructions of all warps, besides the mma, that the source asks for. In those loops each counts as often
-// as its loop turns, and elsewhere as it stands in the code: a branch that is not taken counts, and what
-// ptxas pads the code with does not.
+// as its loop turns, and elsewhere as it stands in the code. A branch that is not taken counts, and the
+// padding of ptxas does not.
 constexpr int grad_log_decay_others(const GradLogDecayTile& tile) {
   const int warps = tile.threads() / 32;
   const auto [tiles, depth_turns, states_turns, update_turns] = grad_log_decay_turns(tile);
@@ -86,9 +87,10 @@ constexpr int grad_log_decay_others(const GradLogDecayTile& tile) {
   const int loop = warps * (4 * 30 + 4 * 30 + 30 + 60);
   return loads + copies + states + decay + fragments + pairs + loop;
 }
-// The most that the compiled main loop may have to an mma: 7 for the goals' tile (6.1 by the sum above), and
-// as much above the sum for all others. That is more than the chunkwise kernel's 4, since each mma of A or G
-// comes with 4 products of its results with the states, and two states decay and take two sets of weights.
+// The most instructions besides an mma that the compiled main loop may have. It is 7 for the tile of the
+// goals (6.1 by the sum above), and as much above the sum for all others. That is more than the 4 of the
+// chunkwise kernel, because each mma of A or G comes with 4 products of its results with the states, and
+// two states decay and take two sets of weights.
 constexpr double grad_log_decay_max_others_per_mma(const GradLogDecayTile& tile) {
   const auto per_mma = [](const GradLogDecayTile& t) {
     return static_cast<double>(grad_log_decay_others(t)) / grad_log_decay_mma(t).total();
@@ -96,8 +98,8 @@ constexpr double grad_log_decay_max_others_per_mma(const GradLogDecayTile& tile)
   return 7 * per_mma(tile) / per_mma(kGradLogDecayTiles[2]);
 }
 
-// What the model gives, rounded up. Shared memory bounds both. The 256 blocks are two turns on the 132
-// multiprocessors of an H100, and three on the 108 of an A100.
+// The goals are what the model gives, rounded up. Shared memory bounds both. The 256 blocks take two turns
+// on the 132 multiprocessors of an H100, and three on the 108 of an A100.
 inline constexpr ChunkwiseGoal kGradLogDecayGoals[] = {
     {"H100", DType::kBFloat16, 256, 512, 32, 8192, 2.9},
     {"A100", DType::kBFloat16, 256, 512, 32, 8192, 5.4},

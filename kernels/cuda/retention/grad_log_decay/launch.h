@@ -7,11 +7,11 @@
 
 namespace retnet::kernels::cuda {
 
-// The gradient of log_decay of retention, in parts: gradients.grad_log_decay_ptr [N, H, slices] receives
-// what each slice of each sequence and head adds to it, as `plan` says (grad_log_decay_plan of the same
-// call, without an unsupported_reason). Asynchronous on `stream`; the device of the pointers must be
-// current. Returns cudaErrorInvalidValue if an operand is not aligned (chunkwise_aligned), and the launch's
-// error if the device lacks the shared memory.
+// Computes the gradient of log_decay of retention in parts. gradients.grad_log_decay_ptr [N, H, slices]
+// receives what each slice of each sequence and head adds to it, as `plan` says (grad_log_decay_plan of the
+// same call, without an unsupported_reason). The launch is asynchronous on `stream`. The device of the
+// pointers must be current. Returns cudaErrorInvalidValue if an operand is not aligned (chunkwise_aligned),
+// and the error of the launch if the device lacks the shared memory.
 cudaError_t launch_grad_log_decay(const GradLogDecayParams& params, const GradLogDecayPlan& plan,
                                   cudaStream_t stream);
 

@@ -4,7 +4,7 @@
 namespace retnet::kernels::cuda {
 
 GradLogDecayPlan grad_log_decay_plan(const ChunkwiseParams& forward, const DeviceLimits& device) {
-  // This kernel takes only what the forward kernel takes.
+  // This kernel supports only what the forward kernel supports.
   GradLogDecayPlan plan{
       chunkwise_plan(forward, device, 0, /*batch_invariance_required=*/false).unsupported_reason};
   if (plan.unsupported_reason != nullptr) return plan;
