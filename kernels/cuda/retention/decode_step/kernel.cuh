@@ -26,7 +26,7 @@
 //  6. Pipeline. As soon as an element is updated and stored, its registers take the one 128 rows below. So
 //     a thread always waits for the oldest of 8 loads. The first 8 start before q and k are known.
 //  7. Sync contract.
-//     - sQK and sV are written before the first barrier, and then only read. It is a barrier of the cluster,
+//     - sQK and sV are written before the first barrier, and then only read. That barrier is one of the cluster,
 //       so it also shows that the other blocks have started.
 //     - Each warp writes its own row of sPartial. After a barrier all threads read all rows.
 //     - One warp writes each group of 32 columns of sStats, into all blocks of the cluster. After a barrier
