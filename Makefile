@@ -19,6 +19,8 @@
 # make mutate       delete each barrier and wait of the kernels in turn and see whether a test fails (slow; not in CI)
 # make kernels      compile and link the CUDA kernels for every supported architecture
 # make kernel-report  report and check what they cost (registers, instructions, bytes, wavefronts)
+# make kernel-smoke   build the CUDA kernels with the cases of their tests, without torch, and run them if there is a GPU
+#                   (ARCH=sm_90a)
 # make bench        run the benchmarks on the device that is present, then make results
 # make results      write the figures in the pages, and the plots, from benchmarks/results/*/summary.json
 # make gpu-wheels   collect the wheels that the benchmarks need on a GPU machine without a network
@@ -45,7 +47,7 @@ ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f) \
   $(if $(EDITABLE),,$(shell find python -name "*.py" -o -name "*.pyi"))
 
-.PHONY: setup demo test tests-built ctest emulate mutate pytest test-op paths newest matrix lint docs kernels kernel-report bench results gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate mutate pytest test-op paths newest matrix lint docs kernels kernel-report kernel-smoke bench results gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.torch-$(TORCH):
@@ -120,6 +122,12 @@ kernels: $(VENV)/.tools$(CUDA)
 kernel-report: kernels tests-built
 	$(BUILD)/tests/kernels/cuda/kernel_counts > build/kernel_counts.json
 	$(RUN) tools/kernel_report.py build/architectures build/kernel_counts.json
+
+# Status 2: there is no device to run on.
+ARCH ?= sm_90a
+kernel-smoke:
+	tools/kernel_smoke.sh $(ARCH) build/kernel_smoke
+	build/kernel_smoke || [ $$? = 2 ]
 
 bench: setup
 	$(RUN) benchmarks/ops.py

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Inputs of kernels that run in the SIMT emulator.
+// Inputs of the kernels.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A call of the chunkwise kernel: its inputs, its result by definition in float64, and its run in the SIMT
-// emulator.
+// A call of the chunkwise kernel: its inputs, its result by definition in float64, and its run on the device.
 #pragma once
 
 #include <cmath>
@@ -15,7 +14,7 @@
 #include "arrays.h"
 #include "catch.h"
 #include "kernels/cuda/retention/chunkwise/launch.h"
-#include "simt/simt.h"
+#include "test_device.h"
 
 namespace retnet::kernels::cuda {
 
@@ -141,8 +140,8 @@ struct ChunkwiseRun {
 
 /// An operand of which one dimension has size 2 and a stride of more than 2^32 elements. Its halves come from
 /// the heap and from a thread's arena, which are terabytes apart on Linux.
-inline RetentionOperand far_operand(simt::Simulator& simulator, const ChunkwiseCase& c,
-                                    const Array& array, size_t size, const char* name) {
+inline RetentionOperand far_operand(TestDevice& device, const ChunkwiseCase& c, const Array& array,
+                                    size_t size, const char* name) {
   const size_t far = static_cast<size_t>(c.layout) - static_cast<size_t>(Layout::kFarBatch);
   size_t sizes[] = {c.B, c.T, c.H};
   REQUIRE(sizes[far] == 2);
@@ -163,18 +162,18 @@ inline RetentionOperand far_operand(simt::Simulator& simulator, const ChunkwiseC
       }
     }
   }
-  const std::byte* near_ptr = simulator.input<std::byte>(half[0], name);
+  const std::byte* near_ptr = device.input<std::byte>(half[0], name);
   const std::byte* far_ptr = nullptr;
-  std::thread([&] { far_ptr = simulator.input<std::byte>(half[1], name); }).join();
+  std::thread([&] { far_ptr = device.input<std::byte>(half[1], name); }).join();
   strides[far] = (reinterpret_cast<intptr_t>(far_ptr) - reinterpret_cast<intptr_t>(near_ptr)) / 2;
   REQUIRE(std::abs(strides[far]) > int64_t{1} << 32);
   return {near_ptr, strides[0], strides[1], strides[2]};
 }
 
 /// An operand [B, T, H, size] in the case's layout.
-inline RetentionOperand chunkwise_operand(simt::Simulator& simulator, const ChunkwiseCase& c,
+inline RetentionOperand chunkwise_operand(TestDevice& device, const ChunkwiseCase& c,
                                           const Array& array, size_t size, const char* name) {
-  if (c.layout >= Layout::kFarBatch) return far_operand(simulator, c, array, size, name);
+  if (c.layout >= Layout::kFarBatch) return far_operand(device, c, array, size, name);
   const size_t gap = c.layout == Layout::kContiguous ? 0 : c.layout == Layout::kNarrow ? 4 : 8;
   const size_t pitch = size + (gap == 8 ? 8 + (8 - size % 8) % 8 : gap);
   RetentionOperand result;
@@ -188,12 +187,12 @@ inline RetentionOperand chunkwise_operand(simt::Simulator& simulator, const Chun
                   array.bytes.data() + 2 * (i * c.H + h) * size, 2 * size);
     }
   }
-  result.ptr = simulator.input<std::byte>(spread, name, c.layout == Layout::kNarrow ? 8 : 0);
+  result.ptr = device.input<std::byte>(spread, name, c.layout == Layout::kNarrow ? 8 : 0);
   return result;
 }
 
 /// The parameters of the forward pass of a call, with its inputs on the device.
-inline ChunkwiseParams forward_params(simt::Simulator& simulator, const ChunkwiseCase& c,
+inline ChunkwiseParams forward_params(TestDevice& device, const ChunkwiseCase& c,
                                       const ChunkwiseInputs& in) {
   ChunkwiseParams p;
   p.batch = static_cast<int64_t>(c.B);
@@ -205,18 +204,18 @@ inline ChunkwiseParams forward_params(simt::Simulator& simulator, const Chunkwis
   p.scale = static_cast<float>(chunkwise_scale(c));
   p.sequences = static_cast<int64_t>(c.sequences());
 
-  p.q = chunkwise_operand(simulator, c, in.q, c.head_dim_qk(), "q");
-  p.k = chunkwise_operand(simulator, c, in.k, c.head_dim_qk(), "k");
-  p.v = chunkwise_operand(simulator, c, in.v, c.head_dim_v(), "v");
+  p.q = chunkwise_operand(device, c, in.q, c.head_dim_qk(), "q");
+  p.k = chunkwise_operand(device, c, in.k, c.head_dim_qk(), "k");
+  p.v = chunkwise_operand(device, c, in.v, c.head_dim_v(), "v");
 
   std::vector<float> log_decay;
   for (size_t h = 0; h < c.H; ++h) log_decay.push_back(c.decay(h));
-  p.log_decay_ptr = simulator.input<float>(log_decay, "log_decay");
+  p.log_decay_ptr = device.input<float>(log_decay, "log_decay");
   if (!c.cu_seqlens.empty()) {
-    p.cu_seqlens_ptr = simulator.input<int32_t>(c.cu_seqlens, "cu_seqlens");
+    p.cu_seqlens_ptr = device.input<int32_t>(c.cu_seqlens, "cu_seqlens");
   }
   if (c.initial_state) {
-    p.initial_state_ptr = simulator.input<float>(in.initial_state, "initial_state", 4);
+    p.initial_state_ptr = device.input<float>(in.initial_state, "initial_state", 4);
   }
   return p;
 }
@@ -225,32 +224,32 @@ inline ChunkwiseParams forward_params(simt::Simulator& simulator, const Chunkwis
 inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs& in,
                                   simt::Options options) {
   options.shared_limit = c.tile == 4 ? kShared86 : kShared80;
-  simt::Simulator simulator(options);
-  ChunkwiseParams p = forward_params(simulator, c, in);
+  TestDevice device(options);
+  ChunkwiseParams p = forward_params(device, c, in);
   const size_t out_size = c.B * c.T * c.H * c.head_dim_v();
   const size_t state_size = c.sequences() * c.H * c.head_dim_qk() * c.head_dim_v();
-  auto* out = simulator.output<uint16_t>(out_size, "out");
+  auto* out = device.output<uint16_t>(out_size, "out");
   p.out_ptr = out;
-  p.final_state_ptr = simulator.output<float>(state_size, "final_state");
+  p.final_state_ptr = device.output<float>(state_size, "final_state");
 
   // So few multiprocessors that the plan cuts nothing. If the case asks for segments, so many that it does;
   // the case gives the length.
-  const DeviceLimits device{80, c.segment != 0 ? 1024 : 1, options.shared_limit};
-  ChunkwisePlan plan = chunkwise_plan(p, device, c.shape().chunk, false);
+  const DeviceLimits limits{80, c.segment != 0 ? 1024 : 1, options.shared_limit};
+  ChunkwisePlan plan = chunkwise_plan(p, limits, c.shape().chunk, false);
   REQUIRE(plan.unsupported_reason == nullptr);
   REQUIRE(plan.tile == c.tile);
   if (c.segment != 0) {
     plan.segment_length = c.segment;
     const int64_t whole = (p.tokens + c.segment - 1) / c.segment;
     plan.segments = c.cu_seqlens.empty() ? p.batch * whole : p.tokens / c.segment + p.sequences;
-    p.workspace_ptr = simulator.workspace<float>(
-        plan.segments * p.heads * p.head_dim_qk * p.head_dim_v, "states");
+    p.workspace_ptr =
+        device.workspace<float>(plan.segments * p.heads * p.head_dim_qk * p.head_dim_v, "states");
   }
   REQUIRE(launch_chunkwise(p, plan, nullptr) == cudaSuccess);
 
-  ChunkwiseRun run{{}, simulator.finish(), chunkwise_wide(p)};
-  run.bits.out.assign(out, out + out_size);
-  run.bits.final_state.assign(p.final_state_ptr, p.final_state_ptr + state_size);
+  ChunkwiseRun run{{}, device.finish(), chunkwise_wide(p)};
+  run.bits.out = device.read(out, out_size);
+  run.bits.final_state = device.read(p.final_state_ptr, state_size);
   return run;
 }
 
@@ -285,14 +284,14 @@ inline BackwardInputs make_backward_inputs(const BackwardCase& c) {
 }
 
 /// The gradients that come in, on the device.
-inline ChunkwiseGradients incoming_gradients(simt::Simulator& simulator, const BackwardCase& c,
+inline ChunkwiseGradients incoming_gradients(TestDevice& device, const BackwardCase& c,
                                              const BackwardInputs& in) {
   ChunkwiseGradients grads;
   if (c.grad_out) {
-    grads.grad_out = chunkwise_operand(simulator, c, in.grad_out, c.head_dim_v(), "grad_out");
+    grads.grad_out = chunkwise_operand(device, c, in.grad_out, c.head_dim_v(), "grad_out");
   }
   if (c.grad_final_state) {
-    grads.grad_final_state_ptr = simulator.input<float>(in.grad_final_state, "grad_final_state", 4);
+    grads.grad_final_state_ptr = device.input<float>(in.grad_final_state, "grad_final_state", 4);
   }
   return grads;
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise retention kernel at its edges, in the SIMT emulator (tests/simt): a sequence alone, in a batch
+// The chunkwise retention kernel at its edges, on the device (test_device.h): a sequence alone, in a batch
 // and packed; malformed bounds; scales; the limits of fp16; strides beyond 32 bits.
 #include "chunkwise_check.h"
 
@@ -52,15 +52,17 @@ std::vector<double> clamped_out(const ChunkwiseCase& c, const ChunkwiseInputs& i
 template <class F>
 void for_two_instantiations(const F& f) {
   ChunkwiseCase c;
-  f(c);
-  c.dtype = DType::kFloat16;
-  c.tile = 4;
-  f(c);
+  for (const int tile : {0, 4}) {
+    c.tile = tile;
+    if (can_run(kChunkwiseMinCapability, c.shape().shared_bytes())) f(c);
+    c.dtype = DType::kFloat16;
+  }
 }
 
 }  // namespace
 
-TEST_CASE("chunkwise edges: a sequence of a batch has the bits it has alone") {
+TEST_CASE("chunkwise edges: a sequence of a batch has the bits it has alone",
+          "[chunkwise_forward]") {
   for_two_instantiations([&](ChunkwiseCase c) {
     shrink(c);
     c.B = 3;
@@ -70,7 +72,8 @@ TEST_CASE("chunkwise edges: a sequence of a batch has the bits it has alone") {
   });
 }
 
-TEST_CASE("chunkwise edges: a sequence in segments has the bits it has alone") {
+TEST_CASE("chunkwise edges: a sequence in segments has the bits it has alone",
+          "[segment_scan][short]") {
   for_two_instantiations([&](ChunkwiseCase c) {
     shrink(c);
     c.segment = 64;
@@ -86,7 +89,7 @@ TEST_CASE("chunkwise edges: a sequence in segments has the bits it has alone") {
   });
 }
 
-TEST_CASE("chunkwise edges: bounds outside 0..T are clamped") {
+TEST_CASE("chunkwise edges: bounds outside 0..T are clamped", "[chunkwise_forward]") {
   constexpr int32_t kMin = std::numeric_limits<int32_t>::min();
   constexpr int32_t kMax = std::numeric_limits<int32_t>::max();
   for_two_instantiations([&](ChunkwiseCase c) {
@@ -107,7 +110,8 @@ TEST_CASE("chunkwise edges: bounds outside 0..T are clamped") {
   });
 }
 
-TEST_CASE("chunkwise edges: malformed bounds touch nothing outside of the arrays") {
+TEST_CASE("chunkwise edges: malformed bounds touch nothing outside of the arrays",
+          "[chunkwise_forward]") {
   ChunkwiseCase c;  // what reads the bounds is the same for every tile
   shrink(c);
   c.T = 140;
@@ -144,7 +148,7 @@ TEST_CASE("chunkwise edges: malformed bounds touch nothing outside of the arrays
                    in.initial_state.begin() + static_cast<ptrdiff_t>(size)));
 }
 
-TEST_CASE("chunkwise edges: scales") {
+TEST_CASE("chunkwise edges: scales", "[chunkwise_forward]") {
   for_two_instantiations([&](ChunkwiseCase c) {
     shrink(c);
     c.T = c.shape().chunk + 9;
@@ -155,7 +159,8 @@ TEST_CASE("chunkwise edges: scales") {
   });
 }
 
-TEST_CASE("chunkwise edges: a large state is an operand clamped to fp16's range") {
+TEST_CASE("chunkwise edges: a large state is an operand clamped to fp16's range",
+          "[chunkwise_forward]") {
   for_each_instantiation([&](ChunkwiseCase c) {
     if (c.dtype != DType::kFloat16) return;
     shrink(c);
@@ -176,7 +181,8 @@ TEST_CASE("chunkwise edges: a large state is an operand clamped to fp16's range"
   });
 }
 
-TEST_CASE("chunkwise edges: a score beyond fp16's range is infinite, in its token alone") {
+TEST_CASE("chunkwise edges: a score beyond fp16's range is infinite, in its token alone",
+          "[chunkwise_forward]") {
   constexpr size_t kQToken = 20, kKToken = 10;
   for_two_instantiations([&](ChunkwiseCase c) {
     shrink(c);
@@ -216,7 +222,7 @@ TEST_CASE("chunkwise edges: a score beyond fp16's range is infinite, in its toke
   });
 }
 
-TEST_CASE("chunkwise edges: strides of more than 2^32 elements") {
+TEST_CASE("chunkwise edges: strides of more than 2^32 elements", "[emulator]") {
   for_two_instantiations([&](ChunkwiseCase c) {
     shrink(c);
     for (const Layout layout : {Layout::kFarBatch, Layout::kFarTokens, Layout::kFarHeads}) {
@@ -228,6 +234,6 @@ TEST_CASE("chunkwise edges: strides of more than 2^32 elements") {
   });
 }
 
-TEST_CASE("chunkwise edges: totals") { print_totals("chunkwise edges"); }
+TEST_CASE("chunkwise edges: totals", "[emulator]") { print_totals("chunkwise edges"); }
 
 }  // namespace retnet::kernels::cuda

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise retention kernel, every instantiation, in the SIMT emulator (tests/simt): lengths, packed
+// The chunkwise retention kernel, every instantiation, on the device (test_device.h): lengths, packed
 // sequences, segments, head sizes and gammas. chunkwise_edges_emulated.cpp has the rest.
 #include "chunkwise_check.h"
 
 namespace retnet::kernels::cuda {
 
-TEST_CASE("chunkwise emulated: lengths, tiles, dtypes") {
+TEST_CASE("chunkwise emulated: lengths, tiles, dtypes", "[chunkwise_forward][short]") {
   for_each_instantiation([&](ChunkwiseCase c) {
     const size_t C = c.shape().chunk;
     size_t turn = 0;
@@ -19,7 +19,7 @@ TEST_CASE("chunkwise emulated: lengths, tiles, dtypes") {
   });
 }
 
-TEST_CASE("chunkwise emulated: packed sequences") {
+TEST_CASE("chunkwise emulated: packed sequences", "[chunkwise_forward]") {
   for_each_instantiation([&](ChunkwiseCase c) {
     c.cu_seqlens = {0, 0, 1, 64, 129, 129, 230};
     c.T = 230;
@@ -44,7 +44,7 @@ TEST_CASE("chunkwise emulated: packed sequences") {
   });
 }
 
-TEST_CASE("chunkwise emulated: segments") {
+TEST_CASE("chunkwise emulated: segments", "[segment_scan]") {
   for_each_instantiation([&](ChunkwiseCase c) {
     c.segment = 64;
     shrink(c);
@@ -69,7 +69,8 @@ TEST_CASE("chunkwise emulated: segments") {
   });
 }
 
-TEST_CASE("chunkwise emulated: head sizes that do not fill a tile, batches, slices") {
+TEST_CASE("chunkwise emulated: head sizes that do not fill a tile, batches, slices",
+          "[chunkwise_forward]") {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     struct Size {
       int tile;
@@ -85,6 +86,7 @@ TEST_CASE("chunkwise emulated: head sizes that do not fill a tile, batches, slic
       c.T = 70;
       c.H = size.Dv > 256 ? 1 : 3;
       c.B = size.Dv > 256 ? 1 : 2;
+      if (!can_run(kChunkwiseMinCapability, c.shape().shared_bytes())) continue;
       for (const Layout layout : {Layout::kContiguous, Layout::kStrided, Layout::kNarrow}) {
         c.layout = layout;
         check(c);
@@ -93,7 +95,7 @@ TEST_CASE("chunkwise emulated: head sizes that do not fill a tile, batches, slic
   }
 }
 
-TEST_CASE("chunkwise emulated: every gamma") {
+TEST_CASE("chunkwise emulated: every gamma", "[chunkwise_forward]") {
   for_each_instantiation([&](ChunkwiseCase c) {
     shrink(c);
     c.T = 2 * c.shape().chunk + 5;
@@ -135,6 +137,6 @@ TEST_CASE("chunkwise emulated: every gamma") {
   });
 }
 
-TEST_CASE("chunkwise emulated: totals") { print_totals("chunkwise"); }
+TEST_CASE("chunkwise emulated: totals", "[emulator]") { print_totals("chunkwise"); }
 
 }  // namespace retnet::kernels::cuda

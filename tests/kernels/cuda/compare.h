@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The tolerance table of docs/numerics.md, and the comparison of a kernel's result in the SIMT emulator with
+// The tolerance table of docs/numerics.md, and the comparison of a kernel's result with
 // a float64 reference, as tests/python/support/tolerances.py has them.
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The decode step, every instantiation, in the SIMT emulator (tests/simt): against float64, with no finding of
+// The decode step, every instantiation, on the device (test_device.h): against float64, with no finding of
 // the checker, no bank conflict, and the same bits in every order of blocks, warps and lanes and however many
 // blocks share a head.
 #include <cmath>
@@ -14,7 +14,7 @@
 #include "compare.h"
 #include "decode_step_oracle.h"
 #include "kernels/cuda/retention/decode_step/launch.h"
-#include "simt/simt.h"
+#include "test_device.h"
 
 namespace retnet::kernels::cuda {
 namespace {
@@ -139,7 +139,7 @@ struct Run {
 class Device {
  public:
   Device(const Case& c, const Inputs& in, const simt::Options& options)
-      : c_(c), in_(in), simulator_(options) {}
+      : c_(c), in_(in), device_(options) {}
 
   Run run() {
     DecodeStepParams p;
@@ -153,8 +153,8 @@ class Device {
     p.q_ptr = rows(in_.q, c_.Dk, "q", p.q_stride_b, p.q_stride_h);
     p.k_ptr = rows(in_.k, c_.Dk, "k", p.k_stride_b, p.k_stride_h);
     p.v_ptr = rows(in_.v, c_.Dv, "v", p.v_stride_b, p.v_stride_h);
-    p.log_decay_ptr = simulator_.input<float>(in_.log_decay, "log_decay");
-    if (c_.S > 0) p.slots_ptr = simulator_.input<int32_t>(in_.problem.slots, "slots");
+    p.log_decay_ptr = device_.input<float>(in_.log_decay, "log_decay");
+    if (c_.S > 0) p.slots_ptr = device_.input<int32_t>(in_.problem.slots, "slots");
     if (!c_.plain) {
       p.frequencies_ptr = static_cast<const float*>(bytes(in_.frequencies.bytes, "frequencies"));
       p.interleaved = c_.interleaved;
@@ -170,17 +170,18 @@ class Device {
     }
     set_state(p);
     const size_t size = c_.B * c_.H * c_.Dv * element_size(c_.dtype);
-    p.out_ptr = simulator_.output<std::byte>(size, "out");
+    p.out_ptr = device_.output<std::byte>(size, "out");
     REQUIRE(decode_step_wide(p) ==
             (c_.Dv % 4 == 0 && c_.state_offset % 16 == 0 && p.state_stride_k % 4 == 0));
     REQUIRE(launch_decode_step(p, c_.cluster, nullptr) == cudaSuccess);
 
-    Run run{{}, {}, simulator_.finish()};
-    const auto* out = static_cast<const std::byte*>(p.out_ptr);
-    run.out.assign(out, out + size);
-    const auto* state = reinterpret_cast<const std::byte*>(p.state_ptr);
-    for (size_t row = 0; row < in_.state.bytes.size() / (4 * c_.Dv); ++row) {
-      const std::byte* from = state + row * p.state_stride_k * 4;
+    Run run{{}, {}, device_.finish()};
+    run.out = device_.read(static_cast<const std::byte*>(p.out_ptr), size);
+    const size_t rows = in_.state.bytes.size() / (4 * c_.Dv);
+    const auto state =
+        device_.read(reinterpret_cast<const std::byte*>(p.state_ptr), rows * p.state_stride_k * 4);
+    for (size_t row = 0; row < rows; ++row) {
+      const std::byte* from = state.data() + row * p.state_stride_k * 4;
       run.state.insert(run.state.end(), from, from + 4 * c_.Dv);
     }
     return run;
@@ -189,7 +190,7 @@ class Device {
  private:
   static int64_t signed_size(size_t size) { return static_cast<int64_t>(size); }
   const void* bytes(const std::vector<std::byte>& values, const char* name) {
-    return simulator_.input<std::byte>(values, name);
+    return device_.input<std::byte>(values, name);
   }
 
   // Strided: NaN behind each row of a head.
@@ -219,9 +220,9 @@ class Device {
     p.positions_stride_b = signed_size(every);
     p.positions_64 = c_.positions_64;
     if (c_.positions_64) {
-      p.positions_ptr = simulator_.input<int64_t>(wide, "positions");
+      p.positions_ptr = device_.input<int64_t>(wide, "positions");
     } else {
-      p.positions_ptr = simulator_.input<int32_t>(narrow, "positions");
+      p.positions_ptr = device_.input<int32_t>(narrow, "positions");
     }
   }
   void set_state(DecodeStepParams& p) {
@@ -231,12 +232,12 @@ class Device {
     p.state_stride_s = p.state_stride_h * signed_size(c_.H);
     const auto values = spread(in_.state.bytes, 4 * c_.Dv, 4 * pitch);
     p.state_ptr =
-        reinterpret_cast<float*>(simulator_.in_out<std::byte>(values, "state", c_.state_offset));
+        reinterpret_cast<float*>(device_.in_out<std::byte>(values, "state", c_.state_offset));
   }
 
   const Case& c_;
   const Inputs& in_;
-  simt::Simulator simulator_;
+  TestDevice device_;
 };
 
 double norm_error(const std::vector<double>& x, const std::vector<double>& reference) {
@@ -318,7 +319,7 @@ void check(Case c, Totals& totals) {
 
 }  // namespace
 
-TEST_CASE("decode_step emulated") {
+TEST_CASE("decode_step emulated", "[decode_step]") {
   Totals totals;
   constexpr std::pair<Affine, Affine> kAffines[] = {
       {Affine::kNone, Affine::kNone},
@@ -369,7 +370,8 @@ TEST_CASE("decode_step emulated") {
   CHECK(totals.reports == 0);
 }
 
-TEST_CASE("decode_step emulated with slots, and without rotation, norm and gate") {
+TEST_CASE("decode_step emulated with slots, and without rotation, norm and gate",
+          "[decode_step][short]") {
   Totals totals;
   unsigned turn = 0;
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
@@ -398,7 +400,8 @@ TEST_CASE("decode_step emulated with slots, and without rotation, norm and gate"
   CHECK(totals.reports == 0);
 }
 
-TEST_CASE("decode_step: a slot that is none, an empty batch, and what the kernel does not take") {
+TEST_CASE("decode_step: a slot that is none, an empty batch, and what the kernel does not take",
+          "[decode_step]") {
   // A slot past the end is a caller's error: it must touch nothing.
   Case c;
   c.S = 2;

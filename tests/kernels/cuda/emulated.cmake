@@ -37,6 +37,7 @@ target_link_libraries(retnet_kernels_emulated PRIVATE retnet_simt_kernel_flags)
 
 foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_backward decode_step grad_log_decay rotary)
   add_executable(${kernel}_emulated_test ${CMAKE_CURRENT_LIST_DIR}/${kernel}_emulated.cpp)
+  target_sources(${kernel}_emulated_test PRIVATE ${CMAKE_CURRENT_LIST_DIR}/test_device_emulated.cpp)
   target_link_libraries(${kernel}_emulated_test PRIVATE
     retnet_catch_main retnet_kernels_emulated retnet_simt retnet_warnings)
   if(RETNET_CATCH2_LIBRARY)
@@ -47,6 +48,24 @@ foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_bac
 endforeach()
 # Reads docs/kernels.
 target_compile_definitions(grad_log_decay_emulated_test PRIVATE RETNET_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+
+# kernel_smoke (tools/kernel_smoke.sh builds it for a GPU), linked with the emulator: this tests the program itself.
+add_executable(kernel_smoke_emulated
+  ${CMAKE_CURRENT_LIST_DIR}/chunkwise_backward_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/chunkwise_edges_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/chunkwise_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/decode_step_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/gated_group_norm_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/grad_log_decay_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/rotary_emulated.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/smoke/main.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/smoke/times.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/test_device_emulated.cpp)
+# First, because its catch.h takes the place of Catch2.
+target_include_directories(kernel_smoke_emulated BEFORE PRIVATE
+  ${CMAKE_CURRENT_LIST_DIR}/smoke ${CMAKE_CURRENT_LIST_DIR})
+target_link_libraries(kernel_smoke_emulated PRIVATE retnet_kernels_emulated retnet_simt retnet_warnings)
+add_test(NAME kernel_smoke_emulated COMMAND kernel_smoke_emulated --short)
 
 # For `make kernel-report`: prints what the kernels do as JSON.
 add_executable(kernel_counts

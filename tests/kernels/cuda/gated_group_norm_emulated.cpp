@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gated group norm kernels, every instantiation, in the SIMT emulator (tests/simt): against float64, with
+// The gated group norm kernels, every instantiation, on the device (test_device.h): against float64, with
 // no finding of the checker, no bank conflict, and the same bits in every order of blocks, warps and lanes.
 #include <cstdio>
 #include <cstring>
@@ -12,7 +12,7 @@
 #include "compare.h"
 #include "gated_group_norm_oracle.h"
 #include "kernels/cuda/norm/launch.h"
-#include "simt/simt.h"
+#include "test_device.h"
 
 namespace retnet::kernels::cuda {
 namespace {
@@ -88,7 +88,7 @@ struct Run {
 class Device {
  public:
   Device(const Case& c, const Inputs& in, const simt::Options& options)
-      : case_(c), in_(in), simulator_(options), offset_(c.narrow ? 8 : 0) {}
+      : case_(c), in_(in), device_(options), offset_(c.narrow ? 8 : 0) {}
 
   Run run() {
     GatedGroupNormParams forward;
@@ -109,10 +109,10 @@ class Device {
     if (asks(4)) backward.grad_weight_ptr = gradient(case_.weight, "grad_weight");
     if (asks(8)) backward.grad_bias_ptr = gradient(case_.bias, "grad_bias");
     backward.workspace_ptr =
-        simulator_.workspace<std::byte>(gated_group_norm_workspace_bytes(backward), "workspace");
+        device_.workspace<std::byte>(gated_group_norm_workspace_bytes(backward), "workspace");
     REQUIRE(launch_gated_group_norm_backward(backward, nullptr) == cudaSuccess);
 
-    Run run{{}, simulator_.finish()};
+    Run run{{}, device_.finish()};
     read(run.outputs.out, forward.out_ptr, bytes);
     read(run.outputs.grad_x, backward.grad_x_ptr, bytes);
     read(run.outputs.grad_gate, backward.grad_gate_ptr, bytes);
@@ -127,15 +127,13 @@ class Device {
     return 4 * case_.Dv * (kind == Affine::kPerHead ? case_.H : 1);
   }
   void* output(size_t bytes, const char* name, size_t offset) {
-    return simulator_.output<std::byte>(bytes, name, offset);
+    return device_.output<std::byte>(bytes, name, offset);
   }
   float* gradient(Affine kind, const char* name) {
     return static_cast<float*>(output(gradient_bytes(kind), name, 0));
   }
-  static void read(std::vector<std::byte>& dst, const void* src, size_t bytes) {
-    if (src == nullptr) return;
-    const auto* begin = static_cast<const std::byte*>(src);
-    dst.assign(begin, begin + bytes);
+  void read(std::vector<std::byte>& dst, const void* src, size_t bytes) const {
+    if (src != nullptr) dst = device_.read(static_cast<const std::byte*>(src), bytes);
   }
 
   // Strided: every second token, with a head's rows 8 elements apart and NaN in between.
@@ -151,7 +149,7 @@ class Device {
                     array.bytes.data() + (n * case_.H + h) * case_.Dv * size, case_.Dv * size);
       }
     }
-    return simulator_.input<std::byte>(spread, name, offset_);
+    return device_.input<std::byte>(spread, name, offset_);
   }
 
   GatedGroupNormInputs inputs() {
@@ -167,11 +165,11 @@ class Device {
     const DType affine_dtype = case_.affine_fp32 ? DType::kFloat32 : case_.dtype;
     p.weight_dtype = p.bias_dtype = affine_dtype;
     if (case_.weight != Affine::kNone) {
-      p.weight_ptr = simulator_.input<std::byte>(in_.weight.bytes, "weight");
+      p.weight_ptr = device_.input<std::byte>(in_.weight.bytes, "weight");
       p.weight_stride_h = case_.weight == Affine::kPerHead ? p.head_dim_v : 0;
     }
     if (case_.bias != Affine::kNone) {
-      p.bias_ptr = simulator_.input<std::byte>(in_.bias.bytes, "bias");
+      p.bias_ptr = device_.input<std::byte>(in_.bias.bytes, "bias");
       p.bias_stride_h = case_.bias == Affine::kPerHead ? p.head_dim_v : 0;
     }
     return p;
@@ -179,7 +177,7 @@ class Device {
 
   const Case& case_;
   const Inputs& in_;
-  simt::Simulator simulator_;
+  TestDevice device_;
   size_t offset_;
 };
 
@@ -269,7 +267,7 @@ constexpr std::pair<Affine, Affine> kAffines[] = {
 
 }  // namespace
 
-TEST_CASE("the oracle's gradients are the differences of its values") {
+TEST_CASE("the oracle's gradients are the differences of its values", "[emulator]") {
   for (const bool centre : {true, false}) {
     GatedGroupNormProblem p{2, 2, 5, centre, 0.1, {}, {}, {}, {}, {}};
     p.x = random_values(20, 0.5, 1, 1);
@@ -302,7 +300,7 @@ TEST_CASE("the oracle's gradients are the differences of its values") {
   }
 }
 
-TEST_CASE("gated_group_norm emulated") {
+TEST_CASE("gated_group_norm emulated", "[gated_group_norm]") {
   Totals totals;
   // Each instantiation with each option; dtype of weight and bias and strides take turns.
   unsigned turn = 0;
@@ -361,7 +359,7 @@ TEST_CASE("gated_group_norm emulated") {
   CHECK(totals.reports == 0);
 }
 
-TEST_CASE("column_sum emulated, blocks with several groups of columns") {
+TEST_CASE("column_sum emulated, blocks with several groups of columns", "[column_sum][short]") {
   size_t cases = 0, reports = 0;
   for (const simt::Order order :
        {simt::Order::kAscending, simt::Order::kDescending, simt::Order::kRandom}) {
@@ -371,20 +369,21 @@ TEST_CASE("column_sum emulated, blocks with several groups of columns") {
         const Array in = encode(random_values(rows * kColumns, 0, 1, 1), DType::kFloat32);
         simt::Options options;
         options.order = order;
-        simt::Simulator simulator(options);
+        TestDevice device(options);
         ColumnSumParams params;
-        params.in_ptr = reinterpret_cast<const float*>(simulator.input<std::byte>(in.bytes, "in"));
-        params.out_ptr = simulator.output<float>(kColumns, "out");
+        params.in_ptr = reinterpret_cast<const float*>(device.input<std::byte>(in.bytes, "in"));
+        params.out_ptr = device.output<float>(kColumns, "out");
         params.rows = static_cast<int64_t>(rows);
         params.columns = kColumns;
         REQUIRE(launch_column_sum_on(blocks, params) == cudaSuccess);
         std::vector<double> exact(kColumns);
         for (size_t i = 0; i < rows * kColumns; ++i) exact[i % kColumns] += in.values[i];
-        const auto actual = to_doubles(params.out_ptr, kColumns, DType::kFloat32);
         INFO("blocks " << blocks << ", rows " << rows << ", order " << static_cast<int>(order));
-        CHECK(simulator.finish().to_string() == "");
+        CHECK(device.finish().to_string() == "");
+        const std::vector<float> sums = device.read(params.out_ptr, kColumns);
+        const std::vector<double> actual(sums.begin(), sums.end());
         CHECK(mismatch(actual, exact, kColumns, DType::kFloat32, 1) == "");
-        reports += simulator.report().findings.size();
+        reports += device.report().findings.size();
         ++cases;
       }
     }
@@ -392,12 +391,14 @@ TEST_CASE("column_sum emulated, blocks with several groups of columns") {
   std::printf("column_sum: %zu cases, %zu reports\n", cases, reports);
 }
 
-TEST_CASE("a row's bits do not depend on the rows beside it") {
+TEST_CASE("a row's bits do not depend on the rows beside it", "[gated_group_norm][short]") {
   for_each_instantiation([&](Case c) {
     c.N = 6;
     c.H = 1;
     const Inputs all = make_inputs(c);
     const Outputs together = Device(c, all, {}).run().outputs;
+    INFO(c.name());
+    CHECK(check_values(c, together, gated_group_norm_by_definition(all.problem)) == "");
     Case one = c;
     one.N = 1;
     const size_t bytes = c.Dv * element_size(c.dtype);
@@ -408,7 +409,7 @@ TEST_CASE("a row's bits do not depend on the rows beside it") {
                             array->bytes.begin() + (n + 1) * bytes);
       }
       const Outputs outputs = Device(one, alone, {}).run().outputs;
-      INFO(c.name() << " row " << n);
+      INFO("row " << n);
       CHECK(std::equal(outputs.out.begin(), outputs.out.end(), together.out.begin() + n * bytes));
       CHECK(std::equal(outputs.grad_x.begin(), outputs.grad_x.end(),
                        together.grad_x.begin() + n * bytes));
@@ -418,7 +419,7 @@ TEST_CASE("a row's bits do not depend on the rows beside it") {
   });
 }
 
-TEST_CASE("bytes are those of the kernels' headers") {
+TEST_CASE("bytes are those of the kernels' headers", "[emulator]") {
   for_each_instantiation([&](Case c) {
     c.N = 4;
     c.H = 2;
