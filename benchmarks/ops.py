@@ -247,15 +247,17 @@ def share(case: Case, name: str, seconds: float, ceilings: dict[str, float]) -> 
 
 
 def add_ratios(results: list[dict[str, Any]]) -> None:
-    """Sets ``speedup`` of one case's results: baseline's median over the contender's."""
-    median = {r["contender"]: r["median_s"] for r in results if r["status"] == "ok"}
+    """Sets ``speedup`` of one case's results: baseline's median over the contender's. A result that
+    disagrees with the float64 one has none and is no baseline."""
+    sound = [r for r in results if r["status"] == "ok" and r["agrees"]]
+    median = {r["contender"]: r["median_s"] for r in sound}
     for result in results:
         if result["status"] == "ok":
             baselines = STEP_BASELINES if result["work"].startswith("step") else BASELINES
             result["speedup"] = {
                 name: median[name] / result["median_s"]
                 for name in baselines.values()
-                if name in median
+                if name in median and result["agrees"]
             }
 
 

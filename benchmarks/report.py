@@ -225,7 +225,8 @@ def whole_ops(device: Device) -> Iterator[str]:
     for work, dtype in dict.fromkeys(map(key, rows)):
         rate = ("gb_per_s", "GB/s") if work.startswith("step") else ("tflops", "TFLOP/s")
         some = [r for r in rows if key(r) == (work, dtype) and not r.get("alone")]
-        ours = {shape_of(r): r["median_ms"] for r in some if r["contender"] in OURS}
+        sound = [r for r in some if r.get("agrees", True)]
+        ours = {shape_of(r): r["median_ms"] for r in sound if r["contender"] in OURS}
         yield f"#### {work}, {dtype}"
         yield table(
             ["shape", "contender", "median ms (quartiles)", "time / RetNet's", rate[1], "roofline",
@@ -235,7 +236,9 @@ def whole_ops(device: Device) -> Iterator[str]:
                     shape_of(r),
                     named(r["contender"]) + (f", {r['note']}" if "note" in r else ""),
                     milliseconds(r),
-                    ratio(r["median_ms"] / ours[shape_of(r)]) if shape_of(r) in ours else "",
+                    ratio(r["median_ms"] / ours[shape_of(r)])
+                    if shape_of(r) in ours and r in sound
+                    else "",
                     number(r[rate[0]], 3),
                     percent(r["roofline"]),
                     mib(r.get("peak_mib")),

@@ -441,13 +441,30 @@ def test_peak_memory_sees_a_large_tensor():
 
 
 def test_ratios_name_their_baseline():
+    ran = {"work": "forward", "status": "ok", "agrees": True}
     results = [
-        {"contender": "sdpa", "work": "forward", "status": "ok", "median_s": 6.0},
-        {"contender": "retnet chunkwise", "work": "forward", "status": "ok", "median_s": 2.0},
+        {"contender": "sdpa", "median_s": 6.0, **ran},
+        {"contender": "retnet chunkwise", "median_s": 2.0, **ran},
         {"contender": "fla chunk_retention", "work": "forward", "status": "not run"},
     ]
     benchmark.add_ratios(results)
     assert results[1]["speedup"] == {"sdpa": 3.0}
+
+
+def test_no_ratio_to_or_of_a_wrong_result():
+    def speedups(**agrees):
+        results = [
+            {"contender": name, "work": "forward+backward", "status": "ok", "median_s": seconds}
+            for name, seconds in (("fla chunk_retention", 6.0), ("retnet chunkwise", 2.0))
+        ]
+        for result in results:
+            result["agrees"] = agrees.get(result["contender"].split()[0], True)
+        benchmark.add_ratios(results)
+        return [result["speedup"] for result in results]
+
+    assert speedups() == [{"fla chunk_retention": 1.0}, {"fla chunk_retention": 3.0}]
+    assert speedups(fla=False) == [{}, {}]
+    assert speedups(retnet=False) == [{"fla chunk_retention": 1.0}, {}]
 
 
 def test_twins_benchmark(tmp_path):
