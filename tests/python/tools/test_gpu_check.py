@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/gpu_check.sh rehearsed without a GPU: stand-ins take the place of Python and of what needs
-one. A part that fails, hangs or is interrupted costs no result of another part."""
+"""tools/gpu_check.sh rehearsed without a GPU: stand-ins take the place of nvidia-smi, nvcc, Python
+and of what needs a GPU. A part that fails, hangs or is interrupted costs no result of another
+part."""
 
 import ast
 import os
@@ -19,46 +20,76 @@ import torch
 from support.file_order import FIRST, sort_by_file
 from support.paths import ROOT
 
-SCRIPT = ROOT / "tools/gpu_check.sh"
 TESTS = ROOT / "tests/python"
 ARCHIVE = "gpu-check-nvidia-fake-100.tar.gz"
+COUNTERS = ("ncu-chunkwise_forward", "ncu-chunkwise_backward", "ncu-decode_step")
+SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+SMOKE = ("smoke_build", "smoke", *COUNTERS, *SANITIZERS)
 STAGES = {
-    "test": ("build", "pytest", "large", "memcheck", "racecheck"),
+    "test": (*SMOKE, "build", "pytest", "large"),
     "bench": ("build", "bench"),
-    "all": ("build", "pytest", "large", "memcheck", "racecheck", "bench"),
+    "all": (*SMOKE, "build", "pytest", "large", "bench"),
 }
+OK = "exit status 0"
 
-# What each stand-in answers; FAULT names a part and what befalls it.
-PYTHON = r"""#!/usr/bin/env bash
+# Each stand-in plays a part: FAULT names a part and what befalls it.
+PLAY = r"""
+play() {
+  local part=$1
+  shift
+  echo "begins: $* $RETNET_CMAKE_ARGS"
+  touch "$STARTED/$part"
+  case "$FAULT" in
+    "$part fails") exit 3 ;;
+    "$part finds") echo "==== ERROR SUMMARY: 1 error"; exit 9 ;;
+    "$part hangs") exec sleep 30 ;;
+    "$part ignores SIGINT") trap "" INT; sleep 30 & sleep 30; sleep 30 ;;
+    "$part leaves a process") setsid sleep 90 & echo $! >"$STARTED/stray" ;;
+    "$part takes a second") sleep 1 ;;
+  esac
+  echo "ends, ERROR SUMMARY: 0 errors"
+}
+"""
+STAND_INS = {
+    "nvidia-smi": """
 case "$*" in
+  *--query-gpu*) [[ -n $NO_QUERY ]] && exit 6; echo "NVIDIA Fake 100, 9.0" ;;
+  *) echo "GPU 0: NVIDIA Fake 100" ;;
+esac
+""",
+    "nproc": """echo "${CORES:-16}" """,
+    # The last call links the program.
+    "nvcc": """
+case "$*" in
+  *"-o build/gpu/kernel_smoke")
+    play smoke_build "$@"
+    cp "$(dirname "$0")/kernel_smoke" build/gpu/kernel_smoke ;;
+  *" -o "*) echo "compiles $*"; touch "${@: -1}" ;;
+esac
+""",
+    "kernel_smoke": """play "${PART:-smoke}" "$@" """,
+    "compute-sanitizer": """PART=$2 exec "${@:5}" """,
+    "ncu": """PART=ncu-${@: -1} exec "${@:9}" """,
+    "python": """
+case "$*" in
+  *is_available*) exit "${NO_TORCH:-0}" ;;
   *get_device_name*) echo "NVIDIA Fake 100"; exit ;;
   *get_device_capability*) echo 9.0; exit ;;
   *"import xdist"*) exit "${NO_XDIST:-0}" ;;
   *setup.py*) part=build ;;
   *"not large_memory"*) part=pytest ;;
   *large_memory*) part=large ;;
-  *gpu_sanitize.py*) part=$TOOL ;;
   *benchmarks/ops.py*) part=bench ;;
   *) exit ;;
 esac
-echo "begins: $* $RETNET_CMAKE_ARGS"
-touch "$STARTED/$part"
-case "$FAULT" in
-  "$part fails") exit 3 ;;
-  "$part hangs") exec sleep 30 ;;
-  "$part ignores SIGINT") trap "" INT; sleep 30 & sleep 30; sleep 30 ;;
-  "$part leaves a process") setsid sleep 90 & echo $! >"$STARTED/stray" ;;
-esac
-echo "ends, ERROR SUMMARY: 0 errors"
-"""
-SANITIZER = r"""#!/usr/bin/env bash
-TOOL=$2 exec "${@:5}"
-"""
-# Seconds become fifths of one.
-TIMEOUT = r"""#!/usr/bin/env bash
+play "$part" "$@"
+""",
+    # Seconds become fifths of one.
+    "timeout": """
 echo "limit: $3"
 exec /usr/bin/timeout "$1" --kill-after=0.3 "${LIMIT:-$3}" "${@:4}"
-"""
+""",
+}
 
 
 class Rehearsal:
@@ -68,14 +99,15 @@ class Rehearsal:
         self.folder, self.out, self.started = folder, folder / "out", folder / "started"
         for name in ("tools", "bin", "out", "started"):
             (folder / name).mkdir()
-        (folder / "tools/gpu_check.sh").write_text(SCRIPT.read_text())
-        stand_ins = {"python": PYTHON, "compute-sanitizer": SANITIZER, "timeout": TIMEOUT}
-        for name, text in stand_ins.items():
-            (folder / "bin" / name).write_text(text)
-            (folder / "bin" / name).chmod(0o755)
+        files = {x: (ROOT / x).read_text() for x in ("tools/gpu_check.sh", "tools/kernel_smoke.sh")}
+        for name, text in STAND_INS.items():
+            files[f"bin/{name}"] = "#!/usr/bin/env bash\n" + PLAY + text
+        for name, text in files.items():
+            (folder / name).write_text(text)
+            (folder / name).chmod(0o755)
 
     def start(self, stage: str, **variables: str) -> subprocess.Popen:
-        gone = ("RETNET_CMAKE_ARGS", "FAULT", "LIMIT")
+        gone = ("RETNET_CMAKE_ARGS", "FAULT", "LIMIT", "NVCC", "JOBS", "PART")
         kept = {name: x for name, x in os.environ.items() if name not in gone}
         env = {**kept, "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "OUT": str(self.out)}
         env |= {"PYTHON": str(self.folder / "bin/python"), "STARTED": str(self.started)}
@@ -110,65 +142,120 @@ def rehearsal(tmp_path: Path) -> Rehearsal:
     return Rehearsal(tmp_path)
 
 
+@pytest.mark.parametrize("cores", [16, 4])
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_part_runs(stage, rehearsal):
-    status, output = rehearsal.run(stage)
+def test_every_part_runs(stage, cores, rehearsal):
+    status, output = rehearsal.run(stage, CORES=str(cores))
     assert status == 0, output
     results, parts = rehearsal.results(), rehearsal.parts()
-    assert parts == {**dict.fromkeys(STAGES[stage], "exit status 0"), "gpu-check": "passed"}
+    assert parts == {**dict.fromkeys(STAGES[stage], OK), "gpu-check": "passed"}
     for name in STAGES[stage]:
         assert results[f"{name}.log"] in output  # seen as it comes
-        assert results[f"{name}.log"].endswith("ends, ERROR SUMMARY: 0 errors\n")
+        assert "ends, ERROR SUMMARY: 0 errors\n" in results[f"{name}.log"]
+    assert re.search(r"compiled for \d+ s\n$", results["build.log"])
     assert [x.name for x in rehearsal.out.iterdir()] == [ARCHIVE]
+
+
+@pytest.mark.parametrize("cores", [16, 4])
+def test_the_library_compiles_beside_the_tools_if_there_are_cores(cores, rehearsal):
+    rehearsal.run("test", CORES=str(cores), FAULT="build takes a second")
+    times = {x.name: x.stat().st_mtime for x in rehearsal.started.iterdir()}
+    assert times["smoke_build"] < times["smoke"] < min(times["build"], times["memcheck"])
+    assert (times["build"] < times["synccheck"]) == (cores == 16)
+    assert max(times.values()) == times["large"]
 
 
 STOPPED = r"exit status 124 \(time limit \d+ s\)"
 KILLED = r"exit status 137 \(time limit \d+ s\)"
 
 
+def unavailable(part: str) -> bool:
+    """Whether the part is of a tool that need not work on a machine."""
+    return part in (*COUNTERS, *SANITIZERS)
+
+
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        ("pytest fails", "exit status 3"),
-        ("pytest hangs", STOPPED),
+        *((f"{part} fails", "exit status 3") for part in STAGES["all"] if part != "build"),
+        *((f"{part} hangs", STOPPED) for part in STAGES["all"] if part != "build"),
+        *((f"{part} finds", "exit status 9") for part in SANITIZERS),
+        ("smoke ignores SIGINT", KILLED),
+        ("memcheck ignores SIGINT", KILLED),
         ("pytest ignores SIGINT", KILLED),
-        ("pytest leaves a process", "exit status 0"),
-        ("large hangs", STOPPED),
-        ("memcheck hangs", STOPPED),
-        ("racecheck fails", "exit status 3"),
-        ("bench hangs", STOPPED),
+        ("smoke leaves a process", OK),
+        ("pytest leaves a process", OK),
     ],
 )
 def test_a_part_takes_no_other_along(fault, expected, rehearsal):
     part, stray = fault.split()[0], rehearsal.started / "stray"
-    limit = {"LIMIT": "0.7"} if expected != "exit status 0" else {}
-    status, output = rehearsal.run("all", FAULT=fault, **limit)
+    limit = {"LIMIT": "3"} if expected in (STOPPED, KILLED) else {}
+    stage = "bench" if part == "bench" else "test"
+    status, output = rehearsal.run(stage, FAULT=fault, **limit)
     if stray.exists():
         os.kill(int(stray.read_text()), signal.SIGKILL)
     results, parts = rehearsal.results(), rehearsal.parts()
     assert re.fullmatch(expected, parts[part]), output
-    # A sanitizer that ends without its summary does not work on this machine: no failure of ours.
-    passes = expected == "exit status 0" or part in ("memcheck", "racecheck")
+    # A tool that ends without its summary does not work on this machine: no failure of ours.
+    tool = unavailable(part) and expected != "exit status 9"
+    assert (f"unavailable: {part}: " in results["parts.txt"]) == (tool and expected != OK)
+    passes = expected == OK or tool
     assert status == (0 if passes else 1), output
     assert parts["gpu-check"] == ("passed" if passes else f"failed: {part}")
     assert "begins: " in results[f"{part}.log"]
-    for name in set(STAGES["all"]) - {part}:
-        assert parts[name] == "exit status 0", output
-        assert results[f"{name}.log"].endswith("ends, ERROR SUMMARY: 0 errors\n")
+    # What only the program of a part can give is missing without it.
+    missing = {*SMOKE} if part == "smoke_build" else set()
+    for name in set(STAGES[stage]) - {part} - missing:
+        assert parts[name] == OK, output
+        assert "ends, ERROR SUMMARY: 0 errors\n" in results[f"{name}.log"]
+    assert parts.keys() & missing <= {part}
 
 
-def test_without_a_build_nothing_else_runs(rehearsal):
-    status, output = rehearsal.run("all", FAULT="build fails")
+@pytest.mark.parametrize(("fault", "expected"), [("fails", "exit status 3"), ("hangs", STOPPED)])
+def test_without_a_build_only_what_needs_none_runs(fault, expected, rehearsal):
+    limit = {"LIMIT": "3"} if fault == "hangs" else {}
+    status, output = rehearsal.run("test", FAULT=f"build {fault}", **limit)
     assert status == 1, output
-    assert rehearsal.parts() == {"build": "exit status 3", "gpu-check": "failed: build"}
+    parts = rehearsal.parts()
+    assert re.fullmatch(expected, parts.pop("build"))
+    assert parts == {**dict.fromkeys(SMOKE, OK), "gpu-check": "failed: build"}
     assert "begins: " in rehearsal.results()["build.log"]
 
 
+def test_without_torch_only_what_needs_none_runs(rehearsal):
+    status, output = rehearsal.run(
+        "test", NO_TORCH="1", PATH=f"{rehearsal.folder}/bin:/usr/bin:/bin"
+    )
+    assert status == 1, output
+    parts = rehearsal.parts()
+    assert parts.pop("build").startswith("not run: no Python with a torch that sees the GPU")
+    assert parts == {**dict.fromkeys(SMOKE, OK), "gpu-check": "failed: build"}
+
+
+def test_a_driver_that_tells_no_capability(rehearsal):
+    """Torch tells it."""
+    status, output = rehearsal.run("test", NO_QUERY="1")
+    assert status == 0, output
+    assert "arch=compute_90a,code=sm_90a" in rehearsal.results()["smoke_build.log"]
+
+
+@pytest.mark.parametrize("tool", ["ncu", "compute-sanitizer"])
+def test_a_tool_that_is_not_installed(tool, rehearsal):
+    (rehearsal.folder / "bin" / tool).unlink()
+    status, output = rehearsal.run("test", PATH=f"{rehearsal.folder}/bin:/usr/bin:/bin")
+    assert status == 0, output
+    of_tool = COUNTERS if tool == "ncu" else SANITIZERS
+    for part in of_tool:
+        assert f"unavailable: {part}: {tool} is not installed" in output
+    assert rehearsal.parts().keys() >= set(STAGES["test"]) - set(of_tool)
+
+
+@pytest.mark.parametrize("part", ["smoke", "pytest"])
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
-def test_interrupted(name, rehearsal):
+def test_interrupted(name, part, rehearsal):
     """The parts that have ended are in the tar, and what the current one has printed."""
-    process = rehearsal.start("test", FAULT="pytest hangs", LIMIT="20")
-    while not (rehearsal.started / "pytest").exists():
+    process = rehearsal.start("test", FAULT=f"{part} hangs", LIMIT="20")
+    while not (rehearsal.started / part).exists():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     begin = time.monotonic()
@@ -176,53 +263,76 @@ def test_interrupted(name, rehearsal):
     process.wait(timeout=30)
     assert time.monotonic() - begin < 15  # not at the limit of the part
     results, parts = rehearsal.results(), rehearsal.parts()
-    assert parts.pop("build") == "exit status 0"
-    assert results["build.log"].endswith("ends, ERROR SUMMARY: 0 errors\n")
+    before = STAGES["test"][: STAGES["test"].index(part)]
+    for ended in before:
+        assert parts.pop(ended) == OK
+        assert "ends, ERROR SUMMARY: 0 errors\n" in results[f"{ended}.log"]
     if name == "SIGKILL":
         assert process.returncode == -9 and not parts
     else:
         assert process.returncode == 128 + signal.Signals[name]
-        assert parts == {"pytest": "interrupted"}
-        assert "begins: " in results["pytest.log"]
+        assert parts == {part: "interrupted"}
+        assert "begins: " in results[f"{part}.log"]
         process.communicate(timeout=15)  # no child holds the output open
     assert [x.name for x in rehearsal.out.iterdir()] == [ARCHIVE]
+
+
+def test_interrupted_while_two_parts_run(rehearsal):
+    """A tool, and the build beside it: both end, and both are named."""
+    process = rehearsal.start("test", FAULT="synccheck hangs", LIMIT="20")
+    while not (rehearsal.started / "synccheck").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=15)
+    parts = rehearsal.parts()
+    assert (parts["synccheck"], parts["build"]) == ("interrupted", "interrupted")
+    assert "begins: " in rehearsal.results()["build.log"]
 
 
 def test_bench_adds_to_the_results_of_the_test_before(rehearsal):
     rehearsal.run("test", FAULT="large fails")
     rehearsal.run("bench")
-    assert {"pytest.log", "large.log", "bench.log"} <= rehearsal.results().keys()
+    assert {"smoke.log", "pytest.log", "large.log", "bench.log"} <= rehearsal.results().keys()
     assert rehearsal.parts()["large"] == "exit status 3"
     rehearsal.run("test")
     assert "bench.log" not in rehearsal.results()
 
 
-@pytest.mark.parametrize("spent", [0, 250, 450, 560])
+@pytest.mark.parametrize("spent", [0, 100, 250, 450, 560])
 def test_a_stage_keeps_to_its_time(spent, rehearsal):
     """Whatever the parts before took: none gets more than is left, and one for which nothing is
     left is named. The shell counts its seconds from SECONDS."""
     _, output = rehearsal.run("test", SECONDS=str(spent))
     parts, results = rehearsal.parts(), rehearsal.results()
     limits = {}
-    for name in parts.keys() - {"gpu-check"}:
+    for name in parts.keys() & set(STAGES["test"]):
         if parts[name] == "not run: no time left":
             continue
         limits[name] = int(re.search(r"limit: (\d+)", results[f"{name}.log"])[1])
         assert 5 <= limits[name] <= 570 - spent, output
+    tools = dict.fromkeys((*COUNTERS, *SANITIZERS), 30)
     expected = {
-        0: {"build": 300, "pytest": 270, "large": 60, "memcheck": 50, "racecheck": 50},
-        250: {"build": 260, "pytest": 160, "large": 60, "memcheck": 50, "racecheck": 50},
-        450: {"build": 60, "large": 20, "memcheck": 50, "racecheck": 50},
+        0: {"smoke_build": 120, "smoke": 90, **tools, "build": 300, "pytest": 270, "large": 60},
+        100: {"smoke_build": 50, "smoke": 80, **tools, "build": 300, "pytest": 270, "large": 60},
+        250: {"build": 260, "pytest": 250, "large": 60},
+        450: {"build": 60, "pytest": 50, "large": 60},
         560: {},
     }[spent]
-    assert limits.keys() == expected.keys()
-    assert all(expected[name] - 9 <= limit <= expected[name] for name, limit in limits.items())
+    assert limits.keys() == expected.keys(), output
+    assert all(expected[name] - 15 <= limit <= expected[name] for name, limit in limits.items())
 
 
 @pytest.mark.parametrize("xdist", [True, False], ids=["xdist", "no xdist"])
 def test_how_the_parts_are_called(xdist, rehearsal):
     rehearsal.run("test", NO_XDIST="0" if xdist else "1", RETNET_CMAKE_ARGS="-DOURS=1")
     results = rehearsal.results()
+    assert "-gencode=arch=compute_90a,code=sm_90a" in results["smoke_build.log"]
+    for name in SANITIZERS:
+        assert "begins: --short --no-time --sanitizer " in results[f"{name}.log"]
+    for name in COUNTERS:
+        kernel = name.removeprefix("ncu-")
+        assert f"begins: --no-check --kernel {kernel} " in results[f"{name}.log"]
     assert "-DRETNET_CUDA=ON -DRETNET_WERROR=OFF -DOURS=1" in results["build.log"]
     assert "-m cuda and not large_memory " in results["pytest.log"]
     workers = r" -n \d+ --dist loadfile --no-loadscope-reorder "
@@ -234,7 +344,9 @@ def test_how_the_parts_are_called(xdist, rehearsal):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_without_a_gpu():
     environment = os.environ | {"PYTHON": sys.executable}
-    done = subprocess.run(["bash", str(SCRIPT)], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", str(ROOT / "tools/gpu_check.sh")], env=environment, capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout.strip()) == (0, "skipped: no GPU"), done.stderr
 
 
