@@ -16,6 +16,8 @@ table for each kernel family, and the time of the model beside each goal. The ga
   loop       the code of the main loop has at least the mma that a chunk executes: it is the whole
              chunk. With inner loops that have mma, it has exactly as many, where each inner loop
              counts as often as it turns
+  interval   between two barriers of the main loop the code has what the header states, and lanes
+  apart      are together where an instruction needs its whole warp (barrier_gates.py)
   others     instructions of the main loop per mma are within the header's limit. The padding of
              ptxas does not count here, but takes its time in the model
   model      nanoseconds per token and head are within the goal. For the gated group norm, the
@@ -40,7 +42,7 @@ import mma_report
 import ptxas_report
 import step_report
 from gates import DTYPES, Failure, architecture_order, near, print_table
-from sass import PADDING, classify, disassemble, main_loop
+from sass import PADDING, Instruction, classify, main_loop, survey
 
 
 class NormKernel(NamedTuple):
@@ -53,21 +55,26 @@ class NormKernel(NamedTuple):
     architecture: str
 
 
-def norm_counts(folder: Path) -> dict[NormKernel, Counter[str]]:
+def norm_code(
+    architecture: str, mangled: str, body: Sequence[Instruction]
+) -> tuple[NormKernel, Counter[str]] | None:
     """Instructions by class for a row of the gated group norm: of the loop over rows, if any."""
-    counts = {}
-    for architecture, mangled, body in disassemble(folder, "gated_group_norm"):
-        found = re.search(r"norm_(back)?\w*kernelILN\w*?5DTypeE(\d)ELi(\d+)ELi(\d+)E", mangled)
-        if found:
-            kernel = NormKernel(
-                "backward" if found[1] else "forward",
-                DTYPES[int(found[2])],
-                int(found[3]),
-                int(found[4]),
-                architecture,
-            )
-            counts[kernel] = Counter(map(classify, main_loop(body, "LDG") or body))
-    return counts
+    found = re.search(r"norm_(back)?\w*kernelILN\w*?5DTypeE(\d)ELi(\d+)ELi(\d+)E", mangled)
+    if not found:
+        return None
+    kernel = NormKernel(
+        "backward" if found[1] else "forward",
+        DTYPES[int(found[2])],
+        int(found[3]),
+        int(found[4]),
+        architecture,
+    )
+    return kernel, Counter(map(classify, main_loop(body, "LDG") or body))
+
+
+def norm_counts(folder: Path) -> dict[NormKernel, Counter[str]]:
+    """Of each instantiation of the gated group norm."""
+    return dict(x for x in survey(folder, "gated_group_norm", norm_code) if x is not None)
 
 
 def check_norm(item: dict[str, Any]) -> list[Failure]:
@@ -210,6 +217,7 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
     print_rotary(counts["rotary"])
     failures += report_norm(folder, counts)
     step_report.report(counts, lambda *gate: failures.append(Failure(*gate)), print_table)
+    failures += step_report.check_code(folder, counts["decode_step_fences"])
     return failures
 
 

@@ -6,13 +6,16 @@ chunks: retention (chunkwise) and the gradient of log_decay (log_decay_grad).
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ptxas_report
+from barrier_gates import Interval, check_apart, check_intervals, intervals, stated_intervals
 from gates import DTYPES, Failure, architecture_order, near, print_table
-from sass import CLASSES, PADDING, disassemble, executed, main_loop
+from sass import CLASSES, PADDING, Instruction, executed, main_loop, survey
+from sass_flow import Flow
 
 FAMILIES = ("chunkwise", "log_decay_grad")
 COUNTS = (
@@ -37,8 +40,16 @@ class Kernel(NamedTuple):
         return f"{self.family} {self.dtype} tile {self.tile} sm_{self.architecture}"
 
 
+class Code(NamedTuple):
+    """What the gates need to know of the code of a kernel."""
+
+    loop: Counter[str]  # of a block and chunk: instructions of the main loop, by class
+    intervals: list[Interval]
+    apart: list[str]  # instructions that lanes may reach alone
+
+
 Items = dict[tuple[str, str, int], dict[str, Any]]  # family, dtype, tile
-Loops = dict[Kernel, Counter[str]]
+Codes = dict[Kernel, Code]
 
 
 def kernel_of(mangled: str, architecture: str) -> Kernel | None:
@@ -48,15 +59,22 @@ def kernel_of(mangled: str, architecture: str) -> Kernel | None:
     return Kernel(found[1], DTYPES[int(found[2])], int(found[3]), architecture) if found else None
 
 
-def loop_counts(folder: Path, items: Items) -> Loops:
-    """Instructions by class, of a block and chunk, in the main loops of the kernels in `folder`."""
-    loops = {}
-    for family in FAMILIES:
-        for architecture, mangled, body in disassemble(folder, f"{family}_kernel"):
-            if kernel := kernel_of(mangled, architecture):
-                item = items[family, kernel.dtype, kernel.tile]
-                loops[kernel] = executed(main_loop(body), item["warps"], item["turns"])
-    return loops
+def code_of(
+    architecture: str, mangled: str, body: Sequence[Instruction], items: Items
+) -> tuple[Kernel, Code] | None:
+    """The instantiation that an object has, and its code."""
+    kernel = kernel_of(mangled, architecture)
+    if kernel is None:
+        return None
+    loop, item = main_loop(body), items[kernel[:3]]
+    counts = executed(loop, item["warps"], item["turns"])
+    return kernel, Code(counts, intervals(loop), [i.text for i in Flow(body).apart()])
+
+
+def codes(folder: Path, items: Items) -> Codes:
+    """The code of the kernels in `folder`."""
+    found = (survey(folder, f"{x}_kernel", partial(code_of, items=items)) for x in FAMILIES)
+    return dict(pair for pairs in found for pair in pairs if pair is not None)
 
 
 def others_per_mma(counts: Counter[str]) -> float:
@@ -85,9 +103,11 @@ def check_counts(item: dict[str, Any]) -> list[Failure]:
     return failures
 
 
-def check_loop(kernel: Kernel, loop: Counter[str], item: dict[str, Any]) -> list[Failure]:
-    """The gates of a kernel's main loop."""
-    failures = []
+def check_code(kernel: Kernel, code: Code, item: dict[str, Any]) -> list[Failure]:
+    """The gates of a kernel's code."""
+    loop = code.loop
+    failures = check_intervals(str(kernel), code.intervals, stated_intervals(item))
+    failures += check_apart(str(kernel), code.apart)
     mma = item["counted"]["mma"]
     where = f"{kernel}, mma in the code of the loop"
     if item["turns"]:
@@ -145,7 +165,30 @@ def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
     )
 
 
-def print_loops(family: str, loops: Loops, items: Items, entries: Sequence[re.Match[str]]) -> None:
+def print_intervals(family: str, found: Codes, items: Items) -> None:
+    """Print what the main loops have between their barriers, where it is as stated."""
+    kernels: dict[tuple[str, str], set[str]] = {}
+    for kernel, code in found.items():
+        if kernel.family == family:
+            text = " | ".join(",".join(map(str, interval.values())) for interval in code.intervals)
+            name = f"{kernel.tile} {items[kernel[:3]]['shape']}"
+            kernels.setdefault((name, text.replace(" ", "")), set()).add(kernel.architecture)
+    print_table(
+        f"{family}, between the barriers of the main loop: ldmatrix, cp.async, stores, mma",
+        "tile intervals architectures",
+        [
+            [name, text, ",".join(sorted(a, key=architecture_order))]
+            for (name, text), a in kernels.items()
+        ],
+    )
+
+
+def print_loops(
+    family: str,
+    loops: Mapping[Kernel, Counter[str]],
+    items: Items,
+    entries: Sequence[re.Match[str]],
+) -> None:
     """Print the instructions of a family's main loops."""
     compiled = {kernel_of(entry["name"], entry["arch"]): entry for entry in entries}
     classes = [*CLASSES, PADDING, "other"]
@@ -186,18 +229,18 @@ def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any
     # Without the empty kernels of sm_75, and without tiles that do not fit into the shared memory
     # of an architecture.
     limits = counts["shared_limits"]
-    loops = {
-        kernel: loop
-        for kernel, loop in sorted(
-            loop_counts(folder, items).items(), key=lambda pair: pair[0].order()
-        )
+    found = {
+        kernel: code
+        for kernel, code in sorted(codes(folder, items).items(), key=lambda pair: pair[0].order())
         if items[kernel[:3]]["shared_bytes"] <= limits.get(kernel.architecture, math.inf)
         and architecture_order(kernel.architecture) >= counts["min_capability"]
     }
-    for kernel, loop in loops.items():
-        failures += check_loop(kernel, loop, items[kernel[:3]])
+    loops = {kernel: code.loop for kernel, code in found.items()}
+    for kernel, code in found.items():
+        failures += check_code(kernel, code, items[kernel[:3]])
     for family in FAMILIES:
         print_counts(family, counts[family])
+        print_intervals(family, found, items)
         print_loops(family, loops, items, entries)
 
     rows = []

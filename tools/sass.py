@@ -6,10 +6,13 @@ import re
 import subprocess
 import sysconfig
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+Result = TypeVar("Result")
 
 # Classes of instructions, by the first pattern that their name without suffixes matches.
 CLASSES = {
@@ -30,35 +33,59 @@ PADDING = "pad"
 
 
 class Instruction(NamedTuple):
-    """One line of SASS."""
+    """One instruction of SASS."""
 
     address: int
     never: bool  # predicated with !PT
     name: str  # without suffixes
     target: int | None  # of a branch
+    guard: str = ""  # the predicate, or none
+    suffixes: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    control: int = 0  # the word that holds the schedule: bits 105 and up of the instruction
+
+    @property
+    def text(self) -> str:
+        """As the disassembler writes it."""
+        guard = f"@{self.guard} " if self.guard else ""
+        return f"{guard}{'.'.join((self.name, *self.suffixes))} {', '.join(self.operands)}".strip()
+
+
+ROW = re.compile(
+    r"code for sm_(?P<architecture>\w+)|Function : (?P<function>\w+)"
+    r"|^\s*/\*(?P<address>[0-9a-f]{4,})\*/\s+(?:@(?P<guard>!?\w+)\s+)?"
+    r"(?P<name>[A-Z]\w*)(?P<suffixes>[\w.]*)(?P<operands>[^;\n]*);"
+    # The two words of the instruction, of which the second ends with the schedule.
+    r"(?:\s*/\* 0x[0-9a-f]{16} \*/\s*/\* 0x(?P<word>[0-9a-f]{16}) \*/)?",
+    re.MULTILINE,
+)
 
 
 def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
     """Instructions of each (architecture, mangled name) in what cuobjdump -sass prints."""
     functions: dict[tuple[str, str], list[Instruction]] = {}
-    line = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)([^;]*);")
     architecture, body = "", []
-    for row in text.splitlines():
-        if found := line.match(row):
-            name = found[3].split(".")[0]
-            target = re.search(r"0x([0-9a-f]+)\s*$", found[4]) if name == "BRA" else None
+    for row in ROW.finditer(text):
+        if row["architecture"]:
+            architecture = row["architecture"]
+        elif row["function"]:
+            body = functions.setdefault((architecture, row["function"]), [])
+        else:
+            operands = tuple(x.strip() for x in row["operands"].split(","))
+            branch = row["name"] == "BRA"
+            target = re.search(r"0x([0-9a-f]+)$", row["operands"].strip()) if branch else None
             body.append(
                 Instruction(
-                    int(found[1], 16),
-                    found[2] == "!PT",
-                    name,
+                    int(row["address"], 16),
+                    row["guard"] == "!PT",
+                    row["name"],
                     int(target[1], 16) if target else None,
+                    row["guard"] or "",
+                    tuple(row["suffixes"].split(".")[1:]),
+                    tuple(x for x in operands if x),
+                    int(row["word"], 16) >> 41 if row["word"] else 0,
                 )
             )
-        elif found := re.match(r"\s*code for sm_(\w+)", row):
-            architecture = found[1]
-        elif found := re.match(r"\s*Function : (\w+)", row):
-            body = functions.setdefault((architecture, found[1]), [])
     return functions
 
 
@@ -110,22 +137,34 @@ def executed(
     return counts
 
 
-def disassemble(folder: Path, name: str) -> Iterator[tuple[str, str, list[Instruction]]]:
-    """Architecture, mangled name and instructions of the kernels with `name` in theirs."""
+Visit = Callable[[str, str, list[Instruction]], Result]  # architecture, mangled name, instructions
+
+
+def objects(folder: Path, name: str) -> list[Path]:
+    """The objects that were compiled with ptxas_report.py and have a kernel with `name` in its."""
+    found = [p for p in sorted(folder.rglob("*.o.ptxas")) if name in p.read_text()]
+    return [p.with_suffix("") for p in found]
+
+
+def disassemble(path: Path, *options: str) -> str:
+    """What cuobjdump -sass prints of a file."""
     programs = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
-    path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
+    search = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
+    command = ["cuobjdump", "-sass", *options, str(path)]
+    environment = {**os.environ, "PATH": search}
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
 
-    def sass_of(ptxas: Path) -> str:
-        return subprocess.run(
-            ["cuobjdump", "-sass", str(ptxas.with_suffix(""))],
-            env={**os.environ, "PATH": path},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        ).stdout
 
-    objects = [p for p in sorted(folder.rglob("*.o.ptxas")) if name in p.read_text()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # nvdisasm has one thread
-        for sass in pool.map(sass_of, objects):
-            for (architecture, mangled), body in parse_sass(sass).items():
-                yield architecture, mangled, body
+def visit(path: Path, function: Visit[Result]) -> list[Result]:
+    """What `function` makes of each kernel in an object."""
+    functions = parse_sass(disassemble(path))
+    return [function(*key, body) for key, body in functions.items()]
+
+
+def survey(folder: Path, name: str, function: Visit[Result]) -> list[Result]:
+    """What `function` makes of each kernel with `name` in its, in a process for each processor."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(partial(visit, function=function), objects(folder, name))
+        return [result for found in results for result in found]

@@ -6,10 +6,18 @@ barriers   of a block are the header's
 wavefronts have no bank conflicts
 model      the share of memory bandwidth that the model reaches is at least the goal, at the worst
            batch size of those that the goal is for
+apart, fences  as barrier_gates.py says, in every instantiation
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+from barrier_gates import check_apart, check_fences, fences
+from gates import Failure
+from sass import Instruction, survey
+from sass_flow import Flow
 
 Fail = Callable[[str, str, float, str], None]  # gate, where, value, limit
 Table = Callable[[str, str, list[list[object]]], None]  # title, header, rows
@@ -37,6 +45,21 @@ def check_goal(goal: dict[str, Any], fail: Fail) -> None:
         where = f"decode_step {goal['device']} H={goal['heads']:g} B={goal['batch']:g}"
         where += ", share of bandwidth"
         fail("model", where, goal["share"], f"at least {goal['goal']:g}")
+
+
+def check_kernel(
+    architecture: str, mangled: str, body: Sequence[Instruction], limit: int
+) -> list[Failure]:
+    """The gates of the code of a kernel."""
+    where = f"{mangled} sm_{architecture}"
+    found = check_fences(where, fences(body), limit)
+    return found + check_apart(where, (i.text for i in Flow(body).apart()))
+
+
+def check_code(folder: Path, limit: int) -> list[Failure]:
+    """The gates of the code of all kernels in `folder`, with at most `limit` fences in each."""
+    found = survey(folder, "decode_step_kernel", partial(check_kernel, limit=limit))
+    return [failure for failures in found for failure in failures]
 
 
 def report(counts: dict[str, Any], fail: Fail, table: Table) -> None:

@@ -63,7 +63,11 @@ std::string chunkwise(DType dtype, int index) {
       .number("memory_bytes",
               static_cast<double>(chunkwise_memory_bytes(p.head_dim_qk, p.head_dim_v)))
       .number("others_per_mma", chunkwise_max_others_per_mma(tile, dtype));
-  return instantiation("chunkwise", dtype, index, tile, "[]", counted, header);
+  std::vector<std::string> intervals;
+  for (const CodeInterval& interval : chunkwise_intervals(tile)) {
+    if (std::ssize(intervals) < chunkwise_barriers(tile)) intervals.push_back(describe(interval));
+  }
+  return instantiation("chunkwise", dtype, index, tile, "[]", intervals, counted, header);
 }
 
 /// Forward, or backward without the sums over rows.
@@ -314,6 +318,7 @@ int print() {
                   .raw("goals", list(goals))
                   .raw("decode_step", list(decode_step_items))
                   .raw("decode_step_goals", list(for_each_goal(kDecodeStepGoals, decode_step_goal)))
+                  .number("decode_step_fences", kDecodeStepFences)
                   .raw("shared_limits", limits.str())
                   .number("min_capability", kChunkwiseMinCapability)
                   .str()

@@ -134,11 +134,21 @@ inline void set_inputs(simt::Simulator& simulator, ChunkwiseParams& p) {
   p.log_decay_ptr = static_cast<float*>(zeros(simulator, 4 * p.heads, "log_decay"));
 }
 
+inline std::string describe(const CodeInterval& interval) {
+  return Object()
+      .number("ldmatrix", interval.ldmatrix)
+      .number("cp_async", interval.cp_async)
+      .number("stores", interval.stores)
+      .number("mma", interval.mma)
+      .str();
+}
+
 /// An instantiation: what is counted, beside what its header states. `turns`: of the loops with mma inside its
-/// main loop, by all warps together, in the order of the code.
+/// main loop, by all warps together, in the order of the code. `intervals`: between its barriers.
 template <class Tile>
 std::string instantiation(const char* family, DType dtype, int index, const Tile& tile,
-                          const std::string& turns, const Object& counted, const Object& header) {
+                          const std::string& turns, const std::vector<std::string>& intervals,
+                          const Object& counted, const Object& header) {
   const std::string shape = std::to_string(tile.head_dim_qk) + "x" + std::to_string(tile.slice) +
                             "x" + std::to_string(tile.chunk);
   return Object()
@@ -150,6 +160,7 @@ std::string instantiation(const char* family, DType dtype, int index, const Tile
       .number("chunk", tile.chunk)
       .number("shared_bytes", static_cast<double>(tile.shared_bytes()))
       .raw("turns", turns)
+      .raw("intervals", list(intervals))
       .raw("counted", counted.str())
       .raw("header", header.str())
       .str();

@@ -58,7 +58,8 @@ std::string count(DType dtype, int index) {
   for (const int n : log_decay_grad_turns(tile)) {
     if (n > 0) turns += (turns.empty() ? "" : ", ") + std::to_string(n);
   }
-  return instantiation("log_decay_grad", dtype, index, tile, "[" + turns + "]", counted, header);
+  return instantiation("log_decay_grad", dtype, index, tile, "[" + turns + "]",
+                       {describe(log_decay_grad_interval(tile))}, counted, header);
 }
 
 std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {

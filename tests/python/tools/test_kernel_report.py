@@ -56,6 +56,7 @@ ITEM = {
     "chunk": 64,
     "shared_bytes": 1000,
     "turns": [],
+    "intervals": [{"ldmatrix": 70, "cp_async": 8, "stores": 4, "mma": 60}],
     "counted": {"mma": 800, "wavefronts": 1000, "minimum": 1000, "barriers": 2}
     | {"l2_loaded": 300, "l2_stored": 100, "memory_bytes": 200}
     | {"ldmatrix": 800, "cp_async": 100, "stores": 50, "loads": 50},
@@ -178,10 +179,11 @@ def test_gates_of_counts(change: dict[str, int], gate: list[str]) -> None:
 )
 def test_gates_of_the_loop(change: dict[str, int], gate: list[str]) -> None:
     loop = Counter({**LOOP, **change})
-    assert gates(mr.check_loop(KERNEL, loop, ITEM)) == gate
+    code = mr.Code(loop, ITEM["intervals"], [])
+    assert gates(mr.check_code(KERNEL, code, ITEM)) == gate
     # Where loops are counted as often as they turn, all mma of a chunk are there and no more.
     turning = gate if loop["HMMA"] == 800 else ["loop"]
-    assert gates(mr.check_loop(KERNEL, loop, ITEM | {"turns": [4]})) == turning
+    assert gates(mr.check_code(KERNEL, code, ITEM | {"turns": [4]})) == turning
 
 
 @pytest.mark.parametrize("key", NORM_BYTES)
@@ -258,18 +260,26 @@ class Report:
         self.items = {k: copy.deepcopy(ITEM) | shared[k] for k in MANGLED}
         self.items[LOG_DECAY_GRAD]["turns"] = [4]
         self.goals = {k: GOAL | shared[k] for k in MANGLED}
+        self.intervals = {k: copy.deepcopy(ITEM["intervals"]) for k in MANGLED}
+        self.apart: dict[mr.Kernel, list[str]] = {kernel: [] for kernel in MANGLED}
+        self.step: list[Failure] = []
 
     def gates(self, architecture: str = "90a") -> list[str]:
         ptxas = [PTXAS.format(name=MANGLED[k], stack=n) for k, n in self.stack.items()]
         text = "".join(ptxas).replace("sm_90a", f"sm_{architecture}")
         (self.folder / "x.o.ptxas").write_text(text)
-        loops = {k._replace(architecture=architecture): n for k, n in self.loops.items()}
-        self.monkeypatch.setattr(mr, "loop_counts", lambda folder, items: loops)
+        codes = {
+            k._replace(architecture=architecture): mr.Code(n, self.intervals[k], self.apart[k])
+            for k, n in self.loops.items()
+        }
+        self.monkeypatch.setattr(mr, "codes", lambda folder, items: codes)
+        self.monkeypatch.setattr(kr.step_report, "check_code", lambda folder, limit: self.step)
         self.monkeypatch.setattr(kr, "norm_counts", lambda folder: {NORM_KERNEL: NORM_CODE})
         counts = {k.family: [item] for k, item in self.items.items()}
         counts |= {"goals": list(self.goals.values()), "shared_limits": {"86": 1}}
         counts |= {"gated_group_norm": [NORM], "rotary": [ROTARY], "devices": [NORM_DEVICE]}
         counts |= {"min_capability": 80, "decode_step": [], "decode_step_goals": []}
+        counts |= {"decode_step_fences": 2}
         return gates(kr.report(self.folder, counts))
 
 
@@ -305,6 +315,15 @@ def test_report(made, capsys, kernel, stack, counted, loop, ns, expected) -> Non
     mma = f"{made.loops[kernel]['HMMA'] / 8:g}"
     cells = ["sm_90a", f"{kernel.tile}", "256x128x64", "bf16", "99", str(stack), mma, "100"]
     assert cells in [row[:8] for row in rows]
+
+
+@pytest.mark.parametrize("kernel", MANGLED, ids=lambda kernel: kernel.family)
+def test_report_of_what_is_at_barriers(made, kernel) -> None:
+    made.intervals[kernel][0]["ldmatrix"] -= 1
+    assert made.gates() == ["interval"]
+    made.apart[kernel] = ["LDSM R4, [R3]"]
+    made.step = [Failure("fences", "", 3, "2")]
+    assert made.gates() == ["interval", "apart", "fences"]
 
 
 def test_report_of_an_architecture_without_the_goals_code(made) -> None:

@@ -5,6 +5,8 @@
 // same in the SIMT emulator, and tools/kernel_report.py compares the two. Plain C++, for the host.
 #pragma once
 
+#include <array>
+
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/retention/chunkwise/plan.h"
 
@@ -58,6 +60,39 @@ constexpr ChunkwiseWavefronts chunkwise_wavefronts(const ChunkwiseTile& tile) {
 }
 
 constexpr int chunkwise_barriers(const ChunkwiseTile& tile) { return 1 + tile.halves(); }
+
+// Instructions in the code of the main loop between two barriers.
+struct CodeInterval {
+  int ldmatrix, cp_async, stores, mma;
+};
+// cp.async of an operand of `columns`: a thread's copies of 16 bytes, and the two of the loop over 8 bytes.
+constexpr int chunkwise_copies(const ChunkwiseTile& tile, int columns) {
+  return tile.chunk * columns / 8 / tile.threads() + 2;
+}
+// What the source asks for, of a warp: copies of k and v, q S, q k^T and with halves the stores of their
+// sums; the stores of the scores, behind a barrier of their own with halves; copies of q, scores v, k^T v.
+// There are chunkwise_barriers(tile) of these.
+constexpr std::array<CodeInterval, 3> chunkwise_intervals(const ChunkwiseTile& tile) {
+  const int rows = tile.chunk / 16, halves = tile.halves(), depth = tile.head_dim_qk / 16 / halves;
+  const int warps = tile.threads() / 32 / halves, k_tiles = tile.chunk / 8;
+  const int columns = k_tiles > warps ? k_tiles / warps : 1;  // of scores
+  const int groups = warps > k_tiles ? warps / k_tiles : 1, score_rows = rows / groups;
+  const int own_rows = rows / halves, again = groups > 1 ? score_rows : 0;
+  // Pairs of row tiles, which with halves a warp skips at run time if they are above the diagonal.
+  const int pairs = halves > 1 ? own_rows * rows : rows * (rows + 1) / 2;
+  const int stores = 2 * columns * score_rows / halves;
+  CodeInterval first{depth * (rows + again) + columns * depth / 2,
+                     chunkwise_copies(tile, tile.head_dim_qk) + chunkwise_copies(tile, tile.slice),
+                     0, depth * (2 * rows + score_rows * columns)};
+  const CodeInterval last{rows + pairs + rows * depth, chunkwise_copies(tile, tile.head_dim_qk), 0,
+                          2 * pairs + 2 * rows * depth};
+  if (halves == 1) {
+    first.stores = stores;
+    return {first, last, {}};
+  }
+  first.stores = own_rows * (2 + columns);
+  return {first, {0, 0, stores, 0}, last};
+}
 
 // Bytes of a token and head. L2: every slice reads q and k; one slice reads v and writes out. Device
 // memory: each operand once.

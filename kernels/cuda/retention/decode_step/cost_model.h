@@ -21,6 +21,8 @@ constexpr int64_t decode_step_memory_bytes(DType dtype, int64_t head_dim_qk, int
 }
 
 inline constexpr int kDecodeStepBarriers = 3;  // of a block, those of its cluster among them
+// Fences of the device, and invalidations of a cache, in the code: one of each barrier of the cluster.
+inline constexpr int kDecodeStepFences = 2;
 
 // Turns of 8 loads that a thread of a block waits for, one after the other.
 constexpr int64_t decode_step_turns(int64_t head_dim_qk, int64_t head_dim_v, int cluster) {

@@ -47,6 +47,18 @@ constexpr LogDecayGradWavefronts log_decay_grad_wavefronts(const LogDecayGradTil
 
 inline constexpr int kLogDecayGradBarriers = 1;
 
+// What the source asks for in the code of the main loop, of a warp (chunkwise_intervals): copies of all
+// operands; of the pairs at most 64 columns of q k^T, since its loop over them turns; A and G, and the update,
+// of 16 tokens.
+constexpr CodeInterval log_decay_grad_interval(const LogDecayGradTile& tile) {
+  const int depth = tile.head_dim_qk / 16, own_depth = depth / tile.halves();
+  const int columns = tile.slice / 16;
+  const auto copies = [&](int n) { return tile.chunk * n / 8 / tile.threads() + 2; };
+  const int pairs = (depth < 4 ? depth : 4) + (columns < 4 ? columns : 4);
+  return {2 * pairs + 2 * (1 + own_depth), 2 * (copies(tile.head_dim_qk) + copies(tile.slice)), 0,
+          2 * pairs + 2 * 4 * own_depth};
+}
+
 // Bytes of a token and head. L2: every slice reads q and k; one slice reads v and grad_out. Device memory:
 // each operand once.
 constexpr int64_t log_decay_grad_l2_bytes(const LogDecayGradTile& tile, int64_t head_dim_qk,
