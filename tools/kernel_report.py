@@ -23,7 +23,8 @@ table for each kernel family, and the time of the model beside each goal. The ga
   model      nanoseconds per token and head are within the goal. For the gated group norm, the
              instructions and the bytes in flight of a row keep up with the device memory
 
-and those of step_report.py, about the decode step. Prints a line for each gate that fails; the exit
+and those of step_report.py, about the decode step, and of estimate_report.py, about the simulated
+time of every kernel. Prints a line for each gate that fails; the exit
 status is then 1.
 
 Instructions are those of the code of the main loop, not those executed: what a branch leaves out
@@ -38,6 +39,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import estimate_report
 import mma_report
 import ptxas_report
 import step_report
@@ -218,6 +220,7 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
     failures += report_norm(folder, counts)
     step_report.report(counts, lambda *gate: failures.append(Failure(*gate)), print_table)
     failures += step_report.check_code(folder, counts["decode_step_fences"])
+    failures += estimate_report.report(folder, counts)
     return failures
 
 

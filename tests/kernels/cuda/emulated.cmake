@@ -51,5 +51,6 @@ target_compile_definitions(log_decay_grad_emulated_test PRIVATE RETNET_SOURCE_DI
 # For `make kernel-report`: prints what the kernels do as JSON.
 add_executable(kernel_counts
   ${CMAKE_CURRENT_LIST_DIR}/kernel_counts.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/kernel_launches.cpp
   ${CMAKE_CURRENT_LIST_DIR}/log_decay_grad_counts.cpp)
 target_link_libraries(kernel_counts PRIVATE retnet_kernels_emulated retnet_simt retnet_warnings)

@@ -316,6 +316,7 @@ int print() {
                   .raw("rotary", list(rotary_items))
                   .raw("devices", list(devices))
                   .raw("goals", list(goals))
+                  .raw("launches", list(kernel_launches()))
                   .raw("decode_step", list(decode_step_items))
                   .raw("decode_step_goals", list(for_each_goal(kDecodeStepGoals, decode_step_goal)))
                   .number("decode_step_fences", kDecodeStepFences)

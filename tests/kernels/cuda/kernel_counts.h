@@ -200,4 +200,7 @@ std::vector<std::string> for_each_goal(const auto& goals, const auto& f) {
 std::vector<std::string> log_decay_grad_counts();
 std::vector<std::string> log_decay_grad_goals();
 
+/// Launches of every kernel on an H100 (kernel_launches.cpp).
+std::vector<std::string> kernel_launches();
+
 }  // namespace retnet::kernels::cuda

@@ -263,6 +263,7 @@ class Report:
         self.intervals = {k: copy.deepcopy(ITEM["intervals"]) for k in MANGLED}
         self.apart: dict[mr.Kernel, list[str]] = {kernel: [] for kernel in MANGLED}
         self.step: list[Failure] = []
+        self.estimates: list[Failure] = []
 
     def gates(self, architecture: str = "90a") -> list[str]:
         ptxas = [PTXAS.format(name=MANGLED[k], stack=n) for k, n in self.stack.items()]
@@ -274,6 +275,7 @@ class Report:
         }
         self.monkeypatch.setattr(mr, "codes", lambda folder, items: codes)
         self.monkeypatch.setattr(kr.step_report, "check_code", lambda folder, limit: self.step)
+        self.monkeypatch.setattr(kr.estimate_report, "report", lambda *_: self.estimates)
         self.monkeypatch.setattr(kr, "norm_counts", lambda folder: {NORM_KERNEL: NORM_CODE})
         counts = {k.family: [item] for k, item in self.items.items()}
         counts |= {"goals": list(self.goals.values()), "shared_limits": {"86": 1}}
@@ -323,7 +325,8 @@ def test_report_of_what_is_at_barriers(made, kernel) -> None:
     assert made.gates() == ["interval"]
     made.apart[kernel] = ["LDSM R4, [R3]"]
     made.step = [Failure("fences", "", 3, "2")]
-    assert made.gates() == ["interval", "apart", "fences"]
+    made.estimates = [Failure("estimate", "", 2, "1")]
+    assert made.gates() == ["interval", "apart", "fences", "estimate"]
 
 
 def test_report_of_an_architecture_without_the_goals_code(made) -> None:
