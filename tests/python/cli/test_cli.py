@@ -116,10 +116,62 @@ def test_the_page_shows_a_run(page):
         assert plain.stream and full.tokenizer and TrainingSettings(**tomllib.loads(begun)).init
 
 
-def test_the_page_names_every_key():
-    page = (ROOT / "docs/python/command_line.md").read_text()
-    for key in dataclasses.fields(TrainingSettings):
-        assert re.search(rf"^\|[^|]*`\[?{key.name}\]?`[^|]*\|", page, re.MULTILINE), key.name
+def help_texts(command, monkeypatch, capsys):
+    """Returns {option: (text, default)}, as `retnet COMMAND --help` prints them."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        run(command, "--help")
+    printed = re.sub(r"\n {20,}", "   ", capsys.readouterr().out)
+    lines = re.findall(r"^  (?:-h, )?--(\S+)(?: \S+)*(?: {2,}(\S.*))?$", printed, re.MULTILINE)
+    texts = {option: re.fullmatch(r"(.*?)(?: \(default: (.*)\))?", text) for option, text in lines}
+    return {option: (found[1], values(found[2] or "")) for option, found in texts.items()}
+
+
+def page_texts(first):
+    """Returns {name: (text, default)} of the table whose first column has the title `first`."""
+    page = (ROOT / "docs/python/command_line.md").read_text().replace("`", "")
+    table = page.partition(f"| {first} | default | meaning |\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row[1:-1].split("|")] for row in table.splitlines()[1:]]
+    return {name.removeprefix("--"): (text, values(default)) for name, default, text in rows}
+
+
+def values(text):
+    """Returns the words and numbers of a default, without the brackets and quotes of TOML."""
+    words = re.findall(r'[^\s,"\[\]]+', text)
+    return [float(word) if word[0].isdigit() else word for word in words]
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "eval", "convert"])
+def test_every_option_has_a_text(command, monkeypatch, capsys):
+    texts = help_texts(command, monkeypatch, capsys)
+    assert len(texts) > 3
+    assert [option for option, (text, _) in texts.items() if len(text) < 10] == []
+
+
+def test_page_and_help_of_train_agree(monkeypatch, capsys):
+    options = help_texts("train", monkeypatch, capsys)
+    keys = {key.name for key in dataclasses.fields(TrainingSettings)} - {"model"}
+    model = {f"model.{key.name}" for key in dataclasses.fields(retnet.RetNetConfig)}
+    assert set(options) == keys | model | {"help", "resume", "model.preset"}
+    page = page_texts("key")
+    assert page.pop("[model]")[0]
+    assert page == {name: options[name] for name in keys}
+
+
+def test_page_and_help_of_generate_agree(monkeypatch, capsys):
+    options = help_texts("generate", monkeypatch, capsys)
+    page = page_texts("option of generate")
+    assert set(page) == set(options) - {"help", "device", "tokenizer"}
+    assert page == {name: options[name] for name in page}
+
+
+def test_help_lists_the_presets(monkeypatch, capsys):
+    text, default = help_texts("train", monkeypatch, capsys)["model.preset"]
+    with pytest.raises(ValueError) as error:
+        retnet.RetNetConfig.preset("none")
+    presets = re.findall('"(.*?)"', str(error.value))
+    assert re.findall(r"[\w.]+", text.partition(": ")[2].replace(" or ", " ")) == presets
+    assert default == ["tiny"]
 
 
 # generate, eval
