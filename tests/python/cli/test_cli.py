@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet`: what a run writes, what generate and eval print."""
+"""The command `retnet`: what a run writes, and what generate and eval print."""
 
 import dataclasses
 import importlib.util
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def read_board(out, name):
-    """What TensorBoard shows of a run: {step: value}."""
+    """Returns what TensorBoard shows of a run: {step: value}."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(out / "tensorboard")).Reload()
@@ -49,7 +49,7 @@ def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
     assert re.search(r"parameters on \w+; [\d,]+ bytes to learn from, 333 held out", text)
     if importlib.util.find_spec("tensorboard"):
         assert read_board(out, "loss") == dict(enumerate(losses(out), start=1))
-    # The copy is a run by itself, from any folder.
+    # The copy of the settings describes a run by itself and works from any folder.
     assert run("train", out / "run.toml", "--resume", "--steps", 7) == 0
     assert len(losses(out)) == 7
 
@@ -90,7 +90,7 @@ def test_words(word_run, capsys):
     (word_run / "one").write_text("the cat sat")
     assert run("eval", word_run / "run", word_run / "one") == 0
     assert "1 files, 2 tokens and 8 bytes predicted" in capsys.readouterr().out
-    # A larger or smaller vocabulary than that of the model is told, and is no error.
+    # If the vocabulary of the tokenizer differs from that of the model, a warning says so.
     for size in (8, 5):
         make_byte_model(vocab_size=size).save(word_run / f"model{size}")
         named = (word_run / f"model{size}", "--tokenizer", word_run / "words.json")
@@ -98,7 +98,7 @@ def test_words(word_run, capsys):
         assert run("eval", *named, word_run / "one") == 0
         warning = f"warning: vocab_size = {size} of the model is not that of the tokenizer (6)"
         assert capsys.readouterr().err.count(warning) == 2
-    # A vocabulary that is too small for the tokens.
+    # A vocabulary that is too small for the tokens is an error.
     assert (
         run("train", word_run / "run.toml", "--out", word_run / "b", "--model.vocab_size", 5) == 1
     )

@@ -74,7 +74,7 @@ def test_bad_run(arguments, status, message, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     (folder / "empty.txt").touch()
-    (folder / "memory").symlink_to("/proc/self/mem")  # opens, and cannot be read at its start
+    (folder / "memory").symlink_to("/proc/self/mem")  # it can be opened, but not read at its start
     make_byte_model().save(folder / "cut")
     cut_short(folder / "cut" / "model.safetensors")
     (folder / "bad.toml").write_text("lr = = 1")
@@ -162,7 +162,9 @@ def test_full_disk(folder, capsys):
 
 
 def test_a_full_disk_is_one_line_whatever_was_written(folder):
-    """The log and TensorBoard's files, long before a checkpoint; the other thread keeps quiet."""
+    """The disk fills up in the log or the files of TensorBoard, long before a checkpoint. The
+    writer thread of TensorBoard prints nothing.
+    """
     command = [sys.executable, "-m", "retnet", "train", folder / "run.toml", "--steps", "400"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with full_disk(4000):
@@ -196,7 +198,9 @@ def test_bad_models(folder, capsys):
 
 
 def test_tokens_beyond_the_vocabulary(word_run, capsys):
-    """A tokenizer of more tokens than the model: a warning, and an error where one occurs."""
+    """A tokenizer with more tokens than the model gives a warning, and an error if such a token
+    occurs.
+    """
     words = json.loads((word_run / "words.json").read_text())
     words["model"]["vocab"]["dog"] = 1000
     (word_run / "more.json").write_text(json.dumps(words))

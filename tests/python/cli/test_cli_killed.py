@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet`: runs that end before their time go on."""
+"""The command `retnet`: a run that was killed continues."""
 
 import signal
 import subprocess

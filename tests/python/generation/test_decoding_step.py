@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of `generate` over the same memory, and when and why they are no CUDA graph. A stand-in
-takes a graph's place: what only a GPU shows is in test_gpu_step.py."""
+"""The steps of `generate` reuse the same memory; when and why they are not a CUDA graph. A stand-in
+replaces the graph. test_gpu_step.py tests what only a GPU shows.
+"""
 
 import logging
 from itertools import islice
@@ -65,7 +66,9 @@ def recorder(monkeypatch) -> Recorder:
 
 
 def eager_logits(model, prompt, tokens):
-    """Of each token of [N, T], by plain calls of the model, and the state behind them."""
+    """Returns the logits of each token of [N, T], by plain calls of the model, and the last
+    state.
+    """
     with torch.no_grad():
         state, logits = model(prompt).state, []
         for t in range(tokens.shape[1]):
@@ -77,7 +80,9 @@ def eager_logits(model, prompt, tokens):
 
 @pytest.mark.parametrize("make", [lambda model: model, None], ids=["nn", "cpp"])
 def test_steps_are_plain_calls(make, recorder):
-    """Also from the recorded one on; and each is given in the memory of the last."""
+    """This also holds for the steps from the recorded one on. Each step runs in the memory of the
+    last.
+    """
     model = make_model()
     if make is None:
         twin = retnet.cpp.RetNetForCausalLM(model.config)
@@ -137,13 +142,13 @@ def test_the_reason_is_logged_once(recorder, caplog):
     ]
 
 
-# What reads a tensor's values on the host, or has an output whose shape they decide.
+# Operators that read the values of a tensor on the host, or whose output shape depends on them.
 READS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}
 READS |= {"aten::masked_select", "aten::unique", "aten::repeat_interleave"}
 
 
 def operators(call) -> set[str]:
-    """All that are called, those inside operators and C++ modules too."""
+    """Records all operators that are called, also inside operators and C++ modules."""
     with profile() as recorded, torch.no_grad():
         call()
     return {event.key for event in recorded.key_averages()}
@@ -167,7 +172,7 @@ def test_reading_would_show():
 
 
 def test_checks_of_the_logits_read_and_steps_between_do_not(monkeypatch):
-    """Where reading would wait, as on CUDA."""
+    """This is tested as on CUDA, where reading would wait."""
     monkeypatch.setattr(generation, "_is_synchronous", lambda device: False)
     tokens = stream(make_model(), random_ids(1, 4), max_new_tokens=9, **GREEDY)
     assert operators(lambda: next(tokens)) & READS
@@ -176,7 +181,7 @@ def test_checks_of_the_logits_read_and_steps_between_do_not(monkeypatch):
 
 
 class Devices(TorchDispatchMode):
-    """Of all tensors that operators take and give."""
+    """Records the devices of all tensors that operators take and return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,11 +210,11 @@ def test_a_step_copies_nothing_from_the_host(changes):
 
 
 class Adapted(nn.Linear):
-    """As LoRA puts in a Linear's place."""
+    """Takes the place of a Linear, as LoRA modules do."""
 
 
 class Wrapped(torch.Tensor):
-    """As DTensors and quantised weights are."""
+    """A tensor subclass, like DTensors and quantised weights."""
 
 
 def replace_child(model):
