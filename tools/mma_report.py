@@ -30,7 +30,7 @@ class Kernel(NamedTuple):
     architecture: str
 
     def order(self) -> tuple[str, int, int, str]:
-        """Sorts kernels in tables."""
+        """Returns the key that sorts kernels in tables."""
         return self.family, architecture_order(self.architecture), self.tile, self.dtype
 
     def __str__(self) -> str:
@@ -42,14 +42,16 @@ Loops = dict[Kernel, Counter[str]]
 
 
 def kernel_of(mangled: str, architecture: str) -> Kernel | None:
-    """The instantiation that a mangled name belongs to."""
+    """Returns the instantiation that a mangled name belongs to."""
     families = "|".join(FAMILIES)
     found = re.search(rf"\d({families})_kernelILN\w*?5DTypeE(\d)ELi(\d+)E", mangled)
     return Kernel(found[1], DTYPES[int(found[2])], int(found[3]), architecture) if found else None
 
 
 def loop_counts(folder: Path, items: Items) -> Loops:
-    """Instructions by class, of a block and chunk, in the main loops of the kernels in `folder`."""
+    """Returns instructions by class, of a block and chunk, in the main loops of the kernels in
+    `folder`.
+    """
     loops = {}
     for family in FAMILIES:
         for architecture, mangled, body in disassemble(folder, f"{family}_kernel"):
@@ -60,12 +62,12 @@ def loop_counts(folder: Path, items: Items) -> Loops:
 
 
 def others_per_mma(counts: Counter[str]) -> float:
-    """Instructions besides the mma and the padding, per mma."""
+    """Returns the number of instructions per mma, except the mma and the padding."""
     return (counts.total() - counts["HMMA"] - counts[PADDING]) / counts["HMMA"]
 
 
 def check_counts(item: dict[str, Any]) -> list[Failure]:
-    """The gates of what the SIMT emulator counted of a kernel, for any architecture."""
+    """Checks what the SIMT emulator counted for a kernel, for any architecture."""
     where = f"{item['family']} {item['dtype']} tile {item['tile']}"
     token, chunk = f"{where}, per token and head", f"{where}, per chunk"
     counted, header = item["counted"], item["header"]
@@ -86,7 +88,7 @@ def check_counts(item: dict[str, Any]) -> list[Failure]:
 
 
 def check_loop(kernel: Kernel, loop: Counter[str], item: dict[str, Any]) -> list[Failure]:
-    """The gates of a kernel's main loop."""
+    """Checks the main loop of a kernel."""
     failures = []
     mma = item["counted"]["mma"]
     where = f"{kernel}, mma in the code of the loop"
@@ -105,10 +107,10 @@ def check_loop(kernel: Kernel, loop: Counter[str], item: dict[str, Any]) -> list
 
 
 def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dict[str, float]:
-    """Nanoseconds per token and head, by each resource as if it were alone."""
+    """Returns nanoseconds per token and head by each resource, as if it were alone."""
     turns = math.ceil(goal["blocks"] / goal["multiprocessors"])
     chunks = math.ceil(goal["tokens"] / item["chunk"])
-    # of one cycle a chunk
+    # if a chunk took one cycle
     ns = turns * chunks / goal["clock_ghz"] / (goal["heads"] * goal["tokens"])
     return {
         "tensor": ns * item["counted"]["mma"] / goal["mma_per_cycle"],
@@ -120,7 +122,7 @@ def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dic
 
 
 def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
-    """The gate of a goal."""
+    """Checks a goal."""
     resource = max(times, key=lambda name: times[name])
     if times[resource] <= goal["ns"]:
         return []
@@ -130,7 +132,7 @@ def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
 
 
 def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
-    """Print what the SIMT emulator counted of a family."""
+    """Prints what the SIMT emulator counted for a family."""
     rows = []
     for item in items:
         counted, header = dict(item["counted"]), item["header"]
@@ -146,7 +148,7 @@ def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
 
 
 def print_loops(family: str, loops: Loops, items: Items, entries: Sequence[re.Match[str]]) -> None:
-    """Print the instructions of a family's main loops."""
+    """Prints the instructions in the main loops of a family."""
     compiled = {kernel_of(entry["name"], entry["arch"]): entry for entry in entries}
     classes = [*CLASSES, PADDING, "other"]
     rows = []
@@ -176,15 +178,15 @@ def print_loops(family: str, loops: Loops, items: Items, entries: Sequence[re.Ma
 
 
 def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any]) -> list[Failure]:
-    """Print the tables; the gates that fail."""
+    """Prints the tables. Returns the gates that fail."""
     items: Items = {
         (family, item["dtype"], item["tile"]): item
         for family in FAMILIES
         for item in counts[family]
     }
     failures = [failure for item in items.values() for failure in check_counts(item)]
-    # Without the empty kernels of sm_75, and without tiles that do not fit into the shared memory
-    # of an architecture.
+    # The empty kernels of sm_75 are left out, and so are tiles that do not fit into the shared
+    # memory of an architecture.
     limits = counts["shared_limits"]
     loops = {
         kernel: loop

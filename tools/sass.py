@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine code of compiled CUDA kernels: disassembled, by class of instruction, by loop."""
+"""Disassembles compiled CUDA kernels and sorts their instructions by class and by loop."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-# Classes of instructions, by the first pattern that their name without suffixes matches.
+# The class of an instruction is the first pattern that its name without suffixes matches.
 CLASSES = {
     "HMMA": "HMMA",
     "LDSM": "LDSM",
@@ -25,7 +25,7 @@ CLASSES = {
     "integer": r"U?(IMAD|V?I?ADD\w*|LOP3|U?LEA|SHF|V?I?MNMX\w*|ISETP|SEL|PRMT|MOV|CS2R)",
     "branch": "BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT",
 }
-# NOP and what is never executed (@!PT): what ptxas inserts because the hardware needs it.
+# NOP and instructions that never run (@!PT). ptxas inserts them because the hardware needs them.
 PADDING = "pad"
 
 
@@ -33,13 +33,13 @@ class Instruction(NamedTuple):
     """One line of SASS."""
 
     address: int
-    never: bool  # predicated with !PT
-    name: str  # without suffixes
-    target: int | None  # of a branch
+    never: bool  # whether it is predicated with !PT
+    name: str  # name without suffixes
+    target: int | None  # target of a branch
 
 
 def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
-    """Instructions of each (architecture, mangled name) in what cuobjdump -sass prints."""
+    """Returns the instructions of each (architecture, mangled name) that cuobjdump -sass prints."""
     functions: dict[tuple[str, str], list[Instruction]] = {}
     line = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@(!?\w+)\s+)?([A-Z][\w.]*)([^;]*);")
     architecture, body = "", []
@@ -63,7 +63,9 @@ def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
 
 
 def main_loop(instructions: Sequence[Instruction], having: str = "HMMA") -> list[Instruction]:
-    """The body of the largest loop with such an instruction; empty if there is none."""
+    """Returns the body of the largest loop with such an instruction, or nothing if there is
+    none.
+    """
     loops = [
         [i for i in instructions if branch.target <= i.address <= branch.address]
         for branch in instructions
@@ -73,7 +75,7 @@ def main_loop(instructions: Sequence[Instruction], having: str = "HMMA") -> list
 
 
 def classify(instruction: Instruction) -> str:
-    """The class of an instruction."""
+    """Returns the class of an instruction."""
     if instruction.never or instruction.name == "NOP":
         return PADDING
     for name, pattern in CLASSES.items():
@@ -85,14 +87,15 @@ def classify(instruction: Instruction) -> str:
 def executed(
     loop: Sequence[Instruction], warps: int, turns: Sequence[int], having: str = "HMMA"
 ) -> Counter[str]:
-    """Instructions by class in one turn of `loop` by all warps.
+    """Returns the instructions by class in one turn of `loop` by all warps.
 
-    Each counts once a warp. In the inner loops that have an instruction `having`, each counts as
-    often as the loop turns: `turns` by all warps together, in the order of the code, an outer loop
-    before the loops inside it. Empty if there are more or fewer such loops.
+    Each instruction counts once for each warp. In the inner loops that have an instruction
+    `having`, each counts as often as the loop turns. `turns` are the turns by all warps together,
+    in the order of the code, with an outer loop before the loops inside it. The result is empty if
+    the number of such loops differs.
     """
     ends = {
-        branch.target: branch.address  # the last branch to there
+        branch.target: branch.address  # the last branch to this target
         for branch in loop
         if branch.target is not None and loop[0].address < branch.target <= branch.address
     }
@@ -111,7 +114,9 @@ def executed(
 
 
 def disassemble(folder: Path, name: str) -> Iterator[tuple[str, str, list[Instruction]]]:
-    """Architecture, mangled name and instructions of the kernels with `name` in theirs."""
+    """Yields the architecture, mangled name and instructions of the kernels whose names contain
+    `name`.
+    """
     programs = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
     path = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
 
@@ -125,7 +130,7 @@ def disassemble(folder: Path, name: str) -> Iterator[tuple[str, str, list[Instru
         ).stdout
 
     objects = [p for p in sorted(folder.rglob("*.o.ptxas")) if name in p.read_text()]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # nvdisasm has one thread
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # nvdisasm uses one thread
         for sass in pool.map(sass_of, objects):
             for (architecture, mangled), body in parse_sass(sass).items():
                 yield architecture, mangled, body

@@ -35,7 +35,7 @@ from retnet.training.trainer import Trainer, has_checkpoint, train
 __all__ = ["add_options", "discard_output", "run"]
 
 
-# What stands for a value in the help, by the name of a key or else by its type.
+# The placeholder of a value in the help, by the name of a key or else by its type.
 _METAVARS = {
     "data": "PATH",
     "validation": "PATH",

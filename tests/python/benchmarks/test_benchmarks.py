@@ -236,8 +236,8 @@ def test_longer_than_a_slow_form_is_measured():
         assert why_not is not None and "up to T=" in why_not
 
 
-# Counted by hand at C = 64: 623 kFLOP and 3,072 bytes forward. With the backward, which is three more
-# retentions, there are four times as many operations and 5,120 more bytes.
+# Counted by hand at C = 64: 623 kFLOP and 3,072 bytes forward. The backward pass is three more
+# retentions: four times as many operations in all, and 5,120 more bytes.
 @pytest.mark.parametrize(
     ("work", "flop", "traffic"),
     [

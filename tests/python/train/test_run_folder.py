@@ -262,7 +262,7 @@ def test_resume_of_a_folder_that_does_not_exist(out, message, command, tmp_path,
 
 def test_resume_starts_where_no_checkpoint_was_written_yet(command, tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "lo')  # a killed run
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "lo')  # as a kill leaves it
     assert run(*command, "--resume") == 0
     line = f"{tmp_path}/run: holds no checkpoint to resume; the run starts anew\n"
     assert capsys.readouterr().out.startswith(line)
