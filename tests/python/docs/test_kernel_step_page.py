@@ -155,7 +155,7 @@ int main() {{
     state, vectors, shared, barriers = map(int, counts.split())
     for text in (f"{state:,} bytes", f"{vectors:,} bytes", f"{shared:,} bytes"):
         assert text in PAGE, text
-    assert f"**Barriers**: {barriers}.\n" in PAGE
+    assert f"**Barriers.** There are {barriers} barriers:\n" in PAGE
     parts = re.search(r"\*\*Shared memory\*\*.*?(\|.*?)\n\n\*\*", PAGE, re.DOTALL)[1]
     sizes = [int(x.replace(",", "")) for x in re.findall(r"\| ([\d,]+) \|", parts)]
     assert sum(sizes) == shared
