@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Compares every CPU kernel of the portable instruction set with its definition in float64. It
-// needs no torch, so that it can be compiled for another architecture and run there or in an
-// emulator. Prints what failed; exits with the number of failures.
+// needs no torch, so that it can be compiled for another architecture and run there or in qemu.
+// It prints what failed and exits with the number of failures.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -43,7 +43,7 @@ double value_of(Float16 x) {
   return x.bits >> 15 ? -size : size;
 }
 
-/// Numbers in a dtype of the kernels, rounded towards zero. Any rounding will do here.
+/// Returns numbers in a dtype of the kernels, rounded towards zero. Any rounding would do here.
 template <class T>
 std::vector<T> stored(const Doubles& from) {
   std::vector<T> x(from.size());
@@ -53,7 +53,7 @@ std::vector<T> stored(const Doubles& from) {
       x[i] = single;
     } else if constexpr (std::is_same_v<T, BFloat16>) {
       x[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(single) >> 16);
-    } else {  // the numbers here are far from float16's largest
+    } else {  // the numbers here are far below the largest float16
       int exponent = 0;
       const double fraction = std::frexp(std::fabs(from[i]), &exponent);  // from 0.5 to 1
       const bool is_normal = exponent > -14;
@@ -91,7 +91,7 @@ void check(const std::string& what, const Doubles& actual, const Doubles& expect
   std::printf("%s: error %.2e, %.0e is allowed\n", what.c_str(), error, limit);
 }
 
-/// A workspace for a kernel, as aligned as the memory of torch.
+/// A workspace for a kernel, aligned like the memory of torch.
 struct AlignedMemory {
   explicit AlignedMemory(size_t bytes) : ptr(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)) {}
   ~AlignedMemory() { std::free(ptr); }
@@ -146,7 +146,7 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
            " Dv=" + std::to_string(Dv) + " log_decay=" + std::to_string(log_decay);
   };
 
-  // Token by token: S <- gamma S + k^T v, out = scale q S; and the same of S' = dS/dlog_decay.
+  // Token by token: S <- gamma S + k^T v, out = scale q S, and the same for S' = dS/dlog_decay.
   Doubles S = values(initial_state), derivative(Dk * Dv), expected_out(tokens * Dv);
   double expected_log_decay_grad = 0;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -326,7 +326,7 @@ void check_dtype(const InstructionSet& set, const KernelTable& kernels, const st
 // Decode steps
 // -------------------------------------------------------------------------------------------------
 
-/// Rows of the state have three floats between them, which stay as they are.
+/// Rows of the state have three floats between them, which must not change.
 void check_decode_step(const InstructionSet& set, int64_t Dk, int64_t Dv, double gamma) {
   const int64_t stride = Dv + 3;
   const auto q = stored<float>(normal(Dk)), k = stored<float>(normal(Dk)),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The CUDA kernels compiled for the SIMT emulator (tests/simt), and the tests that run them. After tests/cpp and
-# tests/simt.
+# Compiles the CUDA kernels for the SIMT emulator (tests/simt), and the tests that run them. tests/cpp and
+# tests/simt come first.
 if(NOT TARGET retnet_simt)
   return()
 endif()
@@ -45,10 +45,10 @@ foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_bac
   add_test(NAME ${kernel}_emulated_test COMMAND ${kernel}_emulated_test)
   set_tests_properties(${kernel}_emulated_test PROPERTIES LABELS emulator)
 endforeach()
-# Reads docs/kernels.
+# It reads docs/kernels.
 target_compile_definitions(log_decay_grad_emulated_test PRIVATE RETNET_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 
-# For `make kernel-report`: prints what the kernels do as JSON.
+# `make kernel-report` uses it. It prints what the kernels do as JSON.
 add_executable(kernel_counts
   ${CMAKE_CURRENT_LIST_DIR}/kernel_counts.cpp
   ${CMAKE_CURRENT_LIST_DIR}/log_decay_grad_counts.cpp)

@@ -8,7 +8,7 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// Two slices, so that L2 and device memory differ.
+/// There are two slices, so that L2 and device memory differ.
 ChunkwiseParams log_decay_grad_params(DType dtype, const LogDecayGradTile& tile) {
   return one_sequence(dtype, 2, tile.head_dim_qk, 2 * tile.slice);
 }
@@ -16,7 +16,7 @@ ChunkwiseParams log_decay_grad_params(DType dtype, const LogDecayGradTile& tile)
 simt::LaunchCounters run_log_decay_grad(DType dtype, int index, int64_t tokens) {
   const std::string what = "log_decay_grad " + std::to_string(index);
   const LogDecayGradTile& tile = kLogDecayGradTiles[index];
-  // The tile of short chunks is for devices of little shared memory.
+  // The tile of short chunks is for devices with little shared memory.
   const size_t shared = tile.shared_bytes() <= kShared86 ? kShared86 : kShared80;
   simt::Options options;
   options.shared_limit = shared;

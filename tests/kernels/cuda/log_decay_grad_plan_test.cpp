@@ -68,7 +68,7 @@ TEST_CASE("log_decay_grad: unsupported calls") {
         "Dk must be at most 256 and Dv at most 512");
   CHECK(reason(log_decay_grad_plan(call(1, 1, 1, 66, 64), kH100)) ==
         "Dk and Dv must be multiples of 4");
-  // The forward kernel's tile has slices of 128.
+  // The tile of the forward kernel has slices of 128.
   CHECK(reason(log_decay_grad_plan(call(1 << 20, 1, 256, 256, 512), kH100)) ==
         "more than 2^31 - 1 blocks for log_decay's gradient");
   CHECK(reason(log_decay_grad_plan(call(1, 1, 1, 256, 64), {86, 80, 79 << 10})) != "");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host decides for the rotary kernel: which calls it takes, and with which accesses. No GPU and no
-// CUDA header needed.
+// The host decides which calls the rotary kernel supports, and with which accesses. These tests need no GPU and
+// no CUDA header.
 #include <cstdint>
 
 #include "catch.h"
@@ -10,7 +10,7 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// Contiguous q and k [2, 5, 3, Dk], every pointer aligned.
+/// Returns contiguous q and k [2, 5, 3, Dk], with aligned pointers.
 RotaryParams contiguous(DType dtype, int64_t head_dim_qk, bool half) {
   RotaryParams p;
   p.batch = 2;
