@@ -134,7 +134,7 @@ inline void set_inputs(simt::Simulator& simulator, ChunkwiseParams& p) {
   p.log_decay_ptr = static_cast<float*>(zeros(simulator, 4 * p.heads, "log_decay"));
 }
 
-/// Prints what was counted for an instantiation, and what its header states. `turns` are those of the loops with
+/// Returns what was counted for an instantiation, and what its header states. `turns` are those of the loops with
 /// mma inside its main loop, by all warps together, in the order of the code.
 template <class Tile>
 std::string instantiation(const char* family, DType dtype, int index, const Tile& tile,
