@@ -123,7 +123,7 @@ def help_texts(command, monkeypatch, capsys):
         run(command, "--help")
     printed = re.sub(r"\n {20,}", "   ", capsys.readouterr().out)
     lines = re.findall(r"^  (?:-h, )?--(\S+)(?: \S+)*(?: {2,}(\S.*))?$", printed, re.MULTILINE)
-    texts = {option: re.fullmatch(r"(.*?)(?: \(default: (.*)\))?", text) for option, text in lines}
+    texts = {option: re.fullmatch(r"(.*?) ?(?:\(default: (.*)\))?", text) for option, text in lines}
     return {option: (found[1], values(found[2] or "")) for option, found in texts.items()}
 
 
