@@ -103,10 +103,22 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("retnet.demo", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="time to train (default 5)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint in that folder"
+        "--minutes",
+        type=float,
+        default=5.0,
+        metavar="FLOAT",
+        help="minutes to train (default: 5)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="FOLDER",
+        help="folder to write to (default: demo)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint in FOLDER"
     )
     return parser.parse_args(arguments)
 
