@@ -198,7 +198,7 @@ def _generate(options: argparse.Namespace) -> int:
     model, tokenizer = _load(options)
     prompt = tokenizer.encode_prompt(options.prompt)
     if not prompt:
-        raise ValueError("prompt must hold a token or more, got none")
+        raise ValueError("prompt must hold at least one token, got none")
     ids = torch.tensor([prompt], device=model.embed_tokens.weight.device)
     if max(prompt) >= model.config.vocab_size:
         raise ValueError(

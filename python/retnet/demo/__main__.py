@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     corpus = load_corpus()
     print(
         "Text: Python's standard library without its tests, "
-        f"{_size(corpus.train)} to learn from, {_size(corpus.held_out)} held out."
+        f"{_size(corpus.train)} to train on, {_size(corpus.held_out)} held out."
     )
     torch.manual_seed(0)
     model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(_sample("Before training", model))
     if train(trainer):
-        print(f"Interrupted; {options.out} holds everything. Go on with --resume.")
+        print(f"Interrupted; {options.out} holds a checkpoint. Continue with --resume.")
         return 130
     print(_sample("After training", model))
     _show_forms(model, corpus)

@@ -137,8 +137,8 @@ def run(options: argparse.Namespace) -> int:
         for path in map(Path, changes.get(name, ())):
             if path.is_file() and is_settings(path):
                 raise ValueError(
-                    f"{name}: {path} holds the settings of a run, and was read as text; name it "
-                    f"first: retnet train {path} --{name} ..."
+                    f"{name}: {path} holds the settings of a run and would be read as text; name "
+                    f"it first: retnet train {path} --{name} ..."
                 )
     settings = TrainingSettings.read(options.settings, changes).resolved()
     out = Path(settings.out)
@@ -172,11 +172,15 @@ def _check_one_process() -> None:
 def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: Path) -> int:
     resume = options.resume and has_checkpoint(out)
     if has_checkpoint(out) and not resume:
-        raise FileExistsError(f"{out}: holds a model; go on with --resume, or choose another out")
+        raise FileExistsError(
+            f"{out}: holds a model; continue with --resume, or choose another out"
+        )
     if not settings.data:
         raise ValueError("settings: data must name files or folders, got none")
     if options.resume and not resume:
-        print(f"{out}: holds no checkpoint to resume; the run starts anew", flush=True)
+        print(
+            f"{out}: holds no checkpoint to resume; the run starts from the beginning", flush=True
+        )
     device = device_named(settings.device)
     begun = out if resume else Path(settings.init) if settings.init else None
     tokenizer = tokenizer_for(settings.tokenizer, begun, "train")
@@ -215,8 +219,8 @@ def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: P
         checkpoint.check_folder(out, model.config)
         if isinstance(tokenizer, ByteTokenizer) and (out / TOKENIZER).exists():
             raise FileExistsError(
-                f"{out}: holds a {TOKENIZER}, but the run reads bytes; name it by --tokenizer, or "
-                "remove it"
+                f"{out}: holds a {TOKENIZER}, but the run reads bytes; name it with --tokenizer, "
+                "or remove it"
             )
     out.mkdir(parents=True, exist_ok=True)
     settings.write(out / "run.toml")
@@ -227,14 +231,14 @@ def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: P
     weights = sum(p.numel() for p in model.parameters())
     sizes = [sum(map(len, texts)) for texts in (documents, validation)]
     print(
-        f"{weights:,} parameters on {device}; {sizes[0]:,} {tokenizer.unit}s to learn from, "
+        f"{weights:,} parameters on {device}; {sizes[0]:,} {tokenizer.unit}s to train on, "
         f"{sizes[1]:,} held out" + (f"; resumed after step {trainer.steps}" if resume else ""),
         flush=True,
     )
     number = train(trainer)
     if number:
         try:
-            print(f"Interrupted; {out} holds everything. Go on with --resume.", flush=True)
+            print(f"Interrupted; {out} holds a checkpoint. Continue with --resume.", flush=True)
         except OSError:  # SIGHUP: the terminal is gone
             discard_output(sys.stdout)
             discard_output(sys.stderr)

@@ -136,7 +136,9 @@ class TrainingSettings:
                 f"got {self.precision!r}"
             )
         if self.init and self.model:
-            raise ValueError("settings: model must be empty with init, which brings its own")
+            raise ValueError(
+                "settings: model must be empty with init, because the checkpoint has its own"
+            )
 
     @classmethod
     def read(cls, path: Path | None, changes: dict[str, Any] | None = None) -> TrainingSettings:
@@ -255,7 +257,7 @@ def device_named(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: must be one that is here, got {name!r}: {reason}") from error
+        raise ValueError(f"device: must be available, got {name!r}: {reason}") from error
     return device
 
 

@@ -46,7 +46,7 @@ def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
     checks = [line for line in read_log(out) if "validation_loss" in line]
     assert len(checks) == 6 and checks[-1]["tokens"] == 6 * 2 * 32
     text = capsys.readouterr().out
-    assert re.search(r"parameters on \w+; [\d,]+ bytes to learn from, 333 held out", text)
+    assert re.search(r"parameters on \w+; [\d,]+ bytes to train on, 333 held out", text)
     if importlib.util.find_spec("tensorboard"):
         assert read_board(out, "loss") == dict(enumerate(losses(out), start=1))
     # The copy of the settings describes a run by itself and works from any folder.

@@ -74,7 +74,7 @@ def test_files_are_read_whole(setting, folder, capsys):
         tokenizer.enable_padding(length=1000)
     tokenizer.save("words.json")
     assert train("run", "--tokenizer", "words.json", "--validation_share", 0) == 0
-    assert "180 tokens to learn from, 0 held out" in capsys.readouterr().out
+    assert "180 tokens to train on, 0 held out" in capsys.readouterr().out
     assert (folder / "run/tokenizer.json").read_bytes() == (folder / "words.json").read_bytes()
     assert run("eval", "run", "text") == 0
     count = len(TEXT) - len("the") - len("\n")  # no token holds the last white space
@@ -92,7 +92,7 @@ def test_files_are_read_whole(setting, folder, capsys):
 def test_a_prompt_is_continued_before_the_end_of_the_document(prompt, ids, folder, capsys):
     save_words("words.json", single="<s> $A </s>")
     assert train("run", "--tokenizer", "words.json", "--validation_share", 0) == 0
-    assert "182 tokens to learn from" in capsys.readouterr().out
+    assert "182 tokens to train on" in capsys.readouterr().out
     model = retnet.load("run")
     options = ("--prompt", prompt, "--max_new_tokens", 12, "--seed", 5)
     assert run("generate", "run", *options) == 0
@@ -196,7 +196,7 @@ def base(folder):
 
 def test_init_takes_the_tokenizer_of_its_folder(base, capsys):
     assert train("new", "--init", "base") == 0
-    assert "162 tokens to learn from" in capsys.readouterr().out
+    assert "162 tokens to train on" in capsys.readouterr().out
     assert (base / "new/tokenizer.json").read_bytes() == (base / "words.json").read_bytes()
     assert run("generate", "new", "--prompt", "the cat") == 0
     assert run("eval", "new", "text") == 0
@@ -254,7 +254,9 @@ def test_tokens_are_never_read_as_bytes(base, capsys):
             lambda folder=folder: train("new", "--init", folder),
         ):
             assert done() == 1
-            message = rf"{folder}: holds no tokenizer\.json, and {why}.*; name one by --tokenizer$"
+            message = (
+                rf"{folder}: holds no tokenizer\.json, and {why}.*; name one with --tokenizer$"
+            )
             assert refused(capsys, message)
     assert not (base / "new").exists()
     assert train("many", "--resume", "--steps", 3, "--model.vocab_size", 256) == 1
@@ -286,7 +288,7 @@ def test_bytes_beside_a_tokenizer_are_refused(folder, capsys):
     (folder / "words.json").rename(folder / "run/tokenizer.json")
     assert train("run") == 1
     assert refused(
-        capsys, r"run: holds a tokenizer\.json, but the run reads bytes; name it by --to"
+        capsys, r"run: holds a tokenizer\.json, but the run reads bytes; name it with --to"
     )
     assert [path.name for path in (folder / "run").iterdir()] == ["tokenizer.json"]
     assert train("run", "--tokenizer", "run/tokenizer.json") == 0

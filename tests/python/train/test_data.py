@@ -175,7 +175,7 @@ def test_windows_reach_both_ends():
     assert {int(row[0]) for row in batch.inputs} == {0, 1}
     assert torch.equal(batch.targets[:, :-1], batch.inputs[:, 1:])
     assert (batch.targets[:, -1] == -100).all() and batch.fresh is None
-    with pytest.raises(ValueError, match="must hold seq_len = 9 tokens or more, got 8"):
+    with pytest.raises(ValueError, match="must hold at least seq_len = 9 tokens, got 8"):
         Windows(counting(8), batch_size=1, seq_len=9)
 
 

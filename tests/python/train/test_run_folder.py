@@ -264,7 +264,7 @@ def test_resume_starts_where_no_checkpoint_was_written_yet(command, tmp_path, ca
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "lo')  # as a kill leaves it
     assert run(*command, "--resume") == 0
-    line = f"{tmp_path}/run: holds no checkpoint to resume; the run starts anew\n"
+    line = f"{tmp_path}/run: holds no checkpoint to resume; the run starts from the beginning\n"
     assert capsys.readouterr().out.startswith(line)
     assert steps(tmp_path / "run") == [1, 2]
     assert run(*command, "--resume", "--steps", 3) == 0

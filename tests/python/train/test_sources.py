@@ -230,7 +230,7 @@ def test_a_run_below_its_text(tmp_path, capsys):
                                          "steps = 2\nvalidation_share = 0\n")  # fmt: skip
     assert run("train", tmp_path / "p/cfg.toml", *SMALL) == 0
     said = capsys.readouterr()
-    assert "; 150 bytes to learn from, 0 held out" in said.out
+    assert "; 150 bytes to train on, 0 held out" in said.out
     told = [line for line in said.err.splitlines() if "left out" in line]
     assert told == [f"retnet train: left out: {tmp_path}/p/cfg.toml (the settings); "
                     f"{tmp_path}/p/run (belongs to this run)"]  # fmt: skip
@@ -239,7 +239,7 @@ def test_a_run_below_its_text(tmp_path, capsys):
     capsys.readouterr()
     assert run(*first, tmp_path / "p/run2", "--steps", 1, *SMALL) == 0
     said = capsys.readouterr()
-    assert "; 150 bytes to learn from, 0 held out" in said.out
+    assert "; 150 bytes to train on, 0 held out" in said.out
     assert f"{tmp_path}/p/run (folder of a run or checkpoint)" in said.err
     assert run("train", tmp_path / "p/run/run.toml", "--resume", "--steps", 5) == 0
 
@@ -249,7 +249,7 @@ def test_validation_below_the_text(tmp_path, capsys):
     assert run("train", "--data", tmp_path, "--validation", tmp_path / "val", "--out",
                tmp_path / "run", "--steps", 1, *SMALL) == 0  # fmt: skip
     said = capsys.readouterr()
-    assert "; 100 bytes to learn from, 50 held out" in said.out
+    assert "; 100 bytes to train on, 50 held out" in said.out
     assert f"{tmp_path}/val (read once, as validation text)" in said.err
 
 
@@ -294,7 +294,7 @@ def test_settings_behind_data_are_an_error(arguments, message, tmp_path, capsys,
     assert run("train", *arguments) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"retnet train: {message}") and said.count("\n") == 1
-    assert " holds the settings of a run, and was read as text; name it first: retnet t" in said
+    assert " holds the settings of a run and would be read as text; name it first: retnet t" in said
     assert not Path("run").exists()
 
 

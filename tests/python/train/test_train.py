@@ -120,9 +120,9 @@ def test_bad_tokens_and_too_little_text():
         make_trainer(documents=documents)
     with pytest.raises(ValueError, match=r"ids must be in 0\.\.255 \(vocab_size\), got 256"):
         make_trainer(validation=documents)
-    with pytest.raises(ValueError, match="must hold two tokens or more, got none"):
+    with pytest.raises(ValueError, match="must hold at least two tokens, got none"):
         make_trainer(documents=[as_tokens(b"a"), as_tokens(b"")])
-    with pytest.raises(ValueError, match="must hold seq_len = 32 tokens or more, got 2"):
+    with pytest.raises(ValueError, match="must hold at least seq_len = 32 tokens, got 2"):
         make_trainer(documents=[as_tokens(b"ab")])
 
 
