@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of kernel_report.py about the kernels that use tensor cores and walk a sequence in
-chunks: retention (chunkwise) and the gradient of log_decay (log_decay_grad).
+chunks: retention (chunkwise) and the gradient of log_decay (grad_log_decay).
 """
 
 import math
@@ -14,7 +14,7 @@ import ptxas_report
 from gates import DTYPES, Failure, architecture_order, near, print_table
 from sass import CLASSES, PADDING, disassemble, executed, main_loop
 
-FAMILIES = ("chunkwise", "log_decay_grad")
+FAMILIES = ("chunkwise", "grad_log_decay")
 COUNTS = (
     *("mma", "wavefronts", "ldmatrix", "cp_async", "stores", "loads"),
     *("barriers", "l2_bytes", "memory_bytes"),

@@ -2,7 +2,7 @@
 //
 // Generating text in C++: greedy, sampled, stopped, and from prompts of unequal length.
 #include <ATen/autocast_mode.h>
-#include <retnet/nn/decoding_step.h>
+#include <retnet/nn/decode_step.h>
 #include <retnet/nn/generate.h>
 
 #include <algorithm>
@@ -60,16 +60,16 @@ TEST_CASE("generate: greedy text is the argmax of the whole, for prompts of uneq
 TEST_CASE("generate: a seed repeats and matters, and leaves torch's generator alone") {
   auto model = random_model(small_options());
   const auto start = prompts();
-  const auto draw = [&](uint64_t seed) {
+  const auto sample = [&](uint64_t seed) {
     return generate(model, start, GenerateOptions(30).seed(seed));
   };
-  const auto first = draw(1);
+  const auto first = sample(1);
   torch::manual_seed(5);
   const auto expected = torch::rand({3});
   torch::manual_seed(5);
-  CHECK(equal(draw(1), first));
+  CHECK(equal(sample(1), first));
   CHECK(torch::equal(torch::rand({3}), expected));
-  CHECK(!equal(draw(2), first));
+  CHECK(!equal(sample(2), first));
   torch::manual_seed(1);
   const auto global = generate(model, start, GenerateOptions(30));
   torch::manual_seed(1);
@@ -123,7 +123,7 @@ TEST_CASE("generate: the steps' logits are those of plain calls, in the same mem
   const torch::NoGradGuard no_grad;
   const auto prompt = random_ids(2, 5), tokens = random_ids(2, 6);
   auto state = model(prompt).state;
-  retnet::nn::DecodingStep step(model, state.fork());
+  retnet::nn::DecodeStep step(model, state.fork());
   for (int64_t t = 0; t < 6; ++t) {
     const auto ids = tokens.slice(1, t, t + 1);
     const auto output = model->forward(ids, state);
@@ -134,15 +134,16 @@ TEST_CASE("generate: the steps' logits are those of plain calls, in the same mem
 
 TEST_CASE("generate: why a step is not recorded as a graph") {
   auto model = random_model(small_options());
-  using retnet::nn::graph_refusal;
-  CHECK(graph_refusal(model, torch::kCPU).empty());
-  CHECK(graph_refusal(model, torch::kMeta) == "embed_tokens.weight is on cpu, the prompts on meta");
+  using retnet::nn::graph_unsupported_reason;
+  CHECK(graph_unsupported_reason(model, torch::kCPU).empty());
+  CHECK(graph_unsupported_reason(model, torch::kMeta) ==
+        "embed_tokens.weight is on cpu, the prompts on meta");
   at::autocast::set_autocast_enabled(torch::kCPU, true);
-  CHECK_THAT(graph_refusal(model, torch::kCPU), ContainsSubstring("autocast is on"));
+  CHECK_THAT(graph_unsupported_reason(model, torch::kCPU), ContainsSubstring("autocast is on"));
   at::autocast::set_autocast_enabled(torch::kCPU, false);
 }
 
-TEST_CASE("generate: logits that are not finite are an error, greedy or drawn") {
+TEST_CASE("generate: logits that are not finite are an error, greedy or sampled") {
   const torch::NoGradGuard no_grad;
   const std::vector<torch::Tensor> start = {torch::tensor({1, 2, 3}), torch::tensor({4, 2, 3})};
   const std::vector<GenerateOptions> ways = {greedy(3), GenerateOptions(3).seed(0),

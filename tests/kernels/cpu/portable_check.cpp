@@ -148,7 +148,7 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
 
   // Token by token: S <- gamma S + k^T v, out = scale q S, and the same for S' = dS/dlog_decay.
   Doubles S = values(initial_state), derivative(Dk * Dv), expected_out(tokens * Dv);
-  double expected_log_decay_grad = 0;
+  double expected_grad_log_decay = 0;
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t i = 0; i < Dk; ++i) {
       for (int64_t j = 0; j < Dv; ++j) {
@@ -156,16 +156,16 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
         d = gamma * (d + s);
         s = gamma * s + exact_k[t * Dk + i] * exact_v[t * Dv + j];
         expected_out[t * Dv + j] += scale * exact_q[t * Dk + i] * s;
-        expected_log_decay_grad += scale * exact_grad_out[t * Dv + j] * exact_q[t * Dk + i] * d;
+        expected_grad_log_decay += scale * exact_grad_out[t * Dv + j] * exact_q[t * Dk + i] * d;
       }
     }
   }
   for (int64_t i = 0; i < Dk * Dv; ++i) {
-    expected_log_decay_grad += derivative[i] * value_of(grad_final_state[i]);
+    expected_grad_log_decay += derivative[i] * value_of(grad_final_state[i]);
   }
   std::vector<T> out(tokens * Dv);
   std::vector<float> final_state(Dk * Dv);
-  double log_decay_grad = 0;
+  double grad_log_decay = 0;
   RetentionForwardParams forward{};
   forward.tokens = tokens, forward.head_dim_qk = Dk, forward.head_dim_v = Dv;
   forward.q = {q.data(), Dk}, forward.k = {k.data(), Dk}, forward.v = {v.data(), Dv};
@@ -173,13 +173,13 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
   forward.initial_state = {initial_state.data(), Dv, 1};
   forward.final_state = {final_state.data(), Dv, 1};
   forward.decay = tables.get(gamma);
-  forward.log_decay_grad = &log_decay_grad, forward.grad_out = {grad_out.data(), Dv};
+  forward.grad_log_decay = &grad_log_decay, forward.grad_out = {grad_out.data(), Dv};
   forward.grad_final_state = {grad_final_state.data(), Dv, 1};
   const AlignedMemory forward_memory(kernels.retention_forward_workspace_bytes(forward));
   kernels.retention_forward(forward, forward_memory.ptr);
   check(name("output"), values(out), expected_out, tolerance<T>());
   check(name("state"), values(final_state), S, 2e-6);
-  check(name("gradient of log_decay"), {log_decay_grad}, {expected_log_decay_grad}, 5e-5);
+  check(name("gradient of log_decay"), {grad_log_decay}, {expected_grad_log_decay}, 5e-5);
 
   // Backward in time, with the gradient of the state.
   Doubles grad_S = values(grad_final_state), expected_grad_k(tokens * Dk),

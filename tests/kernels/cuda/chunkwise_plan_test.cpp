@@ -26,8 +26,8 @@ ChunkwiseParams call(int64_t B, int64_t T, int64_t H, int64_t Dk, int64_t Dv,
 }
 
 ChunkwisePlan plan(const ChunkwiseParams& p, const DeviceLimits& device = kH100, int64_t chunk = 0,
-                   bool deterministic = false) {
-  return chunkwise_plan(p, device, chunk, deterministic);
+                   bool batch_invariance_required = false) {
+  return chunkwise_plan(p, device, chunk, batch_invariance_required);
 }
 
 std::string reason(const ChunkwisePlan& plan) {
@@ -129,11 +129,11 @@ TEST_CASE("sequences are cut if they leave a device idle") {
   CHECK(plan(call(1, 0, 4, 256, 512)).segment_length == 0);
 }
 
-TEST_CASE("under deterministic algorithms the cut depends on the sequence alone") {
+TEST_CASE("if batch invariance is required, the cut depends on the sequence alone") {
   for (const int64_t B : {1, 64}) {
     for (const int64_t T : {2049, 8192, 100000}) {
       const ChunkwisePlan p = plan(call(B, T, 4, 128, 256), kH100, 0, true);
-      CHECK(p.segment_length == kChunkwiseDeterministicSegment);
+      CHECK(p.segment_length == kChunkwiseBatchInvariantSegment);
       CHECK(p.segments == B * ((T + 2047) / 2048));
     }
     CHECK(plan(call(B, 2048, 4, 128, 256), kH100, 0, true).segment_length == 0);

@@ -31,17 +31,17 @@ DecodeStepParams contiguous(int64_t batch, int64_t heads, int64_t head_dim_qk, i
 
 TEST_CASE(
     "decode_step: the kernel takes heads of up to 1024 channels, weights of float32 or q's dtype") {
-  CHECK(decode_step_supported(contiguous(2, 4, 1024, 1024)));
-  CHECK(decode_step_supported(contiguous(0, 4, 1, 1)));
-  CHECK_FALSE(decode_step_supported(contiguous(2, 4, 1025, 64)));
-  CHECK_FALSE(decode_step_supported(contiguous(2, 4, 64, 1025)));
-  CHECK_FALSE(decode_step_supported(contiguous(int64_t{1} << 30, 1, 64, 64)));
+  CHECK(supports_decode_step(contiguous(2, 4, 1024, 1024)));
+  CHECK(supports_decode_step(contiguous(0, 4, 1, 1)));
+  CHECK_FALSE(supports_decode_step(contiguous(2, 4, 1025, 64)));
+  CHECK_FALSE(supports_decode_step(contiguous(2, 4, 64, 1025)));
+  CHECK_FALSE(supports_decode_step(contiguous(int64_t{1} << 30, 1, 64, 64)));
   auto p = contiguous(2, 4, 64, 64);
   p.weight_ptr = p.bias_ptr = p.state_ptr;
   p.weight_dtype = p.bias_dtype = DType::kBFloat16;
-  CHECK(decode_step_supported(p));
+  CHECK(supports_decode_step(p));
   p.bias_dtype = DType::kFloat16;
-  CHECK_FALSE(decode_step_supported(p));
+  CHECK_FALSE(supports_decode_step(p));
 }
 
 TEST_CASE("decode_step: 16-byte accesses if every row of the state allows them") {

@@ -300,14 +300,14 @@ int print() {
   }
   for (const ModelDevice& device : kModelDevices) devices.push_back(describe(device).str());
   std::vector<std::string> goals = for_each_goal(kChunkwiseGoals, goal);
-  for (std::string& item : log_decay_grad_goals()) goals.push_back(std::move(item));
+  for (std::string& item : grad_log_decay_goals()) goals.push_back(std::move(item));
   // Architectures with less shared memory than the first tiles of the kernels need. kShared86 names them.
   const auto small = static_cast<double>(kShared86);
   const Object limits = Object().number("86", small).number("89", small).number("120", small);
   std::printf("%s\n",
               Object()
                   .raw("chunkwise", list(chunkwise_items))
-                  .raw("log_decay_grad", list(log_decay_grad_counts()))
+                  .raw("grad_log_decay", list(grad_log_decay_counts()))
                   .raw("gated_group_norm", list(norm_items))
                   .raw("rotary", list(rotary_items))
                   .raw("devices", list(devices))

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What kernel_counts.cpp and log_decay_grad_counts.cpp share: JSON, runs in the SIMT emulator, and the objects
+// What kernel_counts.cpp and grad_log_decay_counts.cpp share: JSON, runs in the SIMT emulator, and the objects
 // that tools/mma_report.py reads of the kernels that walk a sequence in chunks.
 #pragma once
 
@@ -185,8 +185,8 @@ std::vector<std::string> for_each_goal(const auto& goals, const auto& f) {
   return items;
 }
 
-/// The instantiations and goals of the log_decay gradient kernel (log_decay_grad_counts.cpp).
-std::vector<std::string> log_decay_grad_counts();
-std::vector<std::string> log_decay_grad_goals();
+/// The instantiations and goals of the log_decay gradient kernel (grad_log_decay_counts.cpp).
+std::vector<std::string> grad_log_decay_counts();
+std::vector<std::string> grad_log_decay_goals();
 
 }  // namespace retnet::kernels::cuda

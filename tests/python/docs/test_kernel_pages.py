@@ -121,7 +121,7 @@ def test_excerpts_are_verbatim(page, languages):
     sources = [
         " ".join((ROOT / "kernels/cuda/retention" / name).read_text().split())
         for name in (
-            *("chunkwise/kernel.cuh", "log_decay_grad/kernel.cuh"),
+            *("chunkwise/kernel.cuh", "grad_log_decay/kernel.cuh"),
             *("decay.cuh", "segments.cuh", "tile.cuh"),
         )
     ]
@@ -196,29 +196,29 @@ int main() {
         assert time in BACKWARD, time
 
 
-def test_counts_of_log_decay_grad_are_those_of_its_header(tmp_path):
+def test_counts_of_grad_log_decay_are_those_of_its_header(tmp_path):
     source = """
 #include <cmath>
 #include <cstdio>
 #include "kernels/cuda/retention/chunkwise/cost_model.h"
-#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
+#include "kernels/cuda/retention/grad_log_decay/cost_model.h"
 using namespace retnet::kernels::cuda;
 int main() {
-  const LogDecayGradTile& tile = kLogDecayGradTiles[2];
+  const GradLogDecayTile& tile = kGradLogDecayTiles[2];
   const ModelDevice& device = kModelDevices[0];
-  const int waves = log_decay_grad_wavefronts(tile).total(), mma = log_decay_grad_mma(tile).total();
+  const int waves = grad_log_decay_wavefronts(tile).total(), mma = grad_log_decay_mma(tile).total();
   std::printf("%d %d %zu\\n", mma, waves, tile.shared_bytes());
   // Of a cycle a chunk, per token and head: 8 slices of 32 heads, in whole turns of the device.
   const double turns = std::ceil(8.0 * 32 / device.limits.multiprocessors);
   const double ns = turns / device.clock_ghz / tile.chunk / 32;
-  const auto l2 = static_cast<double>(log_decay_grad_l2_bytes(tile, 256, 512));
-  const auto memory = static_cast<double>(log_decay_grad_memory_bytes(256, 512));
+  const auto l2 = static_cast<double>(grad_log_decay_l2_bytes(tile, 256, 512));
+  const auto memory = static_cast<double>(grad_log_decay_memory_bytes(256, 512));
   std::printf("%.2f %.2f %.2f %.2f\\n", ns * waves / device.wavefronts_per_cycle,
               ns * mma / device.mma_per_cycle, l2 / device.l2_tbps / 1000,
               memory / device.memory_tbps / 1000);
   // Without the compiler of kernels: what the source asks for, and the limit.
-  const double least = mma + log_decay_grad_others(tile);
-  const double most = mma * (1 + log_decay_grad_max_others_per_mma(tile));
+  const double least = mma + grad_log_decay_others(tile);
+  const double most = mma * (1 + grad_log_decay_max_others_per_mma(tile));
   std::printf("%.2f %.2f\\n", ns * least / device.issue_per_cycle,
               ns * most / device.issue_per_cycle);
 }

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import retnet.cpp
 from retnet import _decoding_step, generation
-from retnet._decoding_step import WARM_UP, DecodingStep, graph_refusal
+from retnet._decoding_step import WARM_UP, DecodeStep, graph_unsupported_reason
 from retnet.generation import generate, stream
 from retnet.nn import RetNetForCausalLM
 from support.cases.nn import each_variant, make_config, make_model, random_ids
@@ -92,7 +92,7 @@ def test_steps_are_plain_calls(make, recorder):
     expected, state = eager_logits(model, prompt, tokens)
     with torch.no_grad():
         own = model(prompt).state
-        step = DecodingStep(model, own)
+        step = DecodeStep(model, own)
         for t in range(7):
             logits = step(tokens[:, t : t + 1])
             assert torch.equal(logits, expected[t]), t
@@ -159,7 +159,7 @@ def test_a_step_reads_nothing_on_the_host(changes):
     model = make_model(torch.float32, **changes)
     for each in (model, retnet.cpp.RetNetForCausalLM(model.config)):
         with torch.no_grad():
-            step = DecodingStep(each, each(random_ids(2, 5)).state)
+            step = DecodeStep(each, each(random_ids(2, 5)).state)
         names = operators(lambda step=step: step(random_ids(2, 1)))
         assert "retnet::multi_scale_retention_step" in names
         assert not names & READS
@@ -199,7 +199,7 @@ class Devices(TorchDispatchMode):
 def test_a_step_copies_nothing_from_the_host(changes):
     config = make_config(**changes)
     model = RetNetForCausalLM(config, device="meta")
-    step = DecodingStep(model, config.make_state(2, device="meta"))
+    step = DecodeStep(model, config.make_state(2, device="meta"))
     ids = torch.zeros(2, 1, dtype=torch.int64, device="meta")
     with torch.no_grad(), Devices() as devices:
         step(ids)
@@ -235,7 +235,7 @@ def wrap(model):
     model.lm_head.register_buffer("held", weight.detach().as_subclass(Wrapped))
 
 
-REFUSALS = {
+UNSUPPORTED = {
     "hook": (
         lambda model: model.norm.register_forward_hook(lambda *_: None),
         "module norm has forward hooks, which a graph would not run",
@@ -255,22 +255,24 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("change", "reason"), REFUSALS.values(), ids=REFUSALS)
-def test_refusals(change, reason):
+@pytest.mark.parametrize(("change", "reason"), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_unsupported_reason(change, reason):
     model = make_model()
-    assert graph_refusal(model, CPU) is None
-    assert graph_refusal(retnet.cpp.RetNetForCausalLM(model.config), CPU) is None
+    assert graph_unsupported_reason(model, CPU) is None
+    assert graph_unsupported_reason(retnet.cpp.RetNetForCausalLM(model.config), CPU) is None
     change(model)
-    assert graph_refusal(model, CPU) == reason
+    assert graph_unsupported_reason(model, CPU) == reason
 
 
-def test_refusals_of_the_moment():
+def test_unsupported_reason_of_the_moment():
     model = make_model()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert graph_refusal(model, CPU).startswith("autocast is on")
+        assert graph_unsupported_reason(model, CPU).startswith("autocast is on")
     hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        assert graph_refusal(model, CPU).startswith("there are forward hooks of all modules")
+        assert graph_unsupported_reason(model, CPU).startswith(
+            "there are forward hooks of all modules"
+        )
     finally:
         hook.remove()
-    assert graph_refusal(model, CPU) is None
+    assert graph_unsupported_reason(model, CPU) is None

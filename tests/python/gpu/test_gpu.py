@@ -145,7 +145,7 @@ def test_gradient_of_log_decay(bounds, gpu):
         with torch.profiler.profile() as profile:
             (grad,) = torch.autograd.grad(outputs, leaves["log_decay"], incoming)
             torch.cuda.synchronize()
-        launched.extend(e.name for e in profile.events() if "log_decay_grad_kernel" in e.name)
+        launched.extend(e.name for e in profile.events() if "grad_log_decay_kernel" in e.name)
         return grad.double().cpu()
 
     composite, expected = gradient(leaves, "recurrent"), gradient(exact(leaves))

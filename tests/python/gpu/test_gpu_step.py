@@ -12,7 +12,7 @@ import torch
 
 import retnet.cpp
 from retnet import RetNetConfig, _decoding_step
-from retnet._decoding_step import WARM_UP, DecodingStep
+from retnet._decoding_step import WARM_UP, DecodeStep
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
 from retnet.ops import multi_scale_retention_step, retention_step
@@ -156,7 +156,7 @@ def test_a_recorded_step_is_an_eager_one(switches, dtype, recordings, monkeypatc
 def test_replays_wait_for_nothing(recordings, gpu):
     model = gpu_model(gpu)
     with torch.no_grad():
-        step = DecodingStep(model, model(random_ids(4, 5).to(gpu)).state)
+        step = DecodeStep(model, model(random_ids(4, 5).to(gpu)).state)
         ids = random_ids(4, 1).to(gpu)
         for _ in range(WARM_UP + 1):
             step(ids)

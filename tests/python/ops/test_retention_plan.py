@@ -129,7 +129,7 @@ def test_tile(call, tile, dtype, gpu):
     ],
     ids=str,
 )
-def test_refusal(change, reason, gpu):
+def test_unsupported_reason(change, reason, gpu):
     options = {"Dk": 64, "Dv": 64, **change}
     plan = plan_of(2, 20, 4, options.pop("Dk"), options.pop("Dv"), device=gpu, **options)
     assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)

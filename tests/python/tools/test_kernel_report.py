@@ -98,11 +98,11 @@ def test_main_loop() -> None:
     assert list(functions) == [("90a", NAME), ("75", NAME)]
     assert mr.kernel_of(NAME, "90a") == KERNEL
     assert mr.kernel_of(NAME.replace("chunkwise", "gated"), "90a") is None
-    log_decay_grad = (
-        "_ZN6retnet7kernels4cuda21log_decay_grad_kernelILNS1_5DTypeE1ELi2EEEv"
-        "NS1_18LogDecayGradParamsEb"
+    grad_log_decay = (
+        "_ZN6retnet7kernels4cuda21grad_log_decay_kernelILNS1_5DTypeE1ELi2EEEv"
+        "NS1_18GradLogDecayParamsEb"
     )
-    assert mr.kernel_of(log_decay_grad, "80") == mr.Kernel("log_decay_grad", "fp16", 2, "80")
+    assert mr.kernel_of(grad_log_decay, "80") == mr.Kernel("grad_log_decay", "fp16", 2, "80")
     assert sass.main_loop(functions["75", NAME]) == []
     loop = sass.main_loop(functions["90a", NAME])
     assert (loop[0].address, loop[-1].address) == (0x30, 0x100)
@@ -243,10 +243,10 @@ ptxas info    : Used 99 registers, used 1 barriers, 64 bytes smem
 """
 
 
-LOG_DECAY_GRAD = mr.Kernel("log_decay_grad", "bf16", 2, "90a")
+GRAD_LOG_DECAY = mr.Kernel("grad_log_decay", "bf16", 2, "90a")
 MANGLED = {
     KERNEL: NAME,
-    LOG_DECAY_GRAD: NAME.replace("chunkwise", "log_decay_grad").replace("ELi3E", "ELi2E"),
+    GRAD_LOG_DECAY: NAME.replace("chunkwise", "grad_log_decay").replace("ELi3E", "ELi2E"),
 }
 
 
@@ -259,7 +259,7 @@ class Report:
         self.loops = {kernel: LOOP.copy() for kernel in MANGLED}
         shared = {k: {"family": k.family, "tile": k.tile} for k in MANGLED}
         self.items = {k: copy.deepcopy(ITEM) | shared[k] for k in MANGLED}
-        self.items[LOG_DECAY_GRAD]["turns"] = [4]
+        self.items[GRAD_LOG_DECAY]["turns"] = [4]
         self.goals = {k: GOAL | shared[k] for k in MANGLED}
 
     def gates(self, architecture: str = "90a") -> list[str]:

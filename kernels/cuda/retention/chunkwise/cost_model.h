@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a chunk of the chunkwise retention kernel costs, by formula. Figures follow from a tile alone; they
-// are of one block and one full chunk unless said otherwise. tests/kernels/cuda/kernel_counts.cpp counts the
-// same in the SIMT emulator, and tools/kernel_report.py compares the two. Plain C++, for the host.
+// What a chunk of the chunkwise retention kernel costs, by formula. Figures follow from a tile alone. They
+// are those of one block and one full chunk if nothing else is said. tests/kernels/cuda/kernel_counts.cpp
+// counts the same in the SIMT emulator, and tools/kernel_report.py compares the two. This file is plain C++
+// for the host.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -59,8 +60,8 @@ constexpr ChunkwiseWavefronts chunkwise_wavefronts(const ChunkwiseTile& tile) {
 
 constexpr int chunkwise_barriers(const ChunkwiseTile& tile) { return 1 + tile.halves(); }
 
-// Bytes of a token and head. L2: every slice reads q and k; one slice reads v and writes out. Device
-// memory: each operand once.
+// Bytes of a token and head. In L2, every slice reads q and k, and one slice reads v and writes out. In
+// device memory, each operand counts once.
 constexpr int64_t chunkwise_l2_bytes(const ChunkwiseTile& tile, int64_t head_dim_qk,
                                      int64_t head_dim_v) {
   const int64_t slices = (head_dim_v + tile.slice - 1) / tile.slice;
@@ -71,7 +72,7 @@ constexpr int64_t chunkwise_memory_bytes(int64_t head_dim_qk, int64_t head_dim_v
 }
 
 // Instructions of a warp and chunk, besides its mma, that the source asks for. They count as they stand in
-// the code: a branch that is not taken counts, and what ptxas pads the code with does not.
+// the code. A branch that is not taken counts, and the padding of ptxas does not.
 constexpr int chunkwise_others(const ChunkwiseTile& tile, DType dtype) {
   const int warps = tile.threads() / 32, rows = tile.chunk / 16;
   const int score_tiles = rows * (tile.chunk / 8) / warps;
@@ -96,14 +97,15 @@ constexpr double chunkwise_others_per_mma(const ChunkwiseTile& tile, DType dtype
   return static_cast<double>(chunkwise_others(tile, dtype)) * (tile.threads() / 32) /
          chunkwise_mma(tile).total();
 }
-// The most that the compiled main loop may have: 4 for the goals' tile in bf16 (3.3 by the sum above),
-// and as much above the sum for all others. Small tiles have fewer mma for the same outputs.
+// The most instructions besides an mma that the compiled main loop may have. It is 4 for the tile of the
+// goals in bf16 (3.3 by the sum above), and as much above the sum for all others. Small tiles have fewer
+// mma for the same outputs.
 constexpr double chunkwise_max_others_per_mma(const ChunkwiseTile& tile, DType dtype) {
   return 4 * chunkwise_others_per_mma(tile, dtype) /
          chunkwise_others_per_mma(kChunkwiseTiles[3], DType::kBFloat16);
 }
 
-// A goal: nanoseconds per token and head that the model must not exceed.
+// A goal is a number of nanoseconds per token and head that the model must not exceed.
 struct ChunkwiseGoal {
   const char* device;
   DType dtype;
@@ -112,10 +114,10 @@ struct ChunkwiseGoal {
   int64_t tokens;
   double ns;
 };
-// H100: 389 TFLOP/s at the formula of C = 64 (623 kFLOP), inside the 350..430 expected of a first
-// version. A100: 125 of 100..170; 128 blocks on 108 multiprocessors are two turns. Dk = 512 are the
-// passes of grad_q and of grad_k. The pass of grad_v costs what the forward pass does: H100 5.5 for all
-// three.
+// On an H100 the first goal is 389 TFLOP/s by the formula of C = 64 (623 kFLOP), inside the 350 to 430 that
+// are expected of a first version. On an A100 it is 125, of 100 to 170, because 128 blocks on 108
+// multiprocessors take two turns. The goals with Dk = 512 are those of the passes of grad_q and grad_k. The
+// pass of grad_v costs what the forward pass does, so all three take 5.5 ns on an H100.
 inline constexpr ChunkwiseGoal kChunkwiseGoals[] = {
     {"H100", DType::kBFloat16, 256, 512, 32, 8192, 1.6},
     {"A100", DType::kBFloat16, 256, 512, 32, 8192, 5.0},

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""docs/kernels/step.md is correct: its C++ computes the decode step, its excerpts are those of the
-kernel, and its counts are those of the headers.
+"""docs/kernels/decode_step.md is correct: its C++ computes the decode step, its excerpts are those
+of the kernel, and its counts are those of the headers.
 """
 
 import math
@@ -13,7 +13,7 @@ import pytest
 from support.kernel_pages import blocks, compile_and_run
 from support.paths import ROOT
 
-PAGE = (ROOT / "docs/kernels/step.md").read_text()
+PAGE = (ROOT / "docs/kernels/decode_step.md").read_text()
 # Six units, the last of which is not full. With 4 blocks, one would be idle.
 HEAD_DIM_QK, HEAD_DIM_V = 70, 330
 CASES = {"layer": (0.97, 1), "forgets": (0.0, 0)}  # gamma, interleaved
@@ -164,4 +164,4 @@ int main() {{
 
 
 def test_the_page_is_in_the_documentation():
-    assert "kernels/step\n" in (Path(ROOT) / "docs/index.md").read_text()
+    assert "kernels/decode_step\n" in (Path(ROOT) / "docs/index.md").read_text()

@@ -8,8 +8,8 @@
 #include <sstream>
 
 #include "chunkwise_check.h"
-#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
-#include "kernels/cuda/retention/log_decay_grad/launch.h"
+#include "kernels/cuda/retention/grad_log_decay/cost_model.h"
+#include "kernels/cuda/retention/grad_log_decay/launch.h"
 
 namespace retnet::kernels::cuda {
 namespace {
@@ -88,17 +88,17 @@ std::vector<double> run(const BackwardCase& c, const BackwardInputs& in, simt::O
   simt::Simulator simulator(options);
   const ChunkwiseParams p = forward_params(simulator, c, in);
   ChunkwiseGradients grads = incoming_gradients(simulator, c, in);
-  const LogDecayGradPlan plan = log_decay_grad_plan(p, {80, 108, c.shared});
+  const GradLogDecayPlan plan = grad_log_decay_plan(p, {80, 108, c.shared});
   REQUIRE(plan.unsupported_reason == nullptr);
   REQUIRE(plan.tile == c.tile);
   const size_t parts = c.sequences() * c.H * plan.slices;
-  grads.log_decay_grad_ptr = simulator.output<double>(parts, "parts");
-  REQUIRE(launch_log_decay_grad({p, grads}, plan, nullptr) == cudaSuccess);
+  grads.grad_log_decay_ptr = simulator.output<double>(parts, "parts");
+  REQUIRE(launch_grad_log_decay({p, grads}, plan, nullptr) == cudaSuccess);
   const simt::Report& report = simulator.finish();
   totals.reports += report.findings.size();
   if (counted != nullptr) *counted = report.launches.at(0);
   uint64_t conflicts = report.total().bank_conflicts();
-  if (!log_decay_grad_wide(p,
+  if (!grad_log_decay_wide(p,
                            grads.grad_out)) {  // copies of 8 bytes touch every other word of a line
     const simt::SharedCount copies = report.total().async_store;
     conflicts -= copies.wavefronts - copies.minimum;
@@ -108,7 +108,7 @@ std::vector<double> run(const BackwardCase& c, const BackwardInputs& in, simt::O
     CHECK(report.to_string() == "");
     CHECK(conflicts == 0);
   }
-  return {grads.log_decay_grad_ptr, grads.log_decay_grad_ptr + parts};
+  return {grads.grad_log_decay_ptr, grads.grad_log_decay_ptr + parts};
 }
 
 /// Checks that each part is within the tolerance of an output, relative to the norm of the terms, because most
@@ -138,14 +138,14 @@ std::vector<double> check(const BackwardCase& c, const BackwardInputs& in) {
 
 /// Returns every instantiation, with a head that just needs its tile.
 template <class F>
-void for_each_log_decay_grad_tile(const F& f) {
+void for_each_grad_log_decay_tile(const F& f) {
   struct Head {
     size_t Dk, Dv, shared;
   };
   constexpr Head kHeads[] = {
       {36, 68, kShared80}, {68, 20, kShared86}, {132, 36, kShared80}, {132, 36, kShared86}};
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
-    for (int tile = 0; tile < kLogDecayGradTileCount; ++tile) {
+    for (int tile = 0; tile < kGradLogDecayTileCount; ++tile) {
       BackwardCase c;
       c.dtype = dtype;
       c.tile = tile;
@@ -157,7 +157,7 @@ void for_each_log_decay_grad_tile(const F& f) {
   }
 }
 
-size_t chunk_of(const BackwardCase& c) { return kLogDecayGradTiles[c.tile].chunk; }
+size_t chunk_of(const BackwardCase& c) { return kGradLogDecayTiles[c.tile].chunk; }
 
 /// Uses small integers. With gamma = 1 and a scale of 1/2, every product, sum and weight is exact.
 BackwardInputs make_integers(const BackwardCase& c) {
@@ -180,8 +180,8 @@ BackwardInputs make_integers(const BackwardCase& c) {
 
 }  // namespace
 
-TEST_CASE("log_decay_grad: lengths, tiles, dtypes, gradients that are not there") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: lengths, tiles, dtypes, gradients that are not there") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     const size_t C = chunk_of(c);
     size_t turn = 0;
     for (const size_t T : {size_t{0}, size_t{1}, C - 1, C, C + 1, size_t{200}}) {
@@ -196,8 +196,8 @@ TEST_CASE("log_decay_grad: lengths, tiles, dtypes, gradients that are not there"
   });
 }
 
-TEST_CASE("log_decay_grad: exact where every number is an integer") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: exact where every number is an integer") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     c.log_decay = {0};
     c.scale = 0.5;
     for (const size_t T : {chunk_of(c) + 1, size_t{200}}) {
@@ -210,7 +210,7 @@ TEST_CASE("log_decay_grad: exact where every number is an integer") {
   });
 }
 
-TEST_CASE("log_decay_grad: heads of many slices, of full tiles, far apart") {
+TEST_CASE("grad_log_decay: heads of many slices, of full tiles, far apart") {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     BackwardCase c;
     c.dtype = dtype;
@@ -238,8 +238,8 @@ TEST_CASE("log_decay_grad: heads of many slices, of full tiles, far apart") {
   }
 }
 
-TEST_CASE("log_decay_grad: every gamma; with 0 the states are ignored") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: every gamma; with 0 the states are ignored") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     if ((c.dtype == DType::kFloat16) == (c.tile % 2 == 0)) return;
     c.H = 6;
     c.T = chunk_of(c) + 9;
@@ -263,8 +263,8 @@ TEST_CASE("log_decay_grad: every gamma; with 0 the states are ignored") {
   });
 }
 
-TEST_CASE("log_decay_grad: packed sequences, each as if it were alone") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: packed sequences, each as if it were alone") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     if ((c.dtype == DType::kFloat16) == (c.tile % 2 == 0)) return;
     c.H = 1;
     c.cu_seqlens = {0, 0, 1, 34, 104, 104, 170};
@@ -302,7 +302,7 @@ TEST_CASE("log_decay_grad: packed sequences, each as if it were alone") {
   });
 }
 
-TEST_CASE("log_decay_grad: fp16 stays finite where state and derivative do not fit") {
+TEST_CASE("grad_log_decay: fp16 stays finite where state and derivative do not fit") {
   // S and S' reach 8,192 and 3 10^7 here. 65,504 is the largest fp16 number.
   BackwardCase c;
   c.dtype = DType::kFloat16;
@@ -344,7 +344,7 @@ double limit(DType dtype) { return dtype == DType::kBFloat16 ? 2e-2 : 3e-3; }
 
 }  // namespace
 
-TEST_CASE("log_decay_grad: rms error over seeds") {
+TEST_CASE("grad_log_decay: rms error over seeds") {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (const int exponent : {5, 9}) {
       INFO("gamma = 1 - 2^-" << exponent);
@@ -380,13 +380,13 @@ void check_stated_error(DType dtype, int exponent) {
 
 }  // namespace
 
-TEST_CASE("log_decay_grad: the documented rms error over seeds at T = 8192") {
+TEST_CASE("grad_log_decay: the documented rms error over seeds at T = 8192") {
   check_stated_error(DType::kBFloat16, 5);
   check_stated_error(DType::kBFloat16, 12);
 }
 
 // This takes a minute, so it runs only if its tag is given.
-TEST_CASE("log_decay_grad: all documented rms errors over seeds at T = 8192", "[.table]") {
+TEST_CASE("grad_log_decay: all documented rms errors over seeds at T = 8192", "[.table]") {
   for (const int exponent : {5, 7, 9, 12}) {
     for (const DType dtype : {DType::kBFloat16, DType::kFloat16})
       check_stated_error(dtype, exponent);
@@ -394,10 +394,10 @@ TEST_CASE("log_decay_grad: all documented rms errors over seeds at T = 8192", "[
 }
 
 TEST_CASE(
-    "log_decay_grad: costs what its header says, and reads nothing for gradients that are not "
+    "grad_log_decay: costs what its header says, and reads nothing for gradients that are not "
     "there") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
-    const LogDecayGradTile& tile = kLogDecayGradTiles[c.tile];
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
+    const GradLogDecayTile& tile = kGradLogDecayTiles[c.tile];
     c.Dk = tile.head_dim_qk;
     c.Dv = 2 * kSlice;
     c.initial_state = c.grad_final_state = false;
@@ -408,29 +408,29 @@ TEST_CASE(
     }
     const simt::Counters &a = counted[0].total, &b = counted[1].total;
     const uint64_t chunks = 2 * counted[0].blocks.size(), tokens = 2 * tile.chunk * c.H;
-    const LogDecayGradWavefronts wavefronts = log_decay_grad_wavefronts(tile);
+    const GradLogDecayWavefronts wavefronts = grad_log_decay_wavefronts(tile);
     const auto Dk = static_cast<int64_t>(c.Dk), Dv = static_cast<int64_t>(c.Dv);
     INFO(c.name());
-    CHECK((b.mma - a.mma) == chunks * log_decay_grad_mma(tile).total());
-    CHECK((b.barriers - a.barriers) == chunks * kLogDecayGradBarriers);
+    CHECK((b.mma - a.mma) == chunks * grad_log_decay_mma(tile).total());
+    CHECK((b.barriers - a.barriers) == chunks * kGradLogDecayBarriers);
     CHECK((b.matrix_load.wavefronts - a.matrix_load.wavefronts) == chunks * wavefronts.ldmatrix());
     CHECK((b.async_store.wavefronts - a.async_store.wavefronts) == chunks * wavefronts.copies);
     CHECK((b.shared_load.wavefronts - a.shared_load.wavefronts) == chunks * wavefronts.weights);
     CHECK(b.shared_store.wavefronts == a.shared_store.wavefronts);
     // The decay, 32 bytes, is read again in each chunk.
     CHECK((b.global_load.sector_bytes - a.global_load.sector_bytes) ==
-          tokens * log_decay_grad_l2_bytes(tile, Dk, Dv) + chunks * 32 * tile.threads() / 32);
+          tokens * grad_log_decay_l2_bytes(tile, Dk, Dv) + chunks * 32 * tile.threads() / 32);
     CHECK((counted[1].unique_read_bytes - counted[0].unique_read_bytes) ==
-          tokens * log_decay_grad_memory_bytes(Dk, Dv));
+          tokens * grad_log_decay_memory_bytes(Dk, Dv));
     CHECK(b.global_store.requested_bytes == 8 * counted[1].blocks.size());
 
     c.grad_out = false;
     c.grad_final_state = true;
     run(c, make_backward_inputs(c), simt::Order::kAscending, &counted[0]);
-    CHECK(counted[0].total.mma == 5 * counted[0].blocks.size() * log_decay_grad_mma(tile).update);
+    CHECK(counted[0].total.mma == 5 * counted[0].blocks.size() * grad_log_decay_mma(tile).update);
   });
 }
 
-TEST_CASE("log_decay_grad: totals") { print_totals("log_decay_grad"); }
+TEST_CASE("grad_log_decay: totals") { print_totals("grad_log_decay"); }
 
 }  // namespace retnet::kernels::cuda
