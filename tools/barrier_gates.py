@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates on what a compiler may not do at a barrier. The parts of kernel_report.py use them.
+"""Checks what a compiler may not do at a barrier. The parts of kernel_report.py use these gates.
 
-interval   between two barriers of the main loop the code has as many ldmatrix, cp.async, stores
-           into shared memory and mma as the cost_model.h of the kernel states: nothing has moved
-apart      no lane is alone where an instruction needs its whole warp (sass_flow.py)
-fences     the decode step has at most as many fences of the whole device, and invalidations of a
-           cache, as its cost_model.h states: the barriers of a cluster come with them
+interval   Between two barriers of the main loop, the code has as many ldmatrix, cp.async, stores
+           into shared memory and mma as the cost_model.h of the kernel states. So nothing has moved
+           across a barrier.
+apart      All lanes are together where an instruction needs the whole warp (sass_flow.py).
+fences     The decode step has at most as many fences of the whole device, and invalidations of a
+           cache, as its cost_model.h states. The barriers of a cluster come with them.
 """
 
 from collections import Counter
@@ -15,14 +16,14 @@ from typing import Any
 from gates import Failure
 from sass import Instruction
 
-# Instructions that are counted, by their names in cost_model.h.
+# The instructions that are counted, and what cost_model.h calls them.
 COUNTED = {"LDSM": "ldmatrix", "LDGSTS": "cp_async", "STS": "stores", "HMMA": "mma"}
 
 Interval = dict[str, int]
 
 
 def intervals(loop: Sequence[Instruction]) -> list[Interval]:
-    """What is counted between the barriers of a loop, in the order of the code.
+    """Returns what is counted between the barriers of a loop, in the order of the code.
 
     The first interval begins behind the first barrier. The last goes on at the loop's start.
     """
@@ -44,7 +45,7 @@ def intervals(loop: Sequence[Instruction]) -> list[Interval]:
 def check_intervals(
     where: str, found: Sequence[Interval], stated: Sequence[Interval]
 ) -> list[Failure]:
-    """The gate of the intervals of a main loop."""
+    """Checks the intervals of a main loop."""
     if len(found) != len(stated):
         text = f"{where}, barriers in the code of the loop"
         return [Failure("interval", text, len(found), f"{len(stated)}")]
@@ -57,14 +58,14 @@ def check_intervals(
 
 
 def check_apart(where: str, apart: Iterable[str]) -> list[Failure]:
-    """The gate of the instructions that lanes may reach alone."""
+    """Checks that lanes reach no such instruction alone."""
     found = list(apart)
     text = f"{where}, instructions that lanes may reach alone ({', '.join(found[:3])})"
     return [Failure("apart", text, len(found), "0")] if found else []
 
 
 def fences(body: Iterable[Instruction]) -> dict[str, int]:
-    """Fences of the device (MEMBAR.*.GPU), and invalidations of a cache (CCTL.IVALL)."""
+    """Counts fences of the device (MEMBAR.*.GPU) and invalidations of a cache (CCTL.IVALL)."""
     counts: Counter[str] = Counter()
     for i in body:
         if i.name == "MEMBAR" and {"GPU", "SYS"} & set(i.suffixes):
@@ -75,7 +76,7 @@ def fences(body: Iterable[Instruction]) -> dict[str, int]:
 
 
 def check_fences(where: str, found: dict[str, int], limit: int) -> list[Failure]:
-    """The gate of the fences."""
+    """Checks the number of fences."""
     return [
         Failure("fences", f"{where}, {name}", count, f"{limit}")
         for name, count in found.items()
@@ -84,7 +85,7 @@ def check_fences(where: str, found: dict[str, int], limit: int) -> list[Failure]
 
 
 def stated_intervals(item: dict[str, Any]) -> list[Interval]:
-    """What the header of a kernel states, as kernel_counts.cpp prints it."""
+    """Returns what the header of a kernel states, as kernel_counts.cpp prints it."""
     return [
         {name: int(interval[name]) for name in COUNTED.values()} for interval in item["intervals"]
     ]

@@ -9,12 +9,12 @@ estimate is the greatest of
   L2          the bytes through L2 at its bandwidth
   memory      the bytes of device memory at what a stream reaches of its bandwidth
 
-For each launch that kernel_launches.cpp describes it prints `estimate NAME ns=X bound=Y goal=Z`, in
-nanoseconds of a token and head (of a batch entry and head for the decode step), and below that what
-warps wait for. The gates:
+For each launch that kernel_launches.cpp describes, it prints `estimate NAME ns=X bound=Y goal=Z`.
+Times are in nanoseconds per token and head, or per batch entry and head for the decode step. The
+lines below show what warps wait for. It checks these gates:
 
-  estimate   is at most the goal. Goals lie just above what the kernels give today
-  executed   of what kernel_counts counts in the SIMT emulator, the warps execute as much
+  estimate   The estimate is at most the goal. Goals lie just above what the kernels give today.
+  executed   The warps execute per chunk as much as kernel_counts counts in the SIMT emulator.
 """
 
 import math
@@ -34,32 +34,33 @@ from sass_execute import Program, constant_bank, traces
 from schedule import Cost, Result, cost, simulate
 
 DEVICE = "H100"
-# Nanoseconds that an estimate must not exceed.
+# An estimate must not exceed so many nanoseconds.
 GOALS = {
     **{"chunkwise_forward": 2.2, "chunkwise_grad_v": 2.2},
     **{"chunkwise_grad_q": 2.7, "chunkwise_grad_k": 2.7},
     **{"chunkwise_forward_128": 1.5, "chunkwise_forward_64": 1.03},
-    **{"chunkwise_local_states": 1.15, "segment_scan": 0.18, "log_decay_grad": 4.75},
+    **{"chunkwise_local_states": 1.15, "segment_scan": 0.18, "grad_log_decay": 4.75},
     **{"decode_step_1": 1360, "decode_step_16": 490},
     **{"norm_forward": 1.05, "norm_backward": 1.75, "column_sum": 0.0065},
     **{"rotary_interleaved": 0.7, "rotary_half": 0.7},
 }
-# What the simulation gives of kernels that others have published and measured on an H100, beside
-# that: kernel, TFLOP/s simulated, published (docs/kernels/estimate.md).
+# Others have published these kernels and their TFLOP/s on an H100, which is the last number. The
+# number before it is what the simulation gives (docs/kernels/estimate.md).
 VALIDATION = (
     ("FlashAttention-2 forward, head size 128", 342, 370),
     ("FlashAttention-2 forward, head size 256", 270, 324),
 )
 
-REGISTERS, SHARED, THREADS, BLOCKS = 65536, 233472, 2048, 32  # of a multiprocessor
-RESERVED = 1024  # bytes of shared memory of a block
-# What is counted of an instruction: itself (a barrier once a warp), or its wavefronts.
+# A multiprocessor has so many. A block needs some more bytes of shared memory than it asks for.
+REGISTERS, SHARED, THREADS, BLOCKS = 65536, 233472, 2048, 32
+RESERVED = 1024
+# The instructions that are counted. Those that use shared memory count by wavefronts.
 EXECUTED = {"HMMA": "mma", "BAR": "barriers", "LDSM": "ldmatrix", "LDGSTS": "cp_async"}
 EXECUTED |= {"STS": "stores", "LDS": "loads"}
 
 
 class Total(NamedTuple):
-    """Of a multiprocessor for a launch: cycles, cycles of its resources, waits of its warps."""
+    """Cycles of a multiprocessor for a launch, of its resources, and of waiting warps."""
 
     cycles: float
     busy: dict[str, float]
@@ -67,22 +68,22 @@ class Total(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What is printed of a launch."""
+    """What is printed for a launch."""
 
     name: str
-    times: dict[str, float]  # nanoseconds of the estimate
-    bounds: dict[str, float]  # and of each resource alone
+    times: dict[str, float]  # nanoseconds by what the estimate is the greatest of
+    bounds: dict[str, float]  # nanoseconds of each resource alone
     stalls: dict[str, float]  # shares of the time of warps
     failures: list[Failure]
 
     @property
     def ns(self) -> float:
-        """The estimate."""
+        """Returns the estimate."""
         return max(self.times.values())
 
 
 def occupancy(threads: int, registers: int, shared_bytes: int) -> int:
-    """Blocks that a multiprocessor holds at a time."""
+    """Returns how many blocks a multiprocessor holds at a time."""
     of_warp = math.ceil(registers * 32 / 256) * 256
     return min(
         REGISTERS // (of_warp * (threads // 32)),
@@ -93,13 +94,13 @@ def occupancy(threads: int, registers: int, shared_bytes: int) -> int:
 
 
 def total_of(result: Result) -> Total:
-    """The figures of a simulation that others are computed from."""
+    """Returns the figures of a simulation from which others are computed."""
     busy = {**result.busy, "issue": result.issued / 4}
     return Total(result.cycles, busy, dict(result.stalls))
 
 
 def extend(short: Total, long: Total, factor: float) -> Total:
-    """What follows in a straight line: `short` plus `factor` times the difference."""
+    """Returns `short` plus `factor` times its difference from `long`."""
 
     def along(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float]:
         return {k: a.get(k, 0) + factor * (b.get(k, 0) - a.get(k, 0)) for k in {**a, **b}}
@@ -109,13 +110,13 @@ def extend(short: Total, long: Total, factor: float) -> Total:
 
 
 def scale(total: Total, factor: float) -> Total:
-    """All of it `factor` times."""
+    """Returns `factor` times a total."""
     zero = Total(0, {}, {})
     return extend(zero, total, factor)
 
 
 def weigh(costs: Sequence[Cost], executed: Counter[int]) -> Counter[str]:
-    """Instructions by name, those that use shared memory by their wavefronts."""
+    """Counts instructions by name. Those that use shared memory count by wavefronts."""
     counts: Counter[str] = Counter()
     for n, count in executed.items():
         counts[costs[n].name] += count * max(1, costs[n].wavefronts)
@@ -125,7 +126,7 @@ def weigh(costs: Sequence[Cost], executed: Counter[int]) -> Counter[str]:
 def simulate_launch(
     body: Sequence[Instruction], launch: dict[str, Any], device: dict[str, Any], resident: int
 ) -> tuple[Total, list[Counter[str]]]:
-    """The simulation of a launch, and what a block executes in each of its runs."""
+    """Simulates a launch. Returns also what a block executes in each run."""
     program, threads = Program(body), int(launch["threads"])
     costs = [cost(i, 4 / device["mma_per_cycle"]) for i in body]
     active = min(launch["blocks"], device["multiprocessors"])
@@ -162,7 +163,7 @@ def simulate_launch(
 def check_executed(
     launch: dict[str, Any], executed: Sequence[Counter[str]], counted: dict[str, float]
 ) -> list[Failure]:
-    """The gate of what the simulated warps execute, per chunk."""
+    """Checks what the simulated warps execute per chunk."""
     runs = launch["runs"]
     chunks = (runs[1]["length"] - runs[0]["length"]) / launch["chunk"]
     failures = []
@@ -183,7 +184,7 @@ def estimate(
     items: Sequence[dict[str, Any]],
     goals: Mapping[str, float],
 ) -> Estimate:
-    """The estimate of a launch."""
+    """Estimates the time of a launch."""
     name, kernel, architecture = launch["name"], launch["kernel"], device["architecture"]
     entries = [e for e in ptxas_report.read(folder) if kernel in e["name"]]
     own = [e for e in entries if e["arch"] == architecture]
@@ -201,7 +202,7 @@ def estimate(
     if instance and launch.get("chunk"):
         item = next(x for x in items if (x["family"], x["dtype"], x["tile"]) == instance[:3])
         failures += check_executed(launch, executed, item["counted"])
-    ns = 1 / device["clock_ghz"] / launch["units"]  # of a cycle
+    ns = 1 / device["clock_ghz"] / launch["units"]  # nanoseconds of a cycle, per unit
     l2 = launch["l2_bytes"] / device["l2_tbps"] / 1000
     memory = launch["memory_bytes"] / device["memory_tbps"] / 1000
     times = {"simulation": total.cycles * ns, "L2": l2, "memory": memory / STREAM.value}
@@ -219,7 +220,7 @@ def estimate(
 
 
 def lines(found: Estimate, goal: float) -> list[str]:
-    """What is printed of an estimate."""
+    """Returns what is printed for an estimate."""
     limit = max(found.bounds, key=lambda key: found.bounds[key])
     source = max(found.times, key=lambda key: found.times[key])
     first = f"estimate {found.name} ns={found.ns:.4g} bound={found.bounds[limit]:.4g} goal={goal:g}"
@@ -230,7 +231,7 @@ def lines(found: Estimate, goal: float) -> list[str]:
 
 
 def validation() -> list[str]:
-    """What is printed of the validation."""
+    """Returns what is printed about the validation."""
     return [
         f"validation {kernel}: simulated {own} TFLOP/s, published {other} ({own / other:.0%})"
         for kernel, own, other in VALIDATION
@@ -238,7 +239,7 @@ def validation() -> list[str]:
 
 
 def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
-    """Print the estimates; the gates that fail."""
+    """Prints the estimates. Returns the gates that fail."""
     device = next(x for x in counts["devices"] if x["device"] == DEVICE)
     items = [item for family in FAMILIES for item in counts[family]]
     work = partial(estimate, folder=folder, device=device, items=items, goals=GOALS)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What instructions cost on an H100, each figure with its source.
+"""States what instructions cost on an H100, with a source for each figure.
 
-Cycles between issue and result are given for instructions with a scoreboard alone. The compiler
-itself waits for the others: it writes the cycles into the instructions (schedule.py).
+Only instructions with a scoreboard need the cycles between issue and result. For the others, the
+compiler writes these cycles into the instructions (schedule.py).
 """
 
 from typing import NamedTuple
@@ -22,7 +22,7 @@ WHITE_PAPER = "NVIDIA H100 Tensor Core GPU Architecture, 2022"
 TURING = "Jia et al., Dissecting the NVIDIA Turing T4 GPU via Microbenchmarking, 2019"
 ASSUMED = "assumed: no measurement is known"
 
-# Cycles for which an instruction of a warp holds a pipe of its quarter of the multiprocessor.
+# For so many cycles an instruction of a warp holds a pipe of its quarter of the multiprocessor.
 INTERVALS = {
     "tensor": Figure(4 / 0.62, f"{PAPER}: mma.sync reaches 62% of the peak, 4 cycles"),
     "fp32": Figure(1, GUIDE),
@@ -34,7 +34,7 @@ INTERVALS = {
     "memory": Figure(4, f"{WHITE_PAPER}: 32 load and store units, 8 of a quarter"),
 }
 
-# Cycles from issue, or from the end of its transfer in the pipe, to the result.
+# So many cycles pass from issue, or from the end of a transfer in the pipe, to the result.
 LATENCIES = {
     "shared": Figure(29, f"{STUDY}; {PAPER}"),
     "local": Figure(40, f"{STUDY}: the L1 cache"),
@@ -49,9 +49,10 @@ LATENCIES = {
     "operands": Figure(12, ASSUMED),  # until registers that are read may be written
 }
 
-# Wavefronts that may wait for the shared-memory pipe before no more of its instructions issue.
+# If so many wavefronts wait for the shared-memory pipe, no more of its instructions issue.
 QUEUE = Figure(32, ASSUMED)
-# Bytes a cycle of the pipe between a multiprocessor and L2; the share of all is device.h's.
+# The port between a multiprocessor and L2 passes so many bytes a cycle. device.h has the bandwidth
+# of L2.
 PORT = Figure(64, WHITE_PAPER)
-# The share of the memory bandwidth that a stream reaches.
+# A stream reaches this share of the memory bandwidth.
 STREAM = Figure(0.9, "decode_step/cost_model.h")

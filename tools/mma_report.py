@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of kernel_report.py about the kernels that use tensor cores and walk a sequence in
-chunks: retention (chunkwise) and the gradient of log_decay (log_decay_grad).
+chunks: retention (chunkwise) and the gradient of log_decay (grad_log_decay).
 """
 
 import math
@@ -17,7 +17,7 @@ from gates import DTYPES, Failure, architecture_order, near, print_table
 from sass import CLASSES, PADDING, Instruction, executed, main_loop, survey
 from sass_flow import Flow
 
-FAMILIES = ("chunkwise", "log_decay_grad")
+FAMILIES = ("chunkwise", "grad_log_decay")
 COUNTS = (
     *("mma", "wavefronts", "ldmatrix", "cp_async", "stores", "loads"),
     *("barriers", "l2_bytes", "memory_bytes"),
@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     architecture: str
 
     def order(self) -> tuple[str, int, int, str]:
-        """Sorts kernels in tables."""
+        """Returns the key that sorts kernels in tables."""
         return self.family, architecture_order(self.architecture), self.tile, self.dtype
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Kernel(NamedTuple):
 
 
 class Code(NamedTuple):
-    """What the gates need to know of the code of a kernel."""
+    """What the gates need to know about the code of a kernel."""
 
     loop: Counter[str]  # of a block and chunk: instructions of the main loop, by class
     intervals: list[Interval]
@@ -53,7 +53,7 @@ Codes = dict[Kernel, Code]
 
 
 def kernel_of(mangled: str, architecture: str) -> Kernel | None:
-    """The instantiation that a mangled name belongs to."""
+    """Returns the instantiation that a mangled name belongs to."""
     families = "|".join(FAMILIES)
     found = re.search(rf"\d({families})_kernelILN\w*?5DTypeE(\d)ELi(\d+)E", mangled)
     return Kernel(found[1], DTYPES[int(found[2])], int(found[3]), architecture) if found else None
@@ -62,7 +62,7 @@ def kernel_of(mangled: str, architecture: str) -> Kernel | None:
 def code_of(
     architecture: str, mangled: str, body: Sequence[Instruction], items: Items
 ) -> tuple[Kernel, Code] | None:
-    """The instantiation that an object has, and its code."""
+    """Returns the instantiation that a name belongs to, and its code."""
     kernel = kernel_of(mangled, architecture)
     if kernel is None:
         return None
@@ -72,18 +72,18 @@ def code_of(
 
 
 def codes(folder: Path, items: Items) -> Codes:
-    """The code of the kernels in `folder`."""
+    """Returns the code of the kernels in `folder`."""
     found = (survey(folder, f"{x}_kernel", partial(code_of, items=items)) for x in FAMILIES)
     return dict(pair for pairs in found for pair in pairs if pair is not None)
 
 
 def others_per_mma(counts: Counter[str]) -> float:
-    """Instructions besides the mma and the padding, per mma."""
+    """Returns the number of instructions per mma, except the mma and the padding."""
     return (counts.total() - counts["HMMA"] - counts[PADDING]) / counts["HMMA"]
 
 
 def check_counts(item: dict[str, Any]) -> list[Failure]:
-    """The gates of what the SIMT emulator counted of a kernel, for any architecture."""
+    """Checks what the SIMT emulator counted for a kernel, for any architecture."""
     where = f"{item['family']} {item['dtype']} tile {item['tile']}"
     token, chunk = f"{where}, per token and head", f"{where}, per chunk"
     counted, header = item["counted"], item["header"]
@@ -104,7 +104,7 @@ def check_counts(item: dict[str, Any]) -> list[Failure]:
 
 
 def check_code(kernel: Kernel, code: Code, item: dict[str, Any]) -> list[Failure]:
-    """The gates of a kernel's code."""
+    """Checks the code of a kernel."""
     loop = code.loop
     failures = check_intervals(str(kernel), code.intervals, stated_intervals(item))
     failures += check_apart(str(kernel), code.apart)
@@ -125,10 +125,10 @@ def check_code(kernel: Kernel, code: Code, item: dict[str, Any]) -> list[Failure
 
 
 def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dict[str, float]:
-    """Nanoseconds per token and head, by each resource as if it were alone."""
+    """Returns nanoseconds per token and head by each resource, as if it were alone."""
     turns = math.ceil(goal["blocks"] / goal["multiprocessors"])
     chunks = math.ceil(goal["tokens"] / item["chunk"])
-    # of one cycle a chunk
+    # if a chunk took one cycle
     ns = turns * chunks / goal["clock_ghz"] / (goal["heads"] * goal["tokens"])
     return {
         "tensor": ns * item["counted"]["mma"] / goal["mma_per_cycle"],
@@ -140,7 +140,7 @@ def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dic
 
 
 def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
-    """The gate of a goal."""
+    """Checks a goal."""
     resource = max(times, key=lambda name: times[name])
     if times[resource] <= goal["ns"]:
         return []
@@ -150,7 +150,7 @@ def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
 
 
 def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
-    """Print what the SIMT emulator counted of a family."""
+    """Prints what the SIMT emulator counted for a family."""
     rows = []
     for item in items:
         counted, header = dict(item["counted"]), item["header"]
@@ -166,7 +166,7 @@ def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
 
 
 def print_intervals(family: str, found: Codes, items: Items) -> None:
-    """Print what the main loops have between their barriers, where it is as stated."""
+    """Prints what the main loops have between their barriers, and for which architectures."""
     kernels: dict[tuple[str, str], set[str]] = {}
     for kernel, code in found.items():
         if kernel.family == family:
@@ -189,7 +189,7 @@ def print_loops(
     items: Items,
     entries: Sequence[re.Match[str]],
 ) -> None:
-    """Print the instructions of a family's main loops."""
+    """Prints the instructions in the main loops of a family."""
     compiled = {kernel_of(entry["name"], entry["arch"]): entry for entry in entries}
     classes = [*CLASSES, PADDING, "other"]
     rows = []
@@ -219,15 +219,15 @@ def print_loops(
 
 
 def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any]) -> list[Failure]:
-    """Print the tables; the gates that fail."""
+    """Prints the tables. Returns the gates that fail."""
     items: Items = {
         (family, item["dtype"], item["tile"]): item
         for family in FAMILIES
         for item in counts[family]
     }
     failures = [failure for item in items.values() for failure in check_counts(item)]
-    # Without the empty kernels of sm_75, and without tiles that do not fit into the shared memory
-    # of an architecture.
+    # The empty kernels of sm_75 are left out, and so are tiles that do not fit into the shared
+    # memory of an architecture.
     limits = counts["shared_limits"]
     found = {
         kernel: code

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine code of compiled CUDA kernels: disassembled, by class of instruction, by loop."""
+"""Disassembles compiled CUDA kernels and sorts their instructions by class and by loop."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 Result = TypeVar("Result")
 
-# Classes of instructions, by the first pattern that their name without suffixes matches.
+# The class of an instruction is the first pattern that its name without suffixes matches.
 CLASSES = {
     "HMMA": "HMMA",
     "LDSM": "LDSM",
@@ -28,7 +28,7 @@ CLASSES = {
     "integer": r"U?(IMAD|V?I?ADD\w*|LOP3|U?LEA|SHF|V?I?MNMX\w*|ISETP|SEL|PRMT|MOV|CS2R)",
     "branch": "BRA|BSSY|BSYNC|WARPSYNC|CALL|RET|EXIT",
 }
-# NOP and what is never executed (@!PT): what ptxas inserts because the hardware needs it.
+# NOP and instructions that never run (@!PT). ptxas inserts them because the hardware needs them.
 PADDING = "pad"
 
 
@@ -36,17 +36,17 @@ class Instruction(NamedTuple):
     """One instruction of SASS."""
 
     address: int
-    never: bool  # predicated with !PT
-    name: str  # without suffixes
-    target: int | None  # of a branch
-    guard: str = ""  # the predicate, or none
+    never: bool  # whether it is predicated with !PT
+    name: str  # name without suffixes
+    target: int | None  # target of a branch
+    guard: str = ""  # predicate, or nothing
     suffixes: tuple[str, ...] = ()
     operands: tuple[str, ...] = ()
-    control: int = 0  # the word that holds the schedule: bits 105 and up of the instruction
+    control: int = 0  # bits 105 and up of the instruction, which hold the schedule
 
     @property
     def text(self) -> str:
-        """As the disassembler writes it."""
+        """Returns the instruction as the disassembler writes it."""
         guard = f"@{self.guard} " if self.guard else ""
         return f"{guard}{'.'.join((self.name, *self.suffixes))} {', '.join(self.operands)}".strip()
 
@@ -62,7 +62,7 @@ ROW = re.compile(
 
 
 def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
-    """Instructions of each (architecture, mangled name) in what cuobjdump -sass prints."""
+    """Returns the instructions of each (architecture, mangled name) that cuobjdump -sass prints."""
     functions: dict[tuple[str, str], list[Instruction]] = {}
     architecture, body = "", []
     for row in ROW.finditer(text):
@@ -90,7 +90,9 @@ def parse_sass(text: str) -> dict[tuple[str, str], list[Instruction]]:
 
 
 def main_loop(instructions: Sequence[Instruction], having: str = "HMMA") -> list[Instruction]:
-    """The body of the largest loop with such an instruction; empty if there is none."""
+    """Returns the body of the largest loop with such an instruction, or nothing if there is
+    none.
+    """
     loops = [
         [i for i in instructions if branch.target <= i.address <= branch.address]
         for branch in instructions
@@ -100,7 +102,7 @@ def main_loop(instructions: Sequence[Instruction], having: str = "HMMA") -> list
 
 
 def classify(instruction: Instruction) -> str:
-    """The class of an instruction."""
+    """Returns the class of an instruction."""
     if instruction.never or instruction.name == "NOP":
         return PADDING
     for name, pattern in CLASSES.items():
@@ -112,14 +114,15 @@ def classify(instruction: Instruction) -> str:
 def executed(
     loop: Sequence[Instruction], warps: int, turns: Sequence[int], having: str = "HMMA"
 ) -> Counter[str]:
-    """Instructions by class in one turn of `loop` by all warps.
+    """Returns the instructions by class in one turn of `loop` by all warps.
 
-    Each counts once a warp. In the inner loops that have an instruction `having`, each counts as
-    often as the loop turns: `turns` by all warps together, in the order of the code, an outer loop
-    before the loops inside it. Empty if there are more or fewer such loops.
+    Each instruction counts once for each warp. In the inner loops that have an instruction
+    `having`, each counts as often as the loop turns. `turns` are the turns by all warps together,
+    in the order of the code, with an outer loop before the loops inside it. The result is empty if
+    the number of such loops differs.
     """
     ends = {
-        branch.target: branch.address  # the last branch to there
+        branch.target: branch.address  # the last branch to this target
         for branch in loop
         if branch.target is not None and loop[0].address < branch.target <= branch.address
     }
@@ -141,13 +144,13 @@ Visit = Callable[[str, str, list[Instruction]], Result]  # architecture, mangled
 
 
 def objects(folder: Path, name: str) -> list[Path]:
-    """The objects that were compiled with ptxas_report.py and have a kernel with `name` in its."""
+    """Returns the objects that have a kernel whose name contains `name`."""
     found = [p for p in sorted(folder.rglob("*.o.ptxas")) if name in p.read_text()]
     return [p.with_suffix("") for p in found]
 
 
 def disassemble(path: Path, *options: str) -> str:
-    """What cuobjdump -sass prints of a file."""
+    """Returns what cuobjdump -sass prints for a file."""
     programs = Path(sysconfig.get_path("platlib")) / "nvidia" / "cu13" / "bin"
     search = f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"  # cuobjdump runs nvdisasm
     command = ["cuobjdump", "-sass", *options, str(path)]
@@ -158,13 +161,16 @@ def disassemble(path: Path, *options: str) -> str:
 
 
 def visit(path: Path, function: Visit[Result]) -> list[Result]:
-    """What `function` makes of each kernel in an object."""
+    """Returns what `function` makes of each kernel in an object."""
     functions = parse_sass(disassemble(path))
     return [function(*key, body) for key, body in functions.items()]
 
 
 def survey(folder: Path, name: str, function: Visit[Result]) -> list[Result]:
-    """What `function` makes of each kernel with `name` in its, in a process for each processor."""
+    """Returns what `function` makes of each kernel in the objects that have one with `name`.
+
+    There is a process for each processor.
+    """
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(partial(visit, function=function), objects(folder, name))
         return [result for found in results for result in found]

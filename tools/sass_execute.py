@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Follows the first lane of each warp through a kernel: which instructions it executes."""
+"""Follows the first lane of each warp through a kernel and lists the instructions it executes."""
 
 import math
 import struct
@@ -10,19 +10,19 @@ from sass import Instruction
 from sass_translate import is_predicate, predicate, translate
 
 LEAVES = ("BRA", "EXIT", "CALL", "RET")
-LIMIT = 2_000_000  # instructions of a warp
-WORDS = 1 << 12  # of the constant bank
+LIMIT = 2_000_000  # most instructions of a warp
+WORDS = 1 << 12  # size of the constant bank
 REAL = struct.Struct("<f")
 WORD = struct.Struct("<I")
 
 
 def real(word: int) -> float:
-    """The fp32 number of a word."""
+    """Returns the fp32 number that a word holds."""
     return REAL.unpack(WORD.pack(word))[0]
 
 
 def fp32(number: float) -> int:
-    """The word of a number rounded to fp32."""
+    """Returns the word that holds a number, rounded to fp32."""
     try:
         return WORD.unpack(REAL.pack(number))[0]
     except OverflowError:
@@ -30,14 +30,14 @@ def fp32(number: float) -> int:
 
 
 def integer(number: float, low: int, high: int) -> int:
-    """A number without its fraction, in a range."""
+    """Returns a number without its fraction, limited to a range."""
     if number != number:
         return 0
     return max(low, min(high, int(max(min(number, 1e30), -1e30))))
 
 
 def permute(a: int, selector: int, b: int) -> int:
-    """Four of eight bytes, or copies of their signs."""
+    """Returns four of eight bytes, or copies of their signs."""
     both, result = a | b << 32, 0
     for n in range(4):
         nibble = selector >> 4 * n & 15
@@ -47,7 +47,7 @@ def permute(a: int, selector: int, b: int) -> int:
 
 
 def guarded(function: Callable[[float], float], otherwise: float) -> Callable[[float], float]:
-    """A function that has a value everywhere."""
+    """Returns a function that has a value everywhere."""
 
     def value(x: float) -> float:
         try:
@@ -72,7 +72,7 @@ NAMES: dict[str, Any] = {
 
 
 class Program:
-    """A kernel, of which each basic block is a function in Python."""
+    """A kernel. Each of its basic blocks is a function in Python."""
 
     def __init__(self, body: Sequence[Instruction]) -> None:
         self.body = body
@@ -88,11 +88,11 @@ class Program:
         self.blocks: dict[int, Callable[..., int]] = {}
 
     def target(self, i: Instruction) -> int:
-        """Where a branch or a call leads."""
+        """Returns where a branch or a call leads."""
         return self.at[int(i.operands[-1], 16)]
 
     def leave(self, n: int) -> str:
-        """The number of the instruction that follows, or -1."""
+        """Returns the statement that returns the number of the next instruction, or -1."""
         i = self.body[n]
         conditions = [predicate(x) for x in (i.guard, *i.operands[:-1]) if x and is_predicate(x)]
         if i.name == "EXIT":
@@ -110,7 +110,7 @@ class Program:
         return f"return {goal} if {condition} else {n + 1}" if condition else f"return {goal}"
 
     def block(self, start: int) -> Callable[..., int]:
-        """The function of the basic block that starts at an instruction."""
+        """Returns the function of the basic block that starts at an instruction."""
         end = next(x for x in self.ends if x > start)
         lines, first = [], start
         for n in range(start, end):
@@ -139,7 +139,7 @@ class Program:
         return names["block"]
 
     def run(self, constants: Sequence[int], special: Mapping[str, int]) -> list[int]:
-        """What a warp executes: numbers of instructions, ~n if a predicate turns one off."""
+        """Returns the instructions that a warp executes, inverted (~n) where one is turned off."""
         trace: list[int] = []
         calls: list[int] = []
         state = ([0] * 256, [0] * 64, [False] * 8, [False] * 8, constants, special, trace, calls)
@@ -160,7 +160,10 @@ ARGUMENTS = {"8": 0x160, "9": 0x210, "10": 0x380, "12": 0x380}
 def constant_bank(
     architecture: str, threads: int, blocks: int, arguments: bytes, clusters: bool = False
 ) -> list[int]:
-    """The words of the constant bank of a launch (up to sm_90), `clusters`: in clusters."""
+    """Returns the words of the constant bank of a launch, up to sm_90.
+
+    `clusters` says whether its blocks are in clusters.
+    """
     major = "".join(c for c in architecture if c.isdigit())[:-1]
     bank = bytearray(4 * WORDS)
     struct.pack_into("<6I", bank, 0, threads, 1, 1, blocks, 1, 1)
@@ -170,7 +173,7 @@ def constant_bank(
 
 
 def traces(program: Program, constants: Sequence[int], threads: int, block: int) -> list[list[int]]:
-    """What each warp of a block executes."""
+    """Returns what each warp of a block executes."""
     special = {"SR_CTAID.X": block, "SR_NTID.X": threads}
     return [
         program.run(constants, {**special, "SR_TID.X": first, "SR_VIRTUALID": 0})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the lanes of a warp are together where an instruction needs them all.
+"""Checks that the lanes of a warp are together where an instruction needs all of them.
 
 ldmatrix, mma and barriers of a cluster (`.aligned` in PTX) are undefined if some lanes are
 elsewhere. (A barrier of the block counts threads, since Volta.) Lanes part where a branch depends
@@ -25,7 +25,7 @@ SHIFT, APART = 256, 264
 
 
 def bits(text: str, count: int = 1) -> int:
-    """The set of the registers and predicates in an operand, each with those that follow it."""
+    """Returns the set of registers and predicates in an operand, each with those that follow it."""
     found = 0
     for uniform, kind, number, wide in REGISTER.findall(text):
         if not uniform:
@@ -35,7 +35,7 @@ def bits(text: str, count: int = 1) -> int:
 
 
 def width(instruction: Instruction) -> int:
-    """Registers of the result."""
+    """Returns the number of registers of the result."""
     name, suffixes = instruction.name, instruction.suffixes
     if name in ("HMMA", "LDSM") or "128" in suffixes:
         return 4
@@ -44,7 +44,7 @@ def width(instruction: Instruction) -> int:
 
 
 def split(instruction: Instruction) -> tuple[list[str], list[str]]:
-    """The operands that an instruction writes, and those that it reads."""
+    """Returns the operands that an instruction writes, and those that it reads."""
     name, operands = instruction.name, instruction.operands
     if name in NO_RESULT:
         return [], list(operands)
@@ -65,7 +65,7 @@ def split(instruction: Instruction) -> tuple[list[str], list[str]]:
 
 
 class Flow:
-    """The instructions of a kernel, and which may follow each."""
+    """Holds the instructions of a kernel and finds those that may follow each."""
 
     def __init__(self, body: Sequence[Instruction]) -> None:
         self.body = body
@@ -73,7 +73,7 @@ class Flow:
         self.returns = [n + 1 for n, i in enumerate(body) if i.name == "CALL"]
 
     def next(self, n: int, into_calls: bool) -> list[int]:
-        """The instructions that may follow: into what is called, or behind it."""
+        """Returns the instructions that may follow, into what is called or behind it."""
         i = self.body[n]
         found = []
         if i.name == "BRA" and i.target is not None and not i.never:
@@ -89,7 +89,7 @@ class Flow:
         return [*found, n + 1] if n + 1 < len(self.body) else found
 
     def differing(self) -> list[int]:
-        """Before each instruction, the set of registers that may differ between lanes."""
+        """Returns the set of registers that may differ between lanes before each instruction."""
         effects = self.effects()
         before = [-1] * len(self.body)  # -1: not reached
         before[0] = 0
@@ -111,7 +111,7 @@ class Flow:
         return [max(state, 0) for state in before]
 
     def effects(self) -> list[tuple[int, int, int, bool]]:
-        """Of each instruction: what it reads, writes, and replaces; whether its result differs.
+        """Returns what each instruction reads, writes and replaces, and whether its result differs.
 
         What is written under a predicate is kept apart too, and is read under the same one. So it
         does not matter there what the register held before.
@@ -152,7 +152,7 @@ class Flow:
         return found
 
     def apart(self) -> Iterator[Instruction]:
-        """The aligned instructions that a warp may reach, or run, with some of its lanes alone."""
+        """Yields the aligned instructions that some lanes of a warp may reach or run alone."""
         differing = self.differing()
         # Regions that are open, and those of them (-1: none) in which lanes have parted.
         start: tuple[int, tuple[str, ...], frozenset[int]] = (0, (), frozenset())

@@ -24,12 +24,12 @@ MASK = "&M"
 
 
 def text_of(operand: str) -> str:
-    """An operand without what does not change its value."""
+    """Returns an operand without what does not change its value."""
     return re.sub(r"\.(reuse|64|U32|H[01]_H[01])\b", "", operand).strip()
 
 
 def register(operand: str, offset: int = 0) -> str:
-    """The place of a register, or of one that follows it."""
+    """Returns the place of a register, or of one that follows it."""
     found = re.fullmatch(r"(U?)R(\d+)", text_of(operand))
     if found is None:
         raise ValueError(operand)
@@ -37,7 +37,7 @@ def register(operand: str, offset: int = 0) -> str:
 
 
 def predicate(operand: str) -> str:
-    """The value of a predicate."""
+    """Returns the value of a predicate."""
     found = re.fullmatch(r"(!?)(U?)P(\d|T)", operand)
     if found is None:
         raise ValueError(operand)
@@ -46,7 +46,7 @@ def predicate(operand: str) -> str:
 
 
 def constant(operand: str, offset: int = 0) -> str | None:
-    """A word of the constant bank."""
+    """Returns a word of the constant bank, or None for another operand."""
     found = re.fullmatch(r"c\[0x0\]\[(?:(U?R\d+)\+)?(?:0x([0-9a-f]+))?\]", operand)
     if found is None:
         return None
@@ -55,7 +55,10 @@ def constant(operand: str, offset: int = 0) -> str | None:
 
 
 def word(operand: str, offset: int = 0) -> str:
-    """32 bits, or with a minus the complement of 2^32: a sum that needs no borrow has a carry."""
+    """Returns 32 bits.
+
+    With a minus it is the complement to 2^32, so that a sum without a borrow has a carry.
+    """
     text = text_of(operand)
     if text in ("RZ", "URZ", "SRZ", ""):
         return "0"
@@ -79,7 +82,7 @@ def word(operand: str, offset: int = 0) -> str:
 
 
 def pair(operand: str) -> str:
-    """64 bits."""
+    """Returns 64 bits."""
     text = text_of(operand)
     if text in ("RZ", "URZ"):
         return "0"
@@ -89,12 +92,12 @@ def pair(operand: str) -> str:
 
 
 def signed(value: str, bit: str = "B") -> str:
-    """As a number with a sign."""
+    """Returns a value as a number with a sign."""
     return f"(({value}{MASK if bit == 'B' else ''}^{bit})-{bit})"
 
 
 def real(operand: str) -> str:
-    """A number in fp32."""
+    """Returns a number in fp32."""
     text = text_of(operand)
     if text in ("RZ", "URZ", "-RZ"):
         return "0.0"
@@ -109,12 +112,12 @@ def real(operand: str) -> str:
 
 
 def is_predicate(operand: str) -> bool:
-    """Whether an operand is a predicate."""
+    """Returns whether an operand is a predicate."""
     return re.fullmatch(r"!?U?P(\d|T)", operand) is not None
 
 
 def assign(operand: str, value: str) -> list[str]:
-    """Store into a register or predicate, if it is one."""
+    """Stores into an operand if it is a register or predicate."""
     if re.fullmatch(r"U?P\d", operand):
         return [f"{predicate(operand)} = {value}"]
     if re.fullmatch(r"U?R\d+", text_of(operand)):
@@ -123,7 +126,7 @@ def assign(operand: str, value: str) -> list[str]:
 
 
 def assign_pair(operand: str, value: str) -> list[str]:
-    """Store into two registers."""
+    """Stores into two registers."""
     if not re.fullmatch(r"U?R\d+", text_of(operand)):
         return []
     return [
@@ -134,7 +137,7 @@ def assign_pair(operand: str, value: str) -> list[str]:
 
 
 def parts(i: Instruction) -> tuple[str, list[str], list[str], list[str]]:
-    """The result, the predicates behind it (carries out), operands, predicates at the end."""
+    """Returns the result, its carries, the operands, and the predicates at the end."""
     first, *rest = i.operands
     carries = []
     while rest and re.fullmatch(r"U?P(\d|T)", rest[0]):
@@ -144,7 +147,7 @@ def parts(i: Instruction) -> tuple[str, list[str], list[str], list[str]]:
 
 
 def added(i: Instruction, total: str, result: str, carries: list[str]) -> list[str]:
-    """A sum and its carries."""
+    """Stores a sum and its carries."""
     lines = [f"t = {total}", *assign(result, "t&M")]
     for n, carry in enumerate(carries):
         lines += assign(carry, f"t>>32>{n}")
@@ -152,18 +155,18 @@ def added(i: Instruction, total: str, result: str, carries: list[str]) -> list[s
 
 
 def carry_in(i: Instruction, predicates: list[str]) -> str:
-    """What the carry predicates add."""
+    """Returns what the carry predicates add."""
     return "".join(f"+{predicate(p)}" for p in predicates) if "X" in i.suffixes else ""
 
 
 def add(i: Instruction) -> list[str]:
-    """IADD3, UIADD3, VIADD."""
+    """Translates IADD3, UIADD3 and VIADD."""
     result, carries, values, last = parts(i)
     return added(i, "+".join(map(word, values)) + carry_in(i, last), result, carries)
 
 
 def multiply_add(i: Instruction) -> list[str]:
-    """IMAD, UIMAD."""
+    """Translates IMAD and UIMAD."""
     result, carries, (a, b, c), last = parts(i)
     unsigned = "U32" in i.suffixes
     number = (lambda x: f"({word(x)}{MASK})") if unsigned else (lambda x: signed(word(x)))
@@ -177,7 +180,7 @@ def multiply_add(i: Instruction) -> list[str]:
 
 
 def load_address(i: Instruction) -> list[str]:
-    """LEA, ULEA: a shift and a sum."""
+    """Translates LEA and ULEA, which shift and add."""
     result, carries, values, last = parts(i)
     if "HI" not in i.suffixes:
         a, b, shift = values[0], values[1], values[-1]
@@ -192,7 +195,7 @@ def load_address(i: Instruction) -> list[str]:
 
 
 def table(lut: int, a: str, b: str, c: str) -> str:
-    """The bitwise function of three words with a truth table."""
+    """Returns the bitwise function of three words with a truth table."""
     known = {0xC0: f"{a}&{b}", 0xFC: f"{a}|{b}", 0x3C: f"{a}^{b}", 0xFE: f"{a}|{b}|{c}"}
     known |= {0x33: f"{b}^M", 0x78: f"{a}^{b}&{c}", 0xF8: f"{a}|{b}&{c}", 0x96: f"{a}^{b}^{c}"}
     if lut in known:
@@ -206,7 +209,7 @@ def table(lut: int, a: str, b: str, c: str) -> str:
 
 
 def logic(i: Instruction) -> list[str]:
-    """LOP3, ULOP3."""
+    """Translates LOP3 and ULOP3."""
     operands = list(i.operands)
     flag = operands.pop(0) if is_predicate(operands[0]) else None
     result, a, b, c, lut = operands[:5]
@@ -215,7 +218,7 @@ def logic(i: Instruction) -> list[str]:
 
 
 def predicate_logic(i: Instruction) -> list[str]:
-    """PLOP3, UPLOP3."""
+    """Translates PLOP3 and UPLOP3."""
     first, second, a, b, c, lut, *others = i.operands
     index = f"({predicate(a)}<<2|{predicate(b)}<<1|{predicate(c)})"
     lines = [f"t = {index}", *assign(first, f"({lut}>>t&1) != 0")]
@@ -223,7 +226,7 @@ def predicate_logic(i: Instruction) -> list[str]:
 
 
 def shift(i: Instruction) -> list[str]:
-    """SHF, USHF: of a pair of words."""
+    """Translates SHF and USHF, which shift a pair of words."""
     result, low, amount, high = i.operands
     count, kinds = f"min({word(amount)}{MASK},64)", set(i.suffixes)
     if "L" in kinds:
@@ -242,7 +245,7 @@ def shift(i: Instruction) -> list[str]:
 
 
 def compare(i: Instruction) -> list[str]:
-    """ISETP, UISETP."""
+    """Translates ISETP and UISETP."""
     first, second, a, b, *last = i.operands
     sign, combine = i.suffixes[0], next(x for x in i.suffixes if x in COMBINE)
     if {"S64", "U64"} & set(i.suffixes):
@@ -265,7 +268,7 @@ def compare(i: Instruction) -> list[str]:
 
 
 def compare_real(i: Instruction) -> list[str]:
-    """FSETP."""
+    """Translates FSETP."""
     first, second, a, b, *last = i.operands
     combine = next(x for x in i.suffixes if x in COMBINE)
     other = predicate(last[0]) if last else "True"
@@ -281,7 +284,7 @@ def compare_real(i: Instruction) -> list[str]:
 
 
 def choose(i: Instruction) -> list[str]:
-    """SEL, USEL, FSEL."""
+    """Translates SEL, USEL and FSEL."""
     result, a, b, which = i.operands
     if i.name == "FSEL":
         values = [f"fp32({real(x)})" if "R" not in text_of(x) else word(x) for x in (a, b)]
@@ -291,7 +294,10 @@ def choose(i: Instruction) -> list[str]:
 
 
 def least(i: Instruction) -> list[str]:
-    """IMNMX, VIMNMX, UVIMNMX, VIADDMNMX: the greater one if the last predicate is false."""
+    """Translates IMNMX, VIMNMX, UVIMNMX and VIADDMNMX.
+
+    If the last predicate is false, the result is the greater number.
+    """
     result, _, values, last = parts(i)
     number = (lambda x: f"({x}{MASK})") if "U32" in i.suffixes else signed
     if i.name == "VIADDMNMX":
@@ -304,13 +310,13 @@ def least(i: Instruction) -> list[str]:
 
 
 def permute(i: Instruction) -> list[str]:
-    """PRMT, UPRMT."""
+    """Translates PRMT and UPRMT."""
     result, a, selector, b = i.operands
     return assign(result, f"permute({word(a)}{MASK},{word(selector)},{word(b)}{MASK})")
 
 
 def load_constant(i: Instruction) -> list[str]:
-    """LDC, ULDC, LDCU."""
+    """Translates LDC, ULDC and LDCU."""
     result, source = i.operands
     found = re.fullmatch(r"c\[0x0\]\[(?:(U?R\d+)\+)?(?:0x([0-9a-f]+))?\]", source)
     if found is None or text_of(result) in ("RZ", "URZ"):
@@ -323,7 +329,7 @@ def load_constant(i: Instruction) -> list[str]:
 
 
 def zero(i: Instruction) -> list[str]:
-    """What has an unknown result: 0, of as many registers as it has."""
+    """Stores 0 into as many registers as the result has, since it is not known."""
     result, carries, _, _ = parts(i) if i.operands else ("", [], [], [])
     if is_predicate(result):
         _, *rest = i.operands
@@ -343,7 +349,7 @@ def zero(i: Instruction) -> list[str]:
 
 
 def half(i: Instruction) -> list[str]:
-    """HFMA2 of zeros and immediate numbers: the numbers."""
+    """Translates HFMA2 of zeros and immediate numbers, which gives the numbers."""
     values = [text_of(x) for x in i.operands[1:]]
     if values[:2] in (["-RZ", "RZ"], ["RZ", "RZ"]) and len(values) == 4:
         words = [struct.unpack("<H", struct.pack("<e", float(x)))[0] for x in values[2:]]
@@ -352,7 +358,7 @@ def half(i: Instruction) -> list[str]:
 
 
 def convert_to_real(i: Instruction) -> list[str]:
-    """I2F, I2FP, UI2FP."""
+    """Translates I2F, I2FP, UI2F and UI2FP."""
     result, source = i.operands
     if "F64" in i.suffixes:
         return zero(i)
@@ -364,7 +370,7 @@ def convert_to_real(i: Instruction) -> list[str]:
 
 
 def convert_to_integer(i: Instruction) -> list[str]:
-    """F2I."""
+    """Translates F2I."""
     result, source = i.operands
     if "F64" in i.suffixes:
         return assign_pair(result, "0") if {"S64", "U64"} & set(i.suffixes) else zero(i)
@@ -375,7 +381,7 @@ def convert_to_integer(i: Instruction) -> list[str]:
 
 
 def function(i: Instruction) -> list[str]:
-    """MUFU."""
+    """Translates MUFU."""
     name = i.suffixes[0].lower()
     if i.suffixes[0] not in ("RCP", "RSQ", "EX2", "LG2", "SQRT", "SIN", "COS"):
         return zero(i)
@@ -383,7 +389,7 @@ def function(i: Instruction) -> list[str]:
 
 
 def arithmetic(i: Instruction) -> list[str]:
-    """FADD, FMUL, FFMA, FMNMX, FRND."""
+    """Translates FADD, FMUL, FFMA, FMNMX and FRND."""
     result, *sources = i.operands
     values = [real(x) for x in sources if not is_predicate(x)]
     a, b = values[0], values[min(1, len(values) - 1)]
@@ -399,7 +405,7 @@ def arithmetic(i: Instruction) -> list[str]:
 
 
 def pack_predicates(i: Instruction) -> list[str]:
-    """P2R, R2P."""
+    """Translates P2R and R2P."""
     if i.name == "R2P":
         source, mask = i.operands[1], int(i.operands[2], 16)
         return [f"P[{n}] = ({word(source)}>>{n}&1) != 0" for n in range(7) if mask >> n & 1]
@@ -410,12 +416,12 @@ def pack_predicates(i: Instruction) -> list[str]:
 
 
 def special(i: Instruction) -> list[str]:
-    """S2R, S2UR: numbers of thread and block."""
+    """Translates S2R and S2UR, which read the numbers of thread and block."""
     return assign(i.operands[0], f"X.get({i.operands[1]!r}, 0)")
 
 
 def move(i: Instruction) -> list[str]:
-    """MOV, UMOV, R2UR."""
+    """Translates MOV, UMOV and R2UR."""
     return assign(i.operands[0], f"{word(i.operands[1])}&M")
 
 
@@ -448,7 +454,7 @@ TRANSLATIONS: dict[str, Translation] = {
 
 
 def translate(i: Instruction) -> list[str]:
-    """The Python of an instruction that does not branch."""
+    """Returns the Python of an instruction that does not branch."""
     if "F64" in i.suffixes and i.name in ("FRND", "F2F"):
         return zero(i)
     return TRANSLATIONS.get(i.name, zero)(i)

@@ -36,23 +36,23 @@ WAITS = ("BAR", "UCGABAR_WAIT")
 
 
 class Cost(NamedTuple):
-    """What the simulation needs to know of an instruction."""
+    """What the simulation needs to know about an instruction."""
 
     stall: int
-    write: int  # scoreboards; 7: none
-    read: int
+    write: int  # scoreboard of the result, 7 for none
+    read: int  # scoreboard of the operands, 7 for none
     wait: tuple[int, ...]
     pipe: str
     interval: float
-    kind: str  # of latency
-    wavefronts: int  # of shared memory
-    bytes: int  # through the port to L2
+    kind: str  # name of its latency
+    wavefronts: int  # wavefronts of shared memory
+    bytes: int  # bytes through the port to L2
     name: str
-    threshold: int  # of DEPBAR: groups of copies that may be under way; else -1
+    threshold: int  # groups of copies that may be under way at a DEPBAR, else -1
 
 
 def cost(i: Instruction, tensor: float) -> Cost:
-    """The cost of an instruction, with `tensor` cycles of an mma."""
+    """Returns the cost of an instruction. An mma takes `tensor` cycles."""
     control, name = i.control, i.name
     pipe = "" if i.never else next((p for p, x in PIPES.items() if re.fullmatch(x, name)), "")
     width = next((int(x) for x in i.suffixes if x in ("64", "128")), 32)
@@ -97,12 +97,12 @@ def cost(i: Instruction, tensor: float) -> Cost:
 
 
 class Result(NamedTuple):
-    """What a simulation gives."""
+    """The result of a simulation."""
 
     cycles: float
     issued: int
-    busy: dict[str, float]  # cycles by pipe, of the busiest quarter; shared memory; the port
-    stalls: Counter[str]  # cycles of warps by what they wait for
+    busy: dict[str, float]  # cycles by pipe in the busiest quarter, of shared memory, of the port
+    stalls: Counter[str]  # cycles of warps, by what they wait for
 
 
 class Warp:
@@ -116,16 +116,16 @@ class Warp:
         self.number, self.scheduler, self.cta, self.trace = number, scheduler, cta, trace
         self.at, self.time = 0, time
         self.boards: list[list[tuple[float, str]]] = [[] for _ in range(6)]
-        self.copies = 0.0  # when the last copy that was started is done
+        self.copies = 0.0  # time at which all copies that were started are done
 
 
 def simulate(
     costs: Sequence[Cost], traces: Sequence[Sequence[int]], resident: int, ctas: int, port: float
 ) -> Result:
-    """Run `ctas` blocks of warps with these traces, `resident` at a time.
+    """Runs `ctas` blocks of warps with these traces, `resident` at a time.
 
-    `port`: bytes a cycle to and from L2. A trace has numbers of instructions, inverted (~n) where a
-    predicate turns one off.
+    `port` is the number of bytes a cycle to and from L2. A trace has numbers of instructions,
+    inverted (~n) where a predicate turns one off.
     """
     latency = {name: figure.value for name, figure in LATENCIES.items()}
     queue, port = QUEUE.value, min(port, PORT.value)
@@ -190,7 +190,7 @@ def simulate(
             stalls[reason] += int(ready - time)
             heapq.heappush(heap, (ready, number))
             continue
-        # It issues.
+        # The instruction issues.
         issued += 1
         free[scheduler] = time + 1
         warp.time = time + c.stall

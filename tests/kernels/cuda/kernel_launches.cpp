@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The part of kernel_counts that describes launches for tools/estimate_report.py: the kernel, its grid, and its
-// arguments as they lie in the constant bank, in which the addresses are none of this machine.
-#include <array>
+// The part of kernel_counts that describes launches for tools/estimate_report.py. It gives the kernel, its grid,
+// and its arguments as they lie in the constant bank. The addresses in them are made up.
 #include <cstring>
 
 #include "kernel_counts.h"
 #include "kernels/cuda/norm/cost_model.h"
 #include "kernels/cuda/retention/decode_step/cost_model.h"
-#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
+#include "kernels/cuda/retention/grad_log_decay/cost_model.h"
 #include "kernels/cuda/rotary/cost_model.h"
 
 namespace retnet::kernels::cuda {
 namespace {
 
-constexpr int64_t kHeads = 32, kTokens = 8192, kDv = 512, kDk = 256;  // B H, of the chunkwise goals
+// Those of the chunkwise goals; kHeads is B H.
+constexpr int64_t kHeads = 32, kTokens = 8192, kDv = 512, kDk = 256;
 const ModelDevice& kDevice = kModelDevices[0];
 
 template <class T>
@@ -26,7 +26,7 @@ RetentionOperand operand(int number, int64_t tokens, int64_t heads, int64_t size
   return {address<void>(number), tokens * heads * size, heads * size, size};
 }
 
-/// The bytes of a kernel's arguments, each at a multiple of its alignment.
+/// Returns the bytes of a kernel's arguments. Each lies at a multiple of its alignment.
 template <class... Args>
 std::string bytes_of(const Args&... args) {
   std::vector<unsigned char> bytes;
@@ -46,9 +46,9 @@ std::string bytes_of(const Args&... args) {
   return text + "\"";
 }
 
-/// A launch of `blocks` blocks for `units` of what a time is given for. `kernel`: a part of its mangled name.
-/// `length`: of what a block walks through; 0: nothing, or the runs of `with` have it in full. Where a number
-/// "chunk" is added, the kernel executes per chunk what kernel_counts counts; "cluster": blocks of a cluster.
+/// Describes a launch of `blocks` blocks. Times are given per one of `units`. `kernel` is a part of its mangled
+/// name. A block walks through `length`; 0 if the runs of `with` have all of it. A number "chunk" is added if the
+/// kernel executes per chunk what kernel_counts counts, and "cluster" is the number of blocks in a cluster.
 Object launch(const char* name, const std::string& kernel, int64_t blocks, int threads,
               size_t shared_bytes, double units, int64_t length) {
   return Object()
@@ -61,7 +61,7 @@ Object launch(const char* name, const std::string& kernel, int64_t blocks, int t
       .number("length", static_cast<double>(length));
 }
 
-/// Arguments of a short and a long call (the same if there is nothing to walk through), and bytes of a unit.
+/// Adds the arguments of a short and a long call, which may be the same, and the bytes per unit.
 std::string with(Object object, int64_t short_length, int64_t long_length, const auto& arguments,
                  double l2_bytes, double memory_bytes) {
   const auto at = [&](int64_t length) {
@@ -135,30 +135,30 @@ std::string segment_scan() {
               kTokens, kTokens, arguments, bytes, bytes);
 }
 
-std::string log_decay_grad() {
+std::string grad_log_decay() {
   ChunkwiseParams p = one_sequence(DType::kBFloat16, kHeads, kDk, kDv);
   p.tokens = kTokens;
   p.log_decay_ptr = address<float>(4);
-  const LogDecayGradPlan plan = log_decay_grad_plan(p, kDevice.limits);
+  const GradLogDecayPlan plan = grad_log_decay_plan(p, kDevice.limits);
   require(plan.unsupported_reason == nullptr, "a launch is not supported");
-  const LogDecayGradTile& tile = kLogDecayGradTiles[plan.tile];
+  const GradLogDecayTile& tile = kGradLogDecayTiles[plan.tile];
   const auto arguments = [&](int64_t tokens) {
-    LogDecayGradParams own{p, {}};
+    GradLogDecayParams own{p, {}};
     own.forward.tokens = tokens;
     own.forward.q = operand(1, tokens, kHeads, kDk);
     own.forward.k = operand(2, tokens, kHeads, kDk);
     own.forward.v = operand(3, tokens, kHeads, kDv);
     own.gradients.grad_out = operand(5, tokens, kHeads, kDv);
-    own.gradients.log_decay_grad_ptr = address<double>(6);
+    own.gradients.grad_log_decay_ptr = address<double>(6);
     return bytes_of(own, true);
   };
-  return with(launch("log_decay_grad", instance("log_decay_grad_kernel", p.dtype, plan.tile),
+  return with(launch("grad_log_decay", instance("grad_log_decay_kernel", p.dtype, plan.tile),
                      kHeads * plan.slices, tile.threads(), tile.shared_bytes(),
                      static_cast<double>(kHeads * kTokens), kTokens)
                   .number("chunk", tile.chunk),
               4 * tile.chunk, 7 * tile.chunk, arguments,
-              static_cast<double>(log_decay_grad_l2_bytes(tile, kDk, kDv)),
-              static_cast<double>(log_decay_grad_memory_bytes(kDk, kDv)));
+              static_cast<double>(grad_log_decay_l2_bytes(tile, kDk, kDv)),
+              static_cast<double>(grad_log_decay_memory_bytes(kDk, kDv)));
 }
 
 std::string decode_step(const char* name, int64_t batch) {
@@ -305,7 +305,7 @@ std::vector<std::string> kernel_launches() {
       chunkwise("chunkwise_forward_64", 64, 128, 1),
       chunkwise("chunkwise_local_states", kDk, kDv, 1, ChunkwisePhase::kLocal),
       segment_scan(),
-      log_decay_grad(),
+      grad_log_decay(),
       decode_step("decode_step_1", 1),
       decode_step("decode_step_16", 16),
       norm("norm_forward", false),

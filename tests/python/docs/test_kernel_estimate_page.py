@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tables of docs/kernels/estimate.md are those of tools/estimate_report.py: the goals, a little
-above the estimates, and the validation."""
+"""Compares the tables of docs/kernels/estimate.md with tools/estimate_report.py.
+
+The goals have to lie a little above the estimates.
+"""
 
 import re
 import sys
@@ -17,7 +19,7 @@ PAGE = (ROOT / "docs/kernels/estimate.md").read_text()
 
 
 def rows(section: str) -> list[list[str]]:
-    """The cells of the table in a section, without its head."""
+    """Returns the cells of the table in a section, without its head."""
     text = PAGE.split(f"## {section}\n")[1].split("\n## ")[0]
     cells = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     return cells[2:]

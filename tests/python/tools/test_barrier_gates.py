@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gates at barriers fail where a listing is altered: what moved, who is alone, fences."""
+"""Tests that the gates at barriers fail where a listing is altered."""
 
 import sys
 
@@ -16,7 +16,7 @@ import step_report
 
 
 def parse(*rows: str) -> list[sass.Instruction]:
-    """The instructions of a listing, 16 bytes each; `label:` names the next one."""
+    """Returns the instructions of a listing. `label:` names the next one."""
     labels, lines = {}, []
     for row in rows:
         if row.endswith(":"):

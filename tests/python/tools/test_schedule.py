@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulation of compiled code: which instructions warps execute, and when, by hand."""
+"""Compares the simulation of compiled code with figures computed by hand."""
 
 import struct
 import sys
@@ -19,7 +19,7 @@ from latencies import INTERVALS, LATENCIES, Figure
 
 
 def parse(*rows: str) -> list[sass.Instruction]:
-    """The instructions of a listing, 16 bytes each; `label:` names the next one.
+    """Returns the instructions of a listing. `label:` names the next one.
 
     A row may begin with its schedule, `stall write read waits|`.
     """
@@ -44,7 +44,7 @@ def parse(*rows: str) -> list[sass.Instruction]:
 
 
 def registers(*rows: str, arguments: bytes = b"", thread: int = 0) -> list[int]:
-    """The registers after some instructions."""
+    """Returns the registers after some instructions."""
     program = sass_execute.Program(parse(*rows, "EXIT"))
     bank = sass_execute.constant_bank("90a", 256, 7, arguments)
     state = ([0] * 256, [0] * 64, [False] * 8, [False] * 8, bank, {"SR_TID.X": thread}, [], [])
@@ -117,7 +117,7 @@ def test_sums_and_comparisons_of_64_bits(a, b) -> None:
 
 @pytest.mark.parametrize(("a", "b"), [(1000, 7), (6, 7), (4096 * 12 + 5, 12), (2**31 + 9, 3)])
 def test_the_compilers_division(a, b) -> None:
-    """By the reciprocal in fp32, corrected."""
+    """It multiplies by the reciprocal in fp32 and corrects the result."""
     rows = [
         *("LDC R4, c[0x0][0x210]", "LDC R5, c[0x0][0x214]"),
         *("I2F.U32.RP R0, R5", "MUFU.RCP R0, R0", "IADD3 R2, R0, 0xffffffe, RZ"),
@@ -173,7 +173,7 @@ def test_a_loop_without_end(monkeypatch) -> None:
 
 
 def cycles(*rows: str, warps: int = 1, resident: int = 1, ctas: int = 1) -> float:
-    """Of blocks that execute all these instructions."""
+    """Returns the cycles of blocks that execute all these instructions."""
     return result(*rows, warps=warps, resident=resident, ctas=ctas).cycles
 
 

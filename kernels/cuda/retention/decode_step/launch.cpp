@@ -4,7 +4,7 @@
 namespace retnet::kernels::cuda {
 
 cudaError_t launch_decode_step(const DecodeStepParams& params, int cluster, cudaStream_t stream) {
-  if (!decode_step_supported(params)) return cudaErrorNotSupported;
+  if (!supports_decode_step(params)) return cudaErrorNotSupported;
   if (params.batch == 0 || params.heads == 0) return cudaSuccess;
   const auto with_dtype = [&]<DType kDtype>() {
     return decode_step_wide(params) ? decode_step_launch<kDtype, true>(params, cluster, stream)
