@@ -39,6 +39,7 @@ GOALS = {
     **{"chunkwise_forward": 2.2, "chunkwise_grad_v": 2.2},
     **{"chunkwise_grad_q": 2.7, "chunkwise_grad_k": 2.7},
     **{"chunkwise_forward_128": 1.5, "chunkwise_forward_64": 1.03},
+    **{"chunkwise_forward_64x64": 0.93, "chunkwise_forward_fp16": 2.25, "chunkwise_fused": 2.2},
     **{"chunkwise_local_states": 1.15, "segment_scan": 0.18, "grad_log_decay": 4.75},
     **{"decode_step_1": 1360, "decode_step_16": 490},
     **{"norm_forward": 1.05, "norm_backward": 1.75, "column_sum": 0.0065},

@@ -84,9 +84,9 @@ std::string instance(const char* name, DType dtype, int number) {
 }
 
 std::string chunkwise(const char* name, int64_t head_dim_qk, int64_t head_dim_v, int direction,
-                      ChunkwisePhase phase = ChunkwisePhase::kWhole) {
-  constexpr DType kDtype = DType::kBFloat16;
-  ChunkwiseParams p = one_sequence(kDtype, kHeads, head_dim_qk, head_dim_v);
+                      ChunkwisePhase phase = ChunkwisePhase::kWhole,
+                      DType dtype = DType::kBFloat16) {
+  ChunkwiseParams p = one_sequence(dtype, kHeads, head_dim_qk, head_dim_v);
   p.direction = direction;
   p.log_decay_ptr = address<float>(4);
   p.out_ptr = address<void>(5);
@@ -109,7 +109,7 @@ std::string chunkwise(const char* name, int64_t head_dim_qk, int64_t head_dim_v,
   };
   const bool local = phase == ChunkwisePhase::kLocal;
   return with(
-      launch(name, instance("chunkwise_kernel", kDtype, plan.tile), kHeads * plan.slices,
+      launch(name, instance("chunkwise_kernel", dtype, plan.tile), kHeads * plan.slices,
              tile.threads(), tile.shared_bytes(), static_cast<double>(kHeads * kTokens), kTokens)
           .number("chunk", local ? 0 : tile.chunk),
       4 * tile.chunk, 7 * tile.chunk, arguments,
@@ -303,7 +303,10 @@ std::vector<std::string> kernel_launches() {
       chunkwise("chunkwise_grad_k", kDv, kDk, -1),
       chunkwise("chunkwise_forward_128", 128, 256, 1),
       chunkwise("chunkwise_forward_64", 64, 128, 1),
+      chunkwise("chunkwise_forward_64x64", 64, 64, 1),
+      chunkwise("chunkwise_forward_fp16", kDk, kDv, 1, ChunkwisePhase::kWhole, DType::kFloat16),
       chunkwise("chunkwise_local_states", kDk, kDv, 1, ChunkwisePhase::kLocal),
+      chunkwise("chunkwise_fused", kDk, kDv, 1, ChunkwisePhase::kFused),
       segment_scan(),
       grad_log_decay(),
       decode_step("decode_step_1", 1),
