@@ -22,7 +22,7 @@ using retnet::kernels::cpu::RetentionBackwardParams;
 using retnet::kernels::cpu::RetentionForwardParams;
 
 /// A call whose arguments are checked and have dense channels. An undefined tensor is absent, and
-/// an undefined gradient to compute is not asked for.
+/// an undefined gradient to compute is not required.
 struct BackwardCall {
   const retnet::kernels::cpu::KernelTable& kernels;
   const cpu::HeadDecayTables& decay;
