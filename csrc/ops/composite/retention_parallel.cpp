@@ -30,7 +30,7 @@ at::Tensor weight_in_final_state(const Inputs& in) {
   return in.decay.powers(in.num_tokens()).flip(-1).unsqueeze(-1);
 }
 
-/// scale gamma^(i+1), the weight of the initial state in row i of the output: [H, n, 1].
+/// scale gamma^(i+1), the weight of the initial state in out_i: [H, n, 1].
 at::Tensor weight_of_initial_state(const Inputs& in, int64_t first, int64_t n) {
   return in.decay.powers(n, first + 1).mul_(in.scale).unsqueeze(-1);
 }

@@ -13,9 +13,10 @@
 //     tokens. Threads are numbered consecutively, and a block has 128 of them.
 //  4. Warp roles. All warps do the same.
 //  5. Tile and budget. A thread holds the cosines and sines of kPairs angles in 16 registers (8 if
-//     kInterleaved), and kHeads heads of both operands as loaded in 32. It has at most 80 registers, so a multiprocessor
-//     has 6 blocks, 768 threads and 96 KB of loads in flight. There is no shared memory. A token and head
-//     reads 2 Dk elements of device memory and writes 2 Dk (cost_model.h). A token adds a position.
+//     kInterleaved), and kHeads heads of both operands as loaded in 32. It has at most 80 registers, so a
+//     multiprocessor has 6 blocks, 768 threads and 96 KB of loads in flight. There is no shared memory. A
+//     token and head reads 2 Dk elements of device memory and writes 2 Dk (cost_model.h). A token adds a
+//     position.
 //  6. Pipeline. There is none. The loads of kHeads heads are issued together.
 //  7. Sync contract. There is none, because no thread sees what another writes.
 //  8. Numerics. The angle is float64. It is reduced by multiples of pi/2 (Cody and Waite), in two parts by
