@@ -57,7 +57,7 @@ RETNET_API std::tuple<at::Tensor, at::Tensor> retention(
     const std::optional<at::Tensor>& cu_seqlens = std::nullopt);
 
 /// Gradients of `retention` in q, k, v, log_decay and initial_state. Those that `output_mask` does
-/// not ask for are undefined. docs/numerics.md derives them. R_t is the gradient of the state S_t:
+/// not require are undefined. docs/numerics.md derives them. R_t is the gradient of the state S_t:
 ///
 ///     R_{T-1} = grad_final_state + scale q_{T-1}^T grad_out_{T-1}
 ///     R_t     = gamma R_{t+1} + scale q_t^T grad_out_t

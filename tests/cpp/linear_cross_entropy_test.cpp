@@ -5,7 +5,6 @@
 #include <retnet/nn/linear_cross_entropy.h>
 #include <torch/autograd.h>
 
-#include <atomic>
 #include <map>
 #include <string>
 #include <utility>
