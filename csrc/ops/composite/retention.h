@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Retention composed of ATen operators. It runs on every device and dtype that has no kernel, and is the
-// yardstick for the error and the speed of the kernels. `retention.cpp` checks, splits packed
+// Retention composed of ATen operators. It runs on every device and dtype that has no kernel, and
+// is the yardstick for the error and the speed of the kernels. `retention.cpp` checks, splits packed
 // batches and calls one of the three forms. A form sees a batch of equally long sequences.
 #pragma once
 
