@@ -203,7 +203,10 @@ STEP = {
         "slots must be on q's device cpu, got meta",
     ),
     "slots_range": ({"slots": ints(0, 3, 1)}, "slots must be below S = 3, got 3 in batch entry 1"),
-    "slots_equal": ({"slots": ints(2, -1, 2)}, "slots must be distinct, got 2 in batch entries 0 and 2"),
+    "slots_equal": (
+        {"slots": ints(2, -1, 2)},
+        "slots must be distinct, got 2 in batch entries 0 and 2",
+    ),
 }
 FUSED = {
     "gate_shape": (

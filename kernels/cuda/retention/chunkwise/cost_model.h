@@ -33,7 +33,7 @@ constexpr ChunkwiseMma chunkwise_mma(const ChunkwiseTile& tile) {
 // four matrices takes 4: one for each 8 x 8 matrix of 128 bytes. The scores have chunk / 8 columns of 8
 // tokens of k.
 struct ChunkwiseWavefronts {
-  int q;             // 4 W R D; if W > chunk / 8, warps share a column: 4 W (R + 8 R W / chunk) D
+  int q;             // 4 W R D; if W > chunk / 8, warps share a column: 4 R (chunk / 8) D more
   int k_scores;      // of k for the scores: 4 W max(1, chunk / 8 / W) D / 2
   int v;             // 4 W H R
   int scores;        // 4 W R (R + 1) / 2
@@ -41,7 +41,7 @@ struct ChunkwiseWavefronts {
   int copies;        // cp.async of q, k and v: chunk (2 Dk + slice) 2 / 128
   int score_stores;  // 2 R (R + 1): 2 for each 16 x 8 tile on or below the diagonal
   int weights;       // 4 W H R: 2 loads of 8 bytes a lane, by half warps
-  int sums;  // of outputs and scores, sent and loaded each: (H - 1) chunk (slice + chunk) 4 / 128
+  int sums;          // of outputs and scores, sent or loaded: (H - 1) chunk (slice + chunk) 4 / 128
   constexpr int ldmatrix() const { return q + k_scores + v + scores + k_update; }
   constexpr int total() const { return ldmatrix() + copies + score_stores + weights + 2 * sums; }
 };
