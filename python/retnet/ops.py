@@ -165,7 +165,7 @@ def retention_plan(
         >>> plan.chunk, plan.implementation.startswith("cpu_")
         (64, True)
         >>> retention_plan(q.double(), q.double(), q.double(), torch.zeros(4).double()).reason
-        'the kernel takes float32, bfloat16 and float16'
+        'the kernel supports only float32, bfloat16 and float16'
     """
     plan = torch.ops.retnet.retention_plan(
         q,
