@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from retnet._decoding_step import DecodeStep
+from retnet._decode_step import DecodeStep
 from retnet.nn import RetNetForCausalLM
 
 __all__ = ["generate", "stream"]
@@ -41,7 +41,7 @@ def generate(
     - autocast is on,
     - recording fails.
 
-    The logger ``retnet._decoding_step`` then says why, once.
+    The logger ``retnet._decode_step`` then says why, once.
 
     Args:
         model: a RetNetForCausalLM.
