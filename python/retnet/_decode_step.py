@@ -39,8 +39,8 @@ class DecodeStep:
     def __init__(self, model: RetNetForCausalLM, state: RetNetState) -> None:
         self._model = model
         self._state = state
-        rows, device = state.positions.shape[0], state.positions.device
-        self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        batch_size, device = state.positions.shape[0], state.positions.device
+        self._ids = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._logits = torch.empty(0, device=device)
         self._replay: Callable[[], None] | None = None
         self._until_record = WARM_UP if has_graphs(device) else -1  # -1: never

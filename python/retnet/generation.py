@@ -89,8 +89,8 @@ def generate(
         )
     )
     texts = []
-    for row, prompt in enumerate(prompts):
-        text = torch.cat([prompt.long(), *(tokens[row] for tokens in written)])
+    for n, prompt in enumerate(prompts):
+        text = torch.cat([prompt.long(), *(tokens[n] for tokens in written)])
         stops = torch.isin(text[len(prompt) :], _tensor(stop_tokens, text.device)).nonzero()
         texts.append(text[: len(prompt) + int(stops[0]) + 1] if len(stops) else text)
     return texts

@@ -106,9 +106,9 @@ class RetentionPlan(NamedTuple):
 
     Attributes:
         implementation: ``"kernel"`` on CUDA. On the CPU, ``"cpu_"`` and the instruction set of the
-            kernel, such as ``"cpu_avx2"``. ``"composite"`` if PyTorch ops run instead.
+            kernel, such as ``"cpu_avx2"``. ``"composite"`` if ATen operators run instead.
         reason: why no kernel runs; empty if one runs.
-        inner: the size to which Dk is padded.
+        inner: the ``head_dim_qk`` of the kernel's tile, to which Dk is padded.
         slice: the columns of Dv that one thread block owns. On the CPU, those that one of the
             threads that share a head owns.
         chunk: tokens of a chunk.

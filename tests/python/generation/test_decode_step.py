@@ -247,8 +247,7 @@ UNSUPPORTED = {
     "forward": (replace_forward, "the forward method of module layers.1 was replaced"),
     "LoRA": (
         replace_child,
-        "module layers.0.retention.q_proj is a test_decode_step.Adapted, not of torch.nn or "
-        "retnet",
+        "module layers.0.retention.q_proj is a test_decode_step.Adapted, not of torch.nn or retnet",
     ),
     "devices": (move, "lm_head.weight is on meta, the prompts on cpu"),
     "subclass": (wrap, "lm_head.held is a test_decode_step.Wrapped"),

@@ -46,8 +46,8 @@ def rotary_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """Returns q, k, positions and frequencies. If T is None there is one token a row, [B, H,
-    Dk].
+    """Returns q, k, positions and frequencies. If T is None, each batch entry has one token,
+    [B, H, Dk].
     """
     normal = Normal(seed, device)
     shape = (B, H, Dk) if T is None else (B, T, H, Dk)
@@ -120,7 +120,7 @@ def step_inputs(
     seed: int = 0,
 ) -> Inputs:
     """Returns q, k, v, log_decay and state. With S slots it also returns slots, which skip every
-    second row.
+    second batch entry.
     """
     normal = Normal(seed, device)
     decays = (LOG_DECAYS * (H // len(LOG_DECAYS) + 1))[:H] if log_decay is None else log_decay
