@@ -353,8 +353,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         x: ``[..., in]``, float32, float64, bfloat16 or float16; any strides.
-        weight: ``[out, in]``, x's dtype. The kernel requires dense rows, which may lie any distance
-            apart.
+        weight: ``[out, in]``, x's dtype. For the kernel, rows must be contiguous; the row stride is
+            free.
         bias: ``[out]``, x's dtype.
 
     Returns:

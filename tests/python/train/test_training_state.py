@@ -164,11 +164,11 @@ BAD = {
     "generator": (
         lambda p: damage(p, lambda data: data.update(batches={"generator": "x"})),
         {},
-        "training-0.pt: stream, batch_size and model must be those of the run",
+        "training-0.pt: batch_size or model differs from the run that is resumed",
     ),
     "seed": (None, {"seed": 5}, r"seed must be that of the run \(0\), got 5"),
-    "data": (None, {"documents": DOCUMENTS[:3]}, "data must be what the run began with"),
-    "stream": (None, {"stream": True}, "stream, batch_size and model must be those of the run"),
+    "data": (None, {"documents": DOCUMENTS[:3]}, "the text in data has changed since the run began"),
+    "stream": (None, {"stream": True}, "stream differs from the run that is resumed"),
 }
 
 
