@@ -167,7 +167,11 @@ BAD = {
         "training-0.pt: batch_size or model differs from the run that is resumed",
     ),
     "seed": (None, {"seed": 5}, r"seed must be that of the run \(0\), got 5"),
-    "data": (None, {"documents": DOCUMENTS[:3]}, "the text in data has changed since the run began"),
+    "data": (
+        None,
+        {"documents": DOCUMENTS[:3]},
+        "the text in data has changed since the run began",
+    ),
     "stream": (None, {"stream": True}, "stream differs from the run that is resumed"),
 }
 
