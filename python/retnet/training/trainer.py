@@ -292,7 +292,7 @@ class Trainer:
             if self.state is not None:
                 retention, positions = data["state"]
                 if retention.shape != self.state.retention.shape:
-                    raise ValueError("another batch_size")
+                    raise ValueError(f"its state holds {retention.shape[1]} sequences")
                 self.state = RetNetState(retention.to(self.device), positions.to(self.device))
             torch.set_rng_state(data["random"])
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:

@@ -22,8 +22,8 @@ from retnet.nn.linear import Linear, _is_faster_compiled
 from retnet.nn.linear import linear as plain_linear
 from retnet.ops import linear
 from support.cases.cpp import same, twin_of
-from support.cases.linear import BF16, by_onednn, normal
 from support.cases.nn import make_model, random_ids
+from support.cases.ops import BF16, by_onednn, normal
 from support.paths import ROOT
 
 parametrize = pytest.mark.parametrize

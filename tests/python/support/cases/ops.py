@@ -14,6 +14,7 @@ Inputs = dict[str, Tensor]
 STYLES = ["interleaved", "half"]
 NORMS = ["layer", "rms"]
 INT32 = torch.int32
+BF16 = torch.bfloat16
 # ATen computes in the first, and the kernel of the device in the second.
 EXACT_AND_KERNEL = [torch.float64, torch.float32]
 
@@ -26,8 +27,13 @@ class Normal:
         self.device = device
 
     def __call__(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        values = torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64)
         return values.to(dtype).to(self.device)
+
+
+def normal(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> Tensor:
+    """Returns one random tensor on the CPU."""
+    return Normal(seed, "cpu")(*shape, dtype=dtype)
 
 
 def make_frequencies(Dk: int, device: torch.device | str = "cpu") -> Tensor:
@@ -105,6 +111,11 @@ def linear_inputs(
     normal = Normal(seed, device)
     shapes = {"x": (B, n_in), "weight": (n_out, n_in), "bias": (n_out,)}
     return {name: normal(*shape, dtype=dtype) for name, shape in shapes.items()}
+
+
+def by_onednn(out: Tensor) -> bool:
+    """Returns whether oneDNN computed this result of linear. It must require a gradient."""
+    return type(out.grad_fn).__name__ == "CppFunction"
 
 
 def step_inputs(
