@@ -68,6 +68,7 @@ def install_and_run_apps(tree: str, folder: Path, scratch: Path, env: dict[str, 
     # 8 + 4 tokens read.
     printed = run(str(folder / "app/app"), env=env).split()
     assert printed == [retnet.__version__, "24", "144", "12"]
+    assert run(str(folder / "app/readme"), env=env) == "144 tokens\n"
     if not list((prefix / "lib").glob("libretnet_io.so")):
         assert not JSON, "RetNet::io was not built"
         return
