@@ -78,7 +78,8 @@ slug=$(tr -cs "a-z0-9\n" - <<<"${device,,}" | sed "s/^-//; s/-$//")
 results=$PWD/gpu-results/$slug
 [[ $stage == bench ]] || rm -rf "$results"
 mkdir -p "$results" build/gpu
-export PATH=$PATH:/usr/local/cuda/bin
+export PATH=$PATH:/usr/local/cuda/bin:/usr/local/cuda/compute-sanitizer
+for folder in /opt/nvidia/nsight-compute/*/; do PATH=$PATH:$folder; done
 export PYTHONUNBUFFERED=1
 failed=()
 declare -A child=() started=() limit=() # of the parts that are running
@@ -224,7 +225,7 @@ look_into_smoke() {
       --launch-skip 3 --launch-count 1 "$smoke" --no-check --kernel "$kernel"
   done
   for tool in memcheck racecheck initcheck synccheck; do
-    tool_part "$tool" "$(left 350 30)" compute-sanitizer "(ERROR|RACECHECK) SUMMARY" --tool "$tool" \
+    tool_part "$tool" "$(left 350 40)" compute-sanitizer "(ERROR|RACECHECK) SUMMARY" --tool "$tool" \
       --error-exitcode 9 "$smoke" --short --no-time --sanitizer
   done
 }

@@ -3,6 +3,7 @@
 // Small models for the tests of retnet::nn: one for each switch.
 #pragma once
 
+#include <c10/util/Exception.h>
 #include <retnet/nn/causal_lm.h>
 
 #include <functional>
@@ -26,8 +27,10 @@ inline RetNetOptions small_options() {
 struct Variant {
   std::string name;
   std::function<void(RetNetOptions&)> change;
-  std::vector<std::string> more = {};   // keys beyond the paper's model, and
-  std::vector<std::string> fewer = {};  // those that it lacks; of layer 0 for every layer
+  // Keys that the model has and that of the paper has not, and the reverse. Those of layer 0 stand for
+  // every layer.
+  std::vector<std::string> more = {};
+  std::vector<std::string> fewer = {};
 
   RetNetOptions options() const {
     auto options = small_options();
@@ -80,7 +83,7 @@ inline const std::vector<Variant>& variants() {
   return all;
 }
 
-/// A float64 model whose weights, norms included, are random and of a size that matters.
+/// Makes a float64 model with random weights, norms included, that are large enough to matter.
 inline RetNetForCausalLM random_model(const RetNetOptions& options) {
   torch::manual_seed(0);
   RetNetForCausalLM model(options, torch::kFloat64);
@@ -102,4 +105,14 @@ inline torch::Tensor random_ids(int64_t B, int64_t T) {
 
 inline bool close(const torch::Tensor& a, const torch::Tensor& b, double tolerance = 1e-10) {
   return a.sizes() == b.sizes() && torch::allclose(a, b, tolerance, tolerance);
+}
+
+/// Returns the message of the ValueError that `call` raises.
+inline std::string message(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const c10::ValueError& error) {
+    return error.what_without_backtrace();
+  }
+  return "nothing raised";
 }

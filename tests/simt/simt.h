@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs CUDA kernels' own source on the CPU under a checker: what tests call. See README.md.
+// Runs the source of CUDA kernels on the CPU under a checker. Tests call this interface. See README.md.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 
 namespace retnet::simt {
 
-// Of blocks, warps and lanes alike. A warp runs as far as it can before the next one.
+// The order of blocks, warps and lanes. A warp runs as far as it can before the next one.
 enum class Order { kAscending, kDescending, kRandom };
 
 struct Options {
@@ -33,7 +33,7 @@ enum class Use {
 
 struct Implementation;
 
-// The emulated device: its memory, and the launches of this thread while it lives.
+// The emulated device. It owns its memory, and the launches of this thread run on it while it lives.
 class Simulator {
  public:
   explicit Simulator(const Options& options = {});
@@ -62,7 +62,7 @@ class Simulator {
     return static_cast<T*>(allocate(count * sizeof(T), Use::kWorkspace, name, offset));
   }
 
-  // All since construction; complete once finish() has looked for unwritten outputs.
+  // The report since construction. It is complete once finish() has looked for unwritten outputs.
   const Report& report() const;
   const Report& finish();
 

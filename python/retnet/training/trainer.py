@@ -89,7 +89,7 @@ class Trainer:
     ) -> None:
         documents = [ids for ids in documents if len(ids) > 1]
         if not documents:
-            raise ValueError("data: text to train on must hold two tokens or more, got none")
+            raise ValueError("data: text to train on must hold at least two tokens, got none")
         for ids in (*documents, *validation):
             _check_ids(ids, model.config.vocab_size)
         self.model = model
@@ -263,7 +263,7 @@ class Trainer:
         folder = Path(self.settings.out)
         step = checkpoint.read_metadata(folder).get("step", "")
         if not step.isdecimal():
-            raise FileNotFoundError(f"{folder}: holds a model but no training state to go on from")
+            raise FileNotFoundError(f"{folder}: holds a model but no training state to resume from")
         model = checkpoint.load(folder, dtype=torch.float32)
         if model.config != self.model.config:
             raise ValueError(f"{folder}: must hold the model of the settings, got {model.config}")
@@ -271,12 +271,14 @@ class Trainer:
         path = _state_path(folder, step)
         data = _read_state(path)
         if data["fingerprint"] != self.fingerprint:
-            raise ValueError(f"{path}: data must be what the run began with, got other text")
+            raise ValueError(f"{path}: the text in data has changed since the run began")
         seed = data.get("seed", self.settings.seed)
         if seed != self.settings.seed:
             raise ValueError(
                 f"{path}: seed must be that of the run ({seed}), got {self.settings.seed}"
             )
+        if (data["state"] is None) != (self.state is None):
+            raise ValueError(f"{path}: stream differs from the run that is resumed")
         set_now = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
         try:
             self.batches.load_state_dict(data["batches"])
@@ -287,17 +289,15 @@ class Trainer:
                 for name, parameter in self.model.named_parameters():
                     if name.endswith("log_decay_raw"):
                         self.optimizer.state.pop(parameter, None)
-            if (data["state"] is None) != (self.state is None):
-                raise ValueError("another stream")
             if self.state is not None:
                 retention, positions = data["state"]
                 if retention.shape != self.state.retention.shape:
-                    raise ValueError("another batch_size")
+                    raise ValueError(f"its state holds {retention.shape[1]} sequences")
                 self.state = RetNetState(retention.to(self.device), positions.to(self.device))
             torch.set_rng_state(data["random"])
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}: stream, batch_size and model must be those of the run ({error})"
+                f"{path}: batch_size or model differs from the run that is resumed ({error})"
             ) from error
         self.steps, self.tokens = data["steps"], data["tokens"]
         self.seconds, self.loss = data["seconds"], data["loss"]
@@ -442,7 +442,7 @@ def _state_path(folder: Path, step: str) -> Path:
 def _read_state(path: Path) -> dict[str, Any]:
     """Reads tensors and numbers that `Trainer.save` wrote. It never runs code."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, so the run cannot go on from here")
+        raise FileNotFoundError(f"{path}: no such file, so the run cannot be resumed")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds of errors

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Compares every CPU kernel of the portable instruction set with its definition in float64. It
-// needs no torch, so that it can be compiled for another architecture and run there or in an
-// emulator. Prints what failed; exits with the number of failures.
+// needs no torch, so that it can be compiled for another architecture and run there or in qemu.
+// It prints what failed and exits with the number of failures.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -43,7 +43,7 @@ double value_of(Float16 x) {
   return x.bits >> 15 ? -size : size;
 }
 
-/// Numbers in a dtype of the kernels, rounded towards zero. Any rounding will do here.
+/// Returns numbers in a dtype of the kernels, rounded towards zero. Any rounding would do here.
 template <class T>
 std::vector<T> stored(const Doubles& from) {
   std::vector<T> x(from.size());
@@ -53,7 +53,7 @@ std::vector<T> stored(const Doubles& from) {
       x[i] = single;
     } else if constexpr (std::is_same_v<T, BFloat16>) {
       x[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(single) >> 16);
-    } else {  // the numbers here are far from float16's largest
+    } else {  // the numbers here are far below the largest float16
       int exponent = 0;
       const double fraction = std::frexp(std::fabs(from[i]), &exponent);  // from 0.5 to 1
       const bool is_normal = exponent > -14;
@@ -91,7 +91,7 @@ void check(const std::string& what, const Doubles& actual, const Doubles& expect
   std::printf("%s: error %.2e, %.0e is allowed\n", what.c_str(), error, limit);
 }
 
-/// A workspace for a kernel, as aligned as the memory of torch.
+/// A workspace for a kernel, aligned like the memory of torch.
 struct AlignedMemory {
   explicit AlignedMemory(size_t bytes) : ptr(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)) {}
   ~AlignedMemory() { std::free(ptr); }
@@ -146,7 +146,7 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
            " Dv=" + std::to_string(Dv) + " log_decay=" + std::to_string(log_decay);
   };
 
-  // Token by token: S <- gamma S + k^T v, out = scale q S; and the same of S' = dS/dlog_decay.
+  // Token by token: S <- gamma S + k^T v, out = scale q S, and the same for S' = dS/dlog_decay.
   Doubles S = values(initial_state), derivative(Dk * Dv), expected_out(tokens * Dv);
   double expected_grad_log_decay = 0;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -216,39 +216,42 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
 // -------------------------------------------------------------------------------------------------
 
 template <class T>
-void check_norm(const KernelTable& kernels, const std::string& dtype, int64_t channels,
-                bool centred) {
-  const auto x = stored<T>(normal(channels)), gate = stored<T>(normal(channels));
-  const auto grad = stored<T>(normal(channels));
-  const auto weight = stored<float>(normal(channels)), bias = stored<float>(normal(channels));
+void check_norm(const KernelTable& kernels, const std::string& dtype, int64_t head_dim_v,
+                Norm norm) {
+  const auto x = stored<T>(normal(head_dim_v)), gate = stored<T>(normal(head_dim_v));
+  const auto grad = stored<T>(normal(head_dim_v));
+  const auto weight = stored<float>(normal(head_dim_v)), bias = stored<float>(normal(head_dim_v));
   const auto X = values(x), G = values(gate), W = values(weight), N = values(bias),
              D = values(grad);
-  const double eps = 1e-5, n = static_cast<double>(channels);
+  const double eps = 1e-5, n = static_cast<double>(head_dim_v);
   double mean = 0, square = 0;
-  for (const auto value : X) mean += centred ? value / n : 0;
+  for (const auto value : X) mean += norm == Norm::kLayer ? value / n : 0;
   for (const auto value : X) square += (value - mean) * (value - mean) / n;
   const double root = 1 / std::sqrt(square + eps);
-  Doubles y(channels), dx(channels), dgate(channels), dweight(channels), dbias(channels);
+  Doubles y(head_dim_v), dx(head_dim_v), dgate(head_dim_v), dweight(head_dim_v), dbias(head_dim_v);
   double of_mean = 0, of_root = 0;
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; i < head_dim_v; ++i) {
     const double normed = (X[i] - mean) * root, sigmoid = 1 / (1 + std::exp(-G[i]));
     const double inner = normed * W[i] + N[i];
     y[i] = inner * G[i] * sigmoid;
     dgate[i] = D[i] * inner * sigmoid * (1 + G[i] * (1 - sigmoid));
     dbias[i] = D[i] * G[i] * sigmoid, dweight[i] = dbias[i] * normed;
-    of_mean += centred ? dbias[i] * W[i] / n : 0, of_root += dbias[i] * W[i] * normed / n;
+    of_mean += norm == Norm::kLayer ? dbias[i] * W[i] / n : 0,
+        of_root += dbias[i] * W[i] * normed / n;
   }
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; i < head_dim_v; ++i) {
     dx[i] = root * (dbias[i] * W[i] - of_mean - (X[i] - mean) * root * of_root);
   }
-  std::vector<T> out(channels), grad_x(channels), grad_gate(channels);
-  std::vector<float> grad_weight(channels), grad_bias(channels), workspace(channels);
-  const GatedNormParams forward{channels,    static_cast<float>(eps), centred,     x.data(),
-                                gate.data(), weight.data(),           bias.data(), out.data()};
-  kernels.gated_norm(forward);
-  kernels.gated_norm_grad({forward, grad.data(), grad_x.data(), grad_gate.data(),
-                           grad_weight.data(), grad_bias.data(), workspace.data()});
-  const auto name = dtype + (centred ? " layer norm " : " rms norm ") + std::to_string(channels);
+  std::vector<T> out(head_dim_v), grad_x(head_dim_v), grad_gate(head_dim_v);
+  std::vector<float> grad_weight(head_dim_v), grad_bias(head_dim_v), workspace(head_dim_v);
+  const GatedGroupNormParams forward{head_dim_v,  norm,        static_cast<float>(eps),
+                                     x.data(),    gate.data(), weight.data(),
+                                     bias.data(), out.data()};
+  kernels.gated_group_norm(forward);
+  kernels.gated_group_norm_backward({forward, grad.data(), grad_x.data(), grad_gate.data(),
+                                     grad_weight.data(), grad_bias.data(), workspace.data()});
+  const auto name =
+      dtype + (norm == Norm::kLayer ? " layer norm " : " rms norm ") + std::to_string(head_dim_v);
   check(name, values(out), y, tolerance<T>());
   check(name + " gradient of x", values(grad_x), dx, 2 * tolerance<T>());
   check(name + " gradient of gate", values(grad_gate), dgate, 2 * tolerance<T>());
@@ -315,7 +318,7 @@ void check_dtype(const InstructionSet& set, const KernelTable& kernels, const st
   check_retention<T>(kernels, dtype, 200, 64, 129, -0.01);
   for (const int64_t channels : {5, 64, 131}) {
     for (const bool yes : {true, false}) {
-      check_norm<T>(kernels, dtype, channels, yes);
+      check_norm<T>(kernels, dtype, channels, yes ? Norm::kLayer : Norm::kRms);
       check_rotary<T>(set, kernels, dtype, channels, yes, 1234567);
     }
     check_cross_entropy<T>(kernels, dtype, channels);
@@ -326,7 +329,7 @@ void check_dtype(const InstructionSet& set, const KernelTable& kernels, const st
 // Decode steps
 // -------------------------------------------------------------------------------------------------
 
-/// Rows of the state have three floats between them, which stay as they are.
+/// Rows of the state have three floats between them, which must not change.
 void check_decode_step(const InstructionSet& set, int64_t Dk, int64_t Dv, double gamma) {
   const int64_t stride = Dv + 3;
   const auto q = stored<float>(normal(Dk)), k = stored<float>(normal(Dk)),

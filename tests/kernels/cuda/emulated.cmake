@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# The CUDA kernels compiled for the SIMT emulator (tests/simt), and the tests that run them. After tests/cpp and
-# tests/simt.
+# Compiles the CUDA kernels for the SIMT emulator (tests/simt), and the tests that run them. tests/cpp and
+# tests/simt come first.
 if(NOT TARGET retnet_simt)
   return()
 endif()
@@ -46,7 +46,7 @@ foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_bac
   add_test(NAME ${kernel}_emulated_test COMMAND ${kernel}_emulated_test)
   set_tests_properties(${kernel}_emulated_test PROPERTIES LABELS emulator)
 endforeach()
-# Reads docs/kernels.
+# It reads docs/kernels.
 target_compile_definitions(grad_log_decay_emulated_test PRIVATE RETNET_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 
 # kernel_smoke (tools/kernel_smoke.sh builds it for a GPU), linked with the emulator: this tests the program itself.
@@ -67,8 +67,9 @@ target_include_directories(kernel_smoke_emulated BEFORE PRIVATE
 target_link_libraries(kernel_smoke_emulated PRIVATE retnet_kernels_emulated retnet_simt retnet_warnings)
 add_test(NAME kernel_smoke_emulated COMMAND kernel_smoke_emulated --short)
 
-# For `make kernel-report`: prints what the kernels do as JSON.
+# `make kernel-report` uses it. It prints what the kernels do as JSON.
 add_executable(kernel_counts
   ${CMAKE_CURRENT_LIST_DIR}/kernel_counts.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/kernel_launches.cpp
   ${CMAKE_CURRENT_LIST_DIR}/grad_log_decay_counts.cpp)
 target_link_libraries(kernel_counts PRIVATE retnet_kernels_emulated retnet_simt retnet_warnings)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host decides for the gated group norm kernels: which calls they take, with which accesses, and the
-// workspace of the backward. No GPU and no CUDA header needed.
+// The host decides which calls the gated group norm kernels support, with which accesses, and the workspace of
+// the backward. These tests need no GPU and no CUDA header.
 #include <cstdint>
 
 #include "catch.h"
@@ -10,13 +10,13 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// An address for the checks to look at; nothing is read from it.
+/// An address that the checks look at. Nothing is read from it.
 template <class T = void>
 T* address(uintptr_t value) {
   return reinterpret_cast<T*>(value);
 }
 
-/// Contiguous x and gate [N, H, Dv], weight and bias [Dv] in float32, every pointer aligned.
+/// Returns contiguous x and gate [N, H, Dv], weight and bias [Dv] in float32, with aligned pointers.
 template <class Params>
 Params contiguous(DType dtype, int64_t tokens, int64_t heads, int64_t head_dim_v) {
   Params p;

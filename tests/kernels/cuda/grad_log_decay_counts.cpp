@@ -8,7 +8,7 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// Two slices, so that L2 and device memory differ.
+/// There are two slices, so that L2 and device memory differ.
 ChunkwiseParams grad_log_decay_params(DType dtype, const GradLogDecayTile& tile) {
   return one_sequence(dtype, 2, tile.head_dim_qk, 2 * tile.slice);
 }
@@ -16,7 +16,7 @@ ChunkwiseParams grad_log_decay_params(DType dtype, const GradLogDecayTile& tile)
 simt::LaunchCounters run_grad_log_decay(DType dtype, int index, int64_t tokens) {
   const std::string what = "grad_log_decay " + std::to_string(index);
   const GradLogDecayTile& tile = kGradLogDecayTiles[index];
-  // The tile of short chunks is for devices of little shared memory.
+  // The tile of short chunks is for devices with little shared memory.
   const size_t shared = tile.shared_bytes() <= kShared86 ? kShared86 : kShared80;
   simt::Options options;
   options.shared_limit = shared;
@@ -58,7 +58,8 @@ std::string count(DType dtype, int index) {
   for (const int n : grad_log_decay_turns(tile)) {
     if (n > 0) turns += (turns.empty() ? "" : ", ") + std::to_string(n);
   }
-  return instantiation("grad_log_decay", dtype, index, tile, "[" + turns + "]", counted, header);
+  return instantiation("grad_log_decay", dtype, index, tile, "[" + turns + "]",
+                       {describe(grad_log_decay_interval(tile))}, counted, header);
 }
 
 std::string goal(const ChunkwiseGoal& goal, const ModelDevice& device) {

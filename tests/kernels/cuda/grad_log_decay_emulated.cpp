@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The log_decay gradient kernel, every instantiation, on the device (test_device.h), against the
-// derivative of the recurrence in float64.
+// Runs every instantiation of the log_decay gradient kernel on the device (test_device.h), and compares it
+// with the derivative of the recurrence in float64.
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
@@ -20,13 +20,13 @@ namespace {
 
 constexpr size_t kSlice = 64;
 
-/// For each column of Dv of each sequence and head [N, H, Dv]: its share of the gradient, and the root of the
-/// sum of the squares of what is added up there.
+/// For each column of Dv of each sequence and head [N, H, Dv], its share of the gradient, and the root of the
+/// sum of the squares of the terms.
 struct Exact {
   std::vector<double> sum, norm;
 };
 
-/// Token by token, with the state S and its derivative D in log_decay.
+/// Computes token by token, with the state S and its derivative D with respect to log_decay.
 Exact gradient_by_definition(const BackwardCase& c, const BackwardInputs& in) {
   const size_t Dk = c.head_dim_qk(), Dv = c.head_dim_v();
   const double scale = chunkwise_scale(c);
@@ -65,7 +65,8 @@ Exact gradient_by_definition(const BackwardCase& c, const BackwardInputs& in) {
   return exact;
 }
 
-/// A sum over the columns of each slice: [N, H, slices]; a root of the sum of squares for norms.
+/// Returns the sum over the columns of each slice, [N, H, slices]. For norms it is the root of the sum of
+/// squares.
 std::vector<double> by_slice(const std::vector<double>& columns, size_t Dv, bool norms) {
   std::vector<double> parts;
   for (size_t row = 0; row < columns.size(); row += Dv) {
@@ -81,7 +82,7 @@ std::vector<double> by_slice(const std::vector<double>& columns, size_t Dv, bool
   return parts;
 }
 
-/// The parts [N, H, slices], as csrc/ops/cuda calls the kernel; what the launch did.
+/// Calls the kernel as csrc/ops/cuda does. Returns the parts [N, H, slices] and what the launch did.
 std::vector<double> run(const BackwardCase& c, const BackwardInputs& in, simt::Order order,
                         simt::LaunchCounters* counted = nullptr) {
   simt::Options options;
@@ -114,8 +115,8 @@ std::vector<double> run(const BackwardCase& c, const BackwardInputs& in, simt::O
   return device.read(grads.grad_log_decay_ptr, parts);
 }
 
-/// Each part is within the tolerance of an output, relative to the norm of what is added up: most of it
-/// cancels. fp32 ends at 1e-30.
+/// Checks that each part is within the tolerance of an output, relative to the norm of the terms, because most
+/// of them cancel. fp32 ends at 1e-30.
 void check_values(const BackwardCase& c, const BackwardInputs& in,
                   const std::vector<double>& parts) {
   const Exact exact = gradient_by_definition(c, in);
@@ -139,7 +140,7 @@ std::vector<double> check(const BackwardCase& c, const BackwardInputs& in) {
   return parts;
 }
 
-/// Every instantiation, with a head that just needs its tile.
+/// Returns every instantiation, with a head that just needs its tile.
 template <class F>
 void for_each_grad_log_decay_tile(const F& f) {
   struct Head {
@@ -162,7 +163,7 @@ void for_each_grad_log_decay_tile(const F& f) {
 
 size_t chunk_of(const BackwardCase& c) { return kGradLogDecayTiles[c.tile].chunk; }
 
-/// Small integers: with gamma = 1 and a scale of 1/2 every product and sum is exact, weights too.
+/// Uses small integers. With gamma = 1 and a scale of 1/2, every product, sum and weight is exact.
 BackwardInputs make_integers(const BackwardCase& c) {
   const auto integers = [](size_t count, unsigned seed) {
     auto values = random_values(count, 0, 1, seed);
@@ -259,7 +260,7 @@ TEST_CASE("grad_log_decay: every gamma; with 0 the states are ignored", "[grad_l
     std::fill_n(poisoned.initial_state.begin() + size, size, NAN);
     std::fill_n(poisoned.grad_final_state.begin() + size, size, NAN);
     CHECK(run(c, poisoned, simt::Order::kRandom) == parts);
-    // A positive or NaN decay is NaN in its own head alone.
+    // A positive or NaN decay gives NaN in its own head only.
     c.log_decay[3] = 1e-3;
     c.log_decay[4] = NAN;
     const std::vector<double> bad = run(c, in, simt::Order::kRandom);
@@ -278,7 +279,7 @@ TEST_CASE("grad_log_decay: packed sequences, each as if it were alone", "[grad_l
     c.T = 170;
     const BackwardInputs in = make_backward_inputs(c);
     const std::vector<double> packed = check(c, in);
-    // Whatever the neighbours hold.
+    // The values of the neighbours do not matter.
     BackwardInputs poisoned = in;
     const auto poison = [&](Array& array, size_t size) {
       std::fill(array.bytes.begin() + 2 * 34 * c.H * size,
@@ -293,7 +294,7 @@ TEST_CASE("grad_log_decay: packed sequences, each as if it were alone", "[grad_l
     for (size_t i = 0; i < packed.size(); ++i) {
       CHECK((i / row == 3 ? std::isnan(beside_nan[i]) : beside_nan[i] == packed[i]));
     }
-    // The bits of the sequence alone.
+    // These are the bits of the sequence alone.
     BackwardCase alone = c;
     alone.cu_seqlens = {};
     alone.T = 66;
@@ -311,7 +312,7 @@ TEST_CASE("grad_log_decay: packed sequences, each as if it were alone", "[grad_l
 
 TEST_CASE("grad_log_decay: fp16 stays finite where state and derivative do not fit",
           "[grad_log_decay]") {
-  // S and S' reach 8,192 and 3 10^7 here; 65,504 is the largest fp16 number.
+  // S and S' reach 8,192 and 3 10^7 here. 65,504 is the largest fp16 number.
   BackwardCase c;
   c.dtype = DType::kFloat16;
   c.Dk = c.Dv = 4;
@@ -327,11 +328,11 @@ namespace {
 
 constexpr size_t kSeeds = 8;
 
-/// Root mean square error over seeds, relative to that of the gradient.
+/// Returns the root mean square error over seeds, relative to that of the gradient.
 double relative_error(DType dtype, int exponent, size_t tokens) {
   BackwardCase c;
   c.dtype = dtype;
-  c.H = kSeeds;  // a head each
+  c.H = kSeeds;  // each head has its own seed
   c.T = tokens;
   c.Dk = c.Dv = 8;
   c.log_decay = {std::log1p(-std::ldexp(1.0, -exponent))};
@@ -347,7 +348,7 @@ double relative_error(DType dtype, int exponent, size_t tokens) {
   return std::sqrt(error / norm);
 }
 
-/// The limits of docs/numerics.md.
+/// These are the limits of docs/numerics.md.
 double limit(DType dtype) { return dtype == DType::kBFloat16 ? 2e-2 : 3e-3; }
 
 }  // namespace
@@ -363,7 +364,7 @@ TEST_CASE("grad_log_decay: rms error over seeds", "[grad_log_decay]") {
 
 namespace {
 
-/// The cell of the table in docs/kernels/backward.md, as text.
+/// Returns the cell of the table in docs/kernels/backward.md as text.
 std::string stated_error(DType dtype, int exponent) {
   std::ifstream page(RETNET_SOURCE_DIR "/docs/kernels/backward.md");
   const std::string gamma = "| 1 - 2^-" + std::to_string(exponent) + " | ";
@@ -393,7 +394,7 @@ TEST_CASE("grad_log_decay: the documented rms error over seeds at T = 8192", "[e
   check_stated_error(DType::kBFloat16, 12);
 }
 
-// This takes a minute: it runs only if its tag is given.
+// This takes a minute, so it runs only if its tag is given.
 TEST_CASE("grad_log_decay: all documented rms errors over seeds at T = 8192",
           "[.table][emulator]") {
   for (const int exponent : {5, 7, 9, 12}) {

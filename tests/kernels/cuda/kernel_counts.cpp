@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Counts what each kernel does in the SIMT emulator, and prints it as JSON beside what the cost models of the
-// kernels state: for tools/kernel_report.py. It takes the difference of two runs, of which one is longer, so
-// that what happens once in a run drops out.
+// Counts what each kernel does in the SIMT emulator. It prints this and what the cost models of the kernels
+// state as JSON for tools/kernel_report.py. It takes the difference of a longer and a shorter run, so that what
+// happens once in a run drops out.
 #include "kernel_counts.h"
 
 #include "kernels/cuda/norm/cost_model.h"
@@ -16,7 +16,7 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// Two slices if tiles allow it, so that L2 and device memory differ.
+/// There are two slices if tiles allow it, so that L2 and device memory differ.
 ChunkwiseParams chunkwise_params(DType dtype, int tile) {
   const ChunkwiseTile& shape = kChunkwiseTiles[tile];
   const bool one = shape.head_dim_qk <= 64 && shape.slice < 128;
@@ -25,7 +25,7 @@ ChunkwiseParams chunkwise_params(DType dtype, int tile) {
 
 simt::LaunchCounters run_chunkwise(DType dtype, int tile, int64_t tokens) {
   const std::string what = "chunkwise " + std::to_string(tile);
-  // The tiles of short chunks are for devices of little shared memory.
+  // The tiles of short chunks are for devices with little shared memory.
   const size_t shared = kChunkwiseTiles[tile].shared_bytes() <= kShared86 ? kShared86 : kShared80;
   simt::Options options;
   options.shared_limit = shared;
@@ -63,7 +63,11 @@ std::string chunkwise(DType dtype, int index) {
       .number("memory_bytes",
               static_cast<double>(chunkwise_memory_bytes(p.head_dim_qk, p.head_dim_v)))
       .number("others_per_mma", chunkwise_max_others_per_mma(tile, dtype));
-  return instantiation("chunkwise", dtype, index, tile, "[]", counted, header);
+  std::vector<std::string> intervals;
+  for (const CodeInterval& interval : chunkwise_intervals(tile)) {
+    if (std::ssize(intervals) < chunkwise_barriers(tile)) intervals.push_back(describe(interval));
+  }
+  return instantiation("chunkwise", dtype, index, tile, "[]", intervals, counted, header);
 }
 
 /// Forward, or backward without the sums over rows.
@@ -133,7 +137,8 @@ std::string norm(DType dtype, bool backward, int64_t head_dim_v) {
       .str();
 }
 
-simt::LaunchCounters run_rotary(DType dtype, bool half, int64_t tokens, int64_t head_dim_qk) {
+simt::LaunchCounters run_rotary(DType dtype, bool interleaved, int64_t tokens,
+                                int64_t head_dim_qk) {
   simt::Simulator simulator;
   RotaryParams p;
   p.batch = 1;
@@ -141,23 +146,23 @@ simt::LaunchCounters run_rotary(DType dtype, bool half, int64_t tokens, int64_t 
   p.heads = 8;
   p.head_dim_qk = head_dim_qk;
   p.dtype = dtype;
-  p.half = half;
+  p.interleaved = interleaved;
   const int64_t bytes = tokens * p.heads * head_dim_qk * element_size(dtype);
   for (RotaryOperand* x : {&p.q, &p.k}) {
     *x = {zeros(simulator, bytes, "x"), 0, p.heads * head_dim_qk, head_dim_qk};
     x->out_ptr = simulator.output<std::byte>(bytes, "out");
   }
-  p.position_ptr = zeros(simulator, 8 * tokens, "positions");
-  p.position_stride_t = 1;
-  p.frequency_ptr = static_cast<float*>(zeros(simulator, 2 * head_dim_qk, "frequencies"));
+  p.positions_ptr = zeros(simulator, 8 * tokens, "positions");
+  p.positions_stride_t = 1;
+  p.frequencies_ptr = static_cast<float*>(zeros(simulator, 2 * head_dim_qk, "frequencies"));
   require(launch_rotary(p, nullptr) == cudaSuccess, "rotary: launch");
   return finish(simulator, "rotary");
 }
 
-std::string rotary(DType dtype, bool half) {
+std::string rotary(DType dtype, bool interleaved) {
   constexpr int64_t kHeadDimQk = 256, kShort = 8, kLong = 24;
-  const simt::LaunchCounters before = run_rotary(dtype, half, kShort, kHeadDimQk);
-  const simt::LaunchCounters after = run_rotary(dtype, half, kLong, kHeadDimQk);
+  const simt::LaunchCounters before = run_rotary(dtype, interleaved, kShort, kHeadDimQk);
+  const simt::LaunchCounters after = run_rotary(dtype, interleaved, kLong, kHeadDimQk);
   const double token_heads = 8 * (kLong - kShort);
   const auto header = static_cast<double>(rotary_memory_bytes(dtype, kHeadDimQk));
   const auto moved = [](const simt::LaunchCounters& launch) {
@@ -165,7 +170,7 @@ std::string rotary(DType dtype, bool half) {
   };
   return Object()
       .text("dtype", name(dtype))
-      .text("style", half ? "half" : "interleaved")
+      .text("style", interleaved ? "interleaved" : "half")
       .number("head_dim_qk", kHeadDimQk)
       .raw("counted",
            Object().number("memory_bytes", (moved(after) - moved(before)) / token_heads).str())
@@ -229,7 +234,7 @@ std::string decode_step(DType dtype, int cluster) {
       .str();
 }
 
-/// The batch size with the least share of those that a goal is for.
+/// Returns the batch size with the least share among those of a goal.
 std::string decode_step_goal(const DecodeStepGoal& goal, const ModelDevice& device) {
   DecodeStepParams p;
   p.heads = goal.heads;
@@ -293,15 +298,15 @@ int print() {
       }
     }
   }
-  for (const bool half : {false, true}) {
+  for (const bool interleaved : {true, false}) {
     for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-      rotary_items.push_back(rotary(dtype, half));
+      rotary_items.push_back(rotary(dtype, interleaved));
     }
   }
   for (const ModelDevice& device : kModelDevices) devices.push_back(describe(device).str());
   std::vector<std::string> goals = for_each_goal(kChunkwiseGoals, goal);
   for (std::string& item : grad_log_decay_goals()) goals.push_back(std::move(item));
-  // Architectures with less shared memory than the first tiles of the kernels need; kShared86 names them.
+  // Architectures with less shared memory than the first tiles of the kernels need. kShared86 names them.
   const auto small = static_cast<double>(kShared86);
   const Object limits = Object().number("86", small).number("89", small).number("120", small);
   std::printf("%s\n",
@@ -312,8 +317,10 @@ int print() {
                   .raw("rotary", list(rotary_items))
                   .raw("devices", list(devices))
                   .raw("goals", list(goals))
+                  .raw("launches", list(kernel_launches()))
                   .raw("decode_step", list(decode_step_items))
                   .raw("decode_step_goals", list(for_each_goal(kDecodeStepGoals, decode_step_goal)))
+                  .number("decode_step_fences", kDecodeStepFences)
                   .raw("shared_limits", limits.str())
                   .number("min_capability", kChunkwiseMinCapability)
                   .str()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rotary kernel, every instantiation, on the device (test_device.h): against float64, with no finding
-// of the checker, and the same bits in every order of blocks, warps and lanes.
+// Runs every instantiation of the rotary kernel on the device (test_device.h). Its result agrees with
+// float64, the checker finds nothing, and the bits are the same in every order of blocks, warps and lanes.
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -22,13 +22,13 @@ namespace {
 
 struct Case {
   DType dtype = DType::kFloat32;
-  bool narrow = false;  // 16-bit rows that are only 8-byte aligned, by their start
-  bool half = false;
+  bool narrow = false;  // the start makes 16-bit rows only 8-byte aligned
+  bool interleaved = true;
   size_t B = 1, T = 1, H = 1, Dk = 4;
   bool inverse = false;
-  bool position_64 = true;
-  bool per_batch_entry = true;  // positions [B, T], else [T]
-  bool strided = false;         // q and k inside larger arrays, positions in every second place
+  bool positions_64 = true;
+  bool per_batch_entry = true;  // positions are [B, T], or otherwise [T]
+  bool strided = false;  // q and k are inside larger arrays, and positions use every second place
   bool q = true, k = true;
 
   std::string name() const {
@@ -36,10 +36,11 @@ struct Case {
     const char* dtypes[] = {"fp32", "fp16", "bf16"};
     std::snprintf(
         text, sizeof(text),
-        "%s%s %s B=%zu T=%zu H=%zu Dk=%zu inverse=%d position_64=%d per_batch_entry=%d strided=%d "
+        "%s%s %s B=%zu T=%zu H=%zu Dk=%zu inverse=%d positions_64=%d per_batch_entry=%d strided=%d "
         "q=%d k=%d",
-        dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "", half ? "half" : "interleaved", B,
-        T, H, Dk, inverse, position_64, per_batch_entry, strided, q, k);
+        dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "",
+        interleaved ? "interleaved" : "half", B, T, H, Dk, inverse, positions_64, per_batch_entry,
+        strided, q, k);
     return text;
   }
 };
@@ -83,13 +84,13 @@ class Device {
     params_.heads = static_cast<int64_t>(c.H);
     params_.head_dim_qk = static_cast<int64_t>(c.Dk);
     params_.dtype = c.dtype;
-    params_.half = c.half;
+    params_.interleaved = c.interleaved;
     params_.inverse = c.inverse;
     if (c.q) params_.q = operand(in.q, "q");
     if (c.k) params_.k = operand(in.k, "k");
-    params_.position_64 = c.position_64;
-    c.position_64 ? positions<int64_t>(in) : positions<int32_t>(in);
-    params_.frequency_ptr = device_.input<float>(in.frequencies, "frequencies");
+    params_.positions_64 = c.positions_64;
+    c.positions_64 ? positions<int64_t>(in) : positions<int32_t>(in);
+    params_.frequencies_ptr = device_.input<float>(in.frequencies, "frequencies");
   }
 
   Outputs run() {
@@ -106,7 +107,7 @@ class Device {
     return case_.B * case_.T * case_.H * case_.Dk * element_size(case_.dtype);
   }
 
-  // Strided: heads outside tokens, rows of a head 8 elements apart, and NaN in between.
+  // If strided, heads are outside tokens, rows of a head 8 elements apart, and NaN in between.
   RotaryOperand operand(const Array& array, const char* name) {
     const size_t size = element_size(case_.dtype), gap = case_.strided ? 8 : 0;
     const size_t row = case_.Dk + gap;
@@ -137,9 +138,9 @@ class Device {
     for (size_t i = 0; i < rows * case_.T; ++i) {
       spread[i * every] = static_cast<Index>(in.positions[i]);
     }
-    params_.position_ptr = device_.input<Index>(spread, "positions");
-    params_.position_stride_t = static_cast<int64_t>(every);
-    params_.position_stride_b = case_.per_batch_entry ? static_cast<int64_t>(case_.T * every) : 0;
+    params_.positions_ptr = device_.input<Index>(spread, "positions");
+    params_.positions_stride_t = static_cast<int64_t>(every);
+    params_.positions_stride_b = case_.per_batch_entry ? static_cast<int64_t>(case_.T * every) : 0;
   }
 
   std::vector<std::byte> read(const RotaryOperand& x) const {
@@ -158,18 +159,20 @@ double norm_of_difference(const std::vector<double>& x, const std::vector<double
   return std::sqrt(sum);
 }
 
-/// What is wrong with one output, or empty: the table, and twice the composite's error.
+/// Returns what is wrong with one output, or an empty string. The limits are those of the table and twice the
+/// error of the composite.
 std::string check_values(const Case& c, const Inputs& in, const Array& x,
                          const std::vector<std::byte>& bytes) {
   if (bytes.empty()) return "";
   const double sign = c.inverse ? -1 : 1;
   const auto exact =
-      rotary_by_definition(x.values, c.H, c.Dk, in.positions, in.frequencies, c.half, sign);
+      rotary_by_definition(x.values, c.H, c.Dk, in.positions, in.frequencies, c.interleaved, sign);
   const auto actual = to_doubles(bytes.data(), exact.size(), c.dtype);
   const std::string wrong = mismatch(actual, exact, c.Dk, c.dtype, 1);
   if (!wrong.empty()) return wrong;
   const Array composite = encode(
-      rotary_in_float(x.values, c.H, c.Dk, in.positions, in.frequencies, c.half, sign), c.dtype);
+      rotary_in_float(x.values, c.H, c.Dk, in.positions, in.frequencies, c.interleaved, sign),
+      c.dtype);
   const double mine = norm_of_difference(actual, exact);
   const double yardstick = norm_of_difference(composite.values, exact);
   char text[120];
@@ -205,17 +208,17 @@ void check(const Case& c, Totals& totals) {
   }
 }
 
-/// Calls f(case) with each instantiation's element type, width of access and style.
+/// Calls f(case) with the element type, access width and style of each instantiation.
 template <class F>
 void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const bool narrow : {false, true}) {
       if (narrow && dtype == DType::kFloat32) continue;
-      for (const bool half : {false, true}) {
+      for (const bool interleaved : {true, false}) {
         Case c;
         c.dtype = dtype;
         c.narrow = narrow;
-        c.half = half;
+        c.interleaved = interleaved;
         f(c);
       }
     }
@@ -228,7 +231,7 @@ TEST_CASE("rotary emulated", "[rotary]") {
   Totals totals;
   unsigned turn = 0;
   for_each_instantiation([&](Case c) {
-    // Widths from one access up, not powers of two among them; heads in and past a group.
+    // Widths from one access up, some of which are not powers of two, and heads in and past a group.
     for (const size_t Dk : {16, 24, 64, 256}) {
       for (const auto& [B, T, H] :
            {std::array<size_t, 3>{1, 1, 1}, {2, 3, 3}, {3, 1, 8}, {1, 7, 9}, {2, 5, 17}}) {
@@ -237,7 +240,7 @@ TEST_CASE("rotary emulated", "[rotary]") {
         c.T = T;
         c.H = H;
         c.inverse = turn % 2 == 1;
-        c.position_64 = turn % 3 != 0;
+        c.positions_64 = turn % 3 != 0;
         c.per_batch_entry = turn % 5 < 3;
         c.strided = turn % 7 < 3;
         c.q = turn % 11 != 4;
@@ -246,8 +249,8 @@ TEST_CASE("rotary emulated", "[rotary]") {
         check(c, totals);
       }
     }
-    // The narrowest rows.
-    c.Dk = (c.half ? 2 : 1) * 4;
+    // These are the narrowest rows.
+    c.Dk = (c.interleaved ? 1 : 2) * 4;
     check(c, totals);
   });
   std::printf("rotary: %zu cases, %zu reports\n", totals.cases, totals.reports);
@@ -262,7 +265,7 @@ TEST_CASE("cosine and sine are those of float64 rounded to float32, wherever the
   Inputs in = make_inputs(c);
   std::mt19937_64 generator(5);
   for (size_t t = 0; t < c.T; ++t) {
-    in.positions[t] = static_cast<int64_t>(generator() >> (12 + t % 52));  // to 2^52
+    in.positions[t] = static_cast<int64_t>(generator() >> (12 + t % 52));  // up to 2^52
   }
   in.positions[0] = 0;
   std::vector<double> ones(c.T * c.Dk);
@@ -347,7 +350,7 @@ TEST_CASE("bytes are those of the kernel's header", "[emulator]") {
     const size_t array = c.T * c.H * c.Dk * element_size(c.dtype);
     INFO(c.name());
     CHECK(counted.global_store.requested_bytes == 2 * array);
-    // Beside q and k, positions and frequencies: of each thread, from the cache.
+    // Besides q and k, each thread reads positions and frequencies from the cache.
     CHECK(counted.global_load.requested_bytes >= 2 * array);
     CHECK(counted.shared_wavefronts() == 0);
     CHECK(device.report().launches[0].static_shared_bytes == 0);

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`retnet convert`: the old torchscale beside a plain model, options, what is overwritten."""
+"""`retnet convert`: the old torchscale against a plain model, options, and what is overwritten."""
 
 import re
 import subprocess
@@ -74,7 +74,7 @@ def test_safetensors_and_half_precision(tmp_path):
     assert model.embed_tokens.weight.dtype == torch.bfloat16
 
 
-# What is open, and what contradicts
+# Options that are missing, and options that contradict the file
 
 
 def test_missing_options_are_listed(tmp_path, capsys):
@@ -144,13 +144,13 @@ def test_full_disk(tmp_path, capsys):
     with full_disk(1000):
         assert main(["convert", str(folder), str(tmp_path / "new")]) == 1
     printed = capsys.readouterr().err
-    assert printed.count("\n") == 1 and "could not be written, nothing was replaced" in printed
+    assert printed.count("\n") == 1 and "could not be written; any old file is unchanged" in printed
     assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
     retnet.load(tmp_path / "new")
 
 
 def test_without_the_other_projects_packages(tmp_path):
-    """The command in a process in which their import fails."""
+    """The command runs in a process in which importing those packages fails."""
     torch.save(v1.make_state(), tmp_path / "x.pt")
     make_fla(tmp_path / "fla")
     code = f"""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/kernels/retention.md and backward.md show works: the C++ computes retention, the
-excerpts are those of the kernels, the counts are those of their headers."""
+"""docs/kernels/retention.md and backward.md are correct: their C++ computes retention, their
+excerpts are those of the kernels, and their counts are those of the headers.
+"""
 
 import math
 import re
@@ -18,7 +19,7 @@ BACKWARD = (ROOT / "docs/kernels/backward.md").read_text()
 BLOCKS = blocks(RETENTION)
 VERSIONS = ("plain", "chunkwise", "tiles")
 TOKENS, HEAD_DIM_QK = 75, 32
-# 32 columns are one slice; 64 are two blocks of `tiles`.
+# 32 columns are one slice, and 64 are two blocks of `tiles`.
 CASES = {"decay": (31 / 32, 32), "two slices": (31 / 32, 64), "gamma = 0": (0.0, 32)}
 SCALE = 0.25
 
@@ -67,7 +68,7 @@ def log_decay(gamma: float) -> float:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
-    """Of each case and version: final state and out, one behind the other."""
+    """Returns, for each case and version, final state and out, concatenated."""
     code = {name: text for language, name, text in BLOCKS if language == "cpp"}
     assert list(code) == ["common", *VERSIONS]
     calls = [
@@ -81,7 +82,7 @@ def results(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
 
 
 def retention(gamma: float, head_dim_v: int) -> np.ndarray:
-    """Final state and out in float64, by the sum over all pairs of tokens."""
+    """Returns final state and out in float64, by the sum over all pairs of tokens."""
     seed = 1
 
     def random(rows: int, columns: int) -> np.ndarray:
@@ -128,7 +129,7 @@ def test_excerpts_are_verbatim(page, languages):
     assert len(excerpts) >= 2
     for excerpt in excerpts:
         assert any(" ".join(excerpt.split()) in source for source in sources), excerpt
-    # Nothing else stands in a fence, unchecked.
+    # Every code block of the page is checked.
     assert {language for language, _, _ in blocks(page)} == languages
     assert page.count("```") == 2 * len(blocks(page))
 

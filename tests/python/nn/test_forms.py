@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forms, states and packed sequences of a model, and its loss."""
+"""The forms, states and packed sequences of a model agree, as does its loss."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_gradients_cross_segments():
 
 
 @each_variant
-def test_decoding_steps_equal_chunkwise(changes, monkeypatch):
+def test_decode_steps_equal_chunkwise(changes, monkeypatch):
     model = make_model(**changes)
     ids = random_ids(2, 30)
     whole = model(ids)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong arguments of rotary, gated_group_norm and the two steps: each error names op, argument,
-requirement and actual value, and a step that raises leaves its state alone."""
+"""Wrong arguments of rotary, gated_group_norm and the two steps. Each error names op, argument,
+requirement and actual value, and a step that raises does not change its state.
+"""
 
 import math
 
@@ -23,7 +24,7 @@ def ints(*values, dtype=INT32):
     return torch.tensor(values, dtype=dtype)
 
 
-# id: (what is changed in good float32 inputs, the message after the op's name)
+# id: (what is changed in valid float32 inputs, the message after the name of the op)
 ROTARY = {
     "q_rank": ({"q": zeros(2, 8)}, "q must have shape [B, T, H, Dk] or [B, H, Dk], got [2, 8]"),
     "q_dtype": (
@@ -195,14 +196,17 @@ STEP = {
     "slots_shape": ({"slots": ints(0, 1)}, "slots must have shape [B] = [3], got [2]"),
     "slots_dtype": (
         {"slots": ints(0, 1, 2, dtype=int64)},
-        "slots must be int32 (rows of the state), got int64",
+        "slots must be int32 (indices into the state), got int64",
     ),
     "slots_device": (
         {"slots": zeros(3, dtype=INT32, device="meta")},
         "slots must be on q's device cpu, got meta",
     ),
-    "slots_range": ({"slots": ints(0, 3, 1)}, "slots must be below S = 3, got 3 in row 1"),
-    "slots_equal": ({"slots": ints(2, -1, 2)}, "slots must be distinct, got 2 in rows 0 and 2"),
+    "slots_range": ({"slots": ints(0, 3, 1)}, "slots must be below S = 3, got 3 in batch entry 1"),
+    "slots_equal": (
+        {"slots": ints(2, -1, 2)},
+        "slots must be distinct, got 2 in batch entries 0 and 2",
+    ),
 }
 FUSED = {
     "gate_shape": (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training saves to go on from, what is refused, what a failure leaves."""
+"""What a training saves in order to continue, what is refused, and what a failure leaves."""
 
 import functools
 import os
@@ -52,14 +52,18 @@ def die_before_call(n, *names):
 
 
 def test_a_kill_at_any_moment_of_a_save_leaves_a_run_to_resume(tmp_path):
-    """A child is stopped (os._exit) before its n-th fsync or rename, or ends its save."""
+    """A child process is stopped (os._exit) before its n-th fsync or rename, or finishes its
+    save.
+    """
     losses = run(make_trainer(), 6)
     found = []
     for n in range(20):
         first = make_trainer(tmp_path)
         run(first, 2)
         first.save()
-        run(first, 2)  # here: autograd's threads, which other tests may have started, do not fork
+        # The parent runs these steps. autograd's threads, which other tests may have started, do
+        # not survive the fork.
+        run(first, 2)
         child = os.fork()
         if child == 0:
             die_before_call(n, "fsync", "replace", "unlink")
@@ -84,7 +88,7 @@ def test_a_full_disk_leaves_a_run_to_resume(limit, tmp_path):
     run(first, 2)
     first.save()
     run(first, 2)
-    with full_disk(limit), pytest.raises(OSError, match="could not be written, nothing was repl"):
+    with full_disk(limit), pytest.raises(OSError, match="could not be written; any old file is u"):
         first.save()
     assert not list(tmp_path.glob("*.part"))
     second = make_trainer(tmp_path)
@@ -93,7 +97,7 @@ def test_a_full_disk_leaves_a_run_to_resume(limit, tmp_path):
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
-    """There a learnable decay was ln gamma, and Adam's moments were those of its gradients."""
+    """Its learnable decay was ln gamma, and the moments of Adam were those of its gradient."""
     monkeypatch.setitem(cases_train.MODEL, "learnable_decay", True)
     key, parameter = "layers.0.retention.log_decay", "layers.0.retention.log_decay_raw"
     first = make_trainer(tmp_path)
@@ -160,11 +164,15 @@ BAD = {
     "generator": (
         lambda p: damage(p, lambda data: data.update(batches={"generator": "x"})),
         {},
-        "training-0.pt: stream, batch_size and model must be those of the run",
+        "training-0.pt: batch_size or model differs from the run that is resumed",
     ),
     "seed": (None, {"seed": 5}, r"seed must be that of the run \(0\), got 5"),
-    "data": (None, {"documents": DOCUMENTS[:3]}, "data must be what the run began with"),
-    "stream": (None, {"stream": True}, "stream, batch_size and model must be those of the run"),
+    "data": (
+        None,
+        {"documents": DOCUMENTS[:3]},
+        "the text in data has changed since the run began",
+    ),
+    "stream": (None, {"stream": True}, "stream differs from the run that is resumed"),
 }
 
 
@@ -199,9 +207,9 @@ def test_resumed_optimizer_takes_the_settings(tmp_path):
 
 def test_a_stream_resumes_with_its_batch_only(tmp_path):
     make_trainer(tmp_path, stream=True).save()
-    with pytest.raises(ValueError, match=r"must be those of the run \(another batch_size\)"):
+    with pytest.raises(ValueError, match=r"batch_size or model differs .* \(its state holds 2 seq"):
         make_trainer(tmp_path, stream=True, batch_size=3).load()
-    with pytest.raises(ValueError, match=r"must be those of the run"):
+    with pytest.raises(ValueError, match="stream differs from the run that is resumed"):
         make_trainer(tmp_path).load()
 
 

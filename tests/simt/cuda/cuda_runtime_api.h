@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stands in for CUDA's header of this name where kernels are emulated: the few of its types that
-// kernels and their launchers name, with CUDA's sizes and alignments. No CUDA toolkit is needed.
+// Replaces CUDA's header of this name if kernels are emulated. It has the few types that kernels
+// and their launchers name, with CUDA's sizes and alignments. No CUDA toolkit is needed.
 #pragma once
 
 struct uint2 {

@@ -6,17 +6,22 @@
 // for the host.
 #pragma once
 
+#include <array>
+
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/retention/chunkwise/plan.h"
 
 namespace retnet::kernels::cuda {
 
+// In the formulas of this file, R is chunk / 16 (row tiles), D is Dk / 16, H is the number of halves, and W
+// is the number of warps of a half.
+
 // Warp-wide mma of 16 x 8 x 16, by product.
 struct ChunkwiseMma {
-  int q_state;   // q S: per warp all row tiles by 2 column tiles by Dk / 16
-  int q_k;       // q k^T: all row tiles by chunk / 8 by Dk / 16, shared by the warps
-  int scores_v;  // scores v: per warp 2 of each 16 x 16 tile on or below the diagonal
-  int k_v;       // k^T v: per warp Dk / 8 by all row tiles
+  int q_state;   // q S: W R 2 D
+  int q_k;       // q k^T: R (chunk / 8) D
+  int scores_v;  // scores v: W R (R + 1), 2 for each 16 x 16 tile on or below the diagonal
+  int k_v;       // k^T v: W R 2 D
   constexpr int total() const { return q_state + q_k + scores_v + k_v; }
 };
 constexpr ChunkwiseMma chunkwise_mma(const ChunkwiseTile& tile) {
@@ -27,18 +32,18 @@ constexpr ChunkwiseMma chunkwise_mma(const ChunkwiseTile& tile) {
 }
 
 // Passes of the 128 bytes that shared memory serves at once, without bank conflicts. An ldmatrix of
-// four matrices takes 4: one for each 8 x 8 matrix of 128 bytes.
+// four matrices takes 4: one for each 8 x 8 matrix of 128 bytes. The scores have chunk / 8 columns of 8
+// tokens of k.
 struct ChunkwiseWavefronts {
-  int q;  // ldmatrix: per warp all row tiles by Dk / 16, and again those of its scores if warps
-          // share a column of them
-  int k_scores;      // of k for the scores: per warp each of its columns of 8 tokens by Dk / 32
-  int v;             // per warp all row tiles, 16 columns
-  int scores;        // per warp each 16 x 16 tile on or below the diagonal
-  int k_update;      // of k for the update of the state: per warp all row tiles by Dk / 16
-  int copies;        // cp.async: chunk rows of q, k and v
-  int score_stores;  // 2 of each 16 x 8 tile on or below the diagonal: 8 rows of 16 bytes
-  int weights;       // per warp all row tiles, 2 loads of 8 bytes a lane, by half warps
-  int sums;          // with halves: of outputs and scores each sends half, and loads as much
+  int q;             // 4 W R D; if W > chunk / 8, warps share a column: 4 R (chunk / 8) D more
+  int k_scores;      // of k for the scores: 4 W max(1, chunk / 8 / W) D / 2
+  int v;             // 4 W H R
+  int scores;        // 4 W R (R + 1) / 2
+  int k_update;      // of k for the update of the state: 4 W R D
+  int copies;        // cp.async of q, k and v: chunk (2 Dk + slice) 2 / 128
+  int score_stores;  // 2 R (R + 1): 2 for each 16 x 8 tile on or below the diagonal
+  int weights;       // 4 W H R: 2 loads of 8 bytes a lane, by half warps
+  int sums;          // of outputs and scores, sent or loaded: (H - 1) chunk (slice + chunk) 4 / 128
   constexpr int ldmatrix() const { return q + k_scores + v + scores + k_update; }
   constexpr int total() const { return ldmatrix() + copies + score_stores + weights + 2 * sums; }
 };
@@ -59,6 +64,41 @@ constexpr ChunkwiseWavefronts chunkwise_wavefronts(const ChunkwiseTile& tile) {
 }
 
 constexpr int chunkwise_barriers(const ChunkwiseTile& tile) { return 1 + tile.halves(); }
+
+// How many instructions the code of the main loop has between two barriers.
+struct CodeInterval {
+  int ldmatrix, cp_async, stores, mma;
+};
+// The cp.async for an operand of `columns` are a thread's copies of 16 bytes, and the two in the loop over
+// copies of 8 bytes.
+constexpr int chunkwise_copies(const ChunkwiseTile& tile, int columns) {
+  return tile.chunk * columns / 8 / tile.threads() + 2;
+}
+// What the source asks for in the code of a warp. The first interval has the copies of k and v, q S and
+// q k^T, and the last one has the copies of q, scores v and k^T v. The stores of the scores are in the first
+// one. With halves they have one of their own, and the first one has the stores that halves send each other.
+// The first chunkwise_barriers(tile) elements count.
+constexpr std::array<CodeInterval, 3> chunkwise_intervals(const ChunkwiseTile& tile) {
+  const int rows = tile.chunk / 16, halves = tile.halves(), depth = tile.head_dim_qk / 16 / halves;
+  const int warps = tile.threads() / 32 / halves, k_tiles = tile.chunk / 8;
+  const int columns = k_tiles > warps ? k_tiles / warps : 1;  // columns of scores
+  const int groups = warps > k_tiles ? warps / k_tiles : 1, score_rows = rows / groups;
+  const int own_rows = rows / halves, again = groups > 1 ? score_rows : 0;
+  // With halves, a warp skips pairs of row tiles above the diagonal at run time.
+  const int pairs = halves > 1 ? own_rows * rows : rows * (rows + 1) / 2;
+  const int stores = 2 * columns * score_rows / halves;
+  CodeInterval first{depth * (rows + again) + columns * depth / 2,
+                     chunkwise_copies(tile, tile.head_dim_qk) + chunkwise_copies(tile, tile.slice),
+                     0, depth * (2 * rows + score_rows * columns)};
+  const CodeInterval last{rows + pairs + rows * depth, chunkwise_copies(tile, tile.head_dim_qk), 0,
+                          2 * pairs + 2 * rows * depth};
+  if (halves == 1) {
+    first.stores = stores;
+    return {first, last, {}};
+  }
+  first.stores = own_rows * (2 + columns);
+  return {first, {0, 0, stores, 0}, last};
+}
 
 // Bytes of a token and head. In L2, every slice reads q and k, and one slice reads v and writes out. In
 // device memory, each operand counts once.
@@ -114,10 +154,10 @@ struct ChunkwiseGoal {
   int64_t tokens;
   double ns;
 };
-// On an H100 the first goal is 389 TFLOP/s by the formula of C = 64 (623 kFLOP), inside the 350 to 430 that
-// are expected of a first version. On an A100 it is 125, of 100 to 170, because 128 blocks on 108
-// multiprocessors take two turns. The goals with Dk = 512 are those of the passes of grad_q and grad_k. The
-// pass of grad_v costs what the forward pass does, so all three take 5.5 ns on an H100.
+// By the formula of C = 64 (623 kFLOP), the first goal is 389 TFLOP/s on an H100 and 125 on an A100, where
+// 128 blocks take two turns on 108 multiprocessors. The goals with Dk = 512 are those of the passes of
+// grad_q and grad_k. The pass of grad_v costs as much as the forward pass, so all three take 5.5 ns on an
+// H100.
 inline constexpr ChunkwiseGoal kChunkwiseGoals[] = {
     {"H100", DType::kBFloat16, 256, 512, 32, 8192, 1.6},
     {"A100", DType::kBFloat16, 256, 512, 32, 8192, 5.0},
@@ -133,6 +173,11 @@ static_assert(chunkwise_wavefronts(kChunkwiseTiles[3]).total() ==
 static_assert(chunkwise_mma(kChunkwiseTiles[5]).total() == 512 + 256 + 24 + 512);
 static_assert(chunkwise_wavefronts(kChunkwiseTiles[5]).total() ==
               1024 + 256 + 64 + 48 + 1024 + 544 + 12 + 64 + 2 * 96);
+// Of a warp: 16 times 8 and 4 mma in the first interval, 10 times 2 and 64 times 2 in the second one.
+static_assert(chunkwise_intervals(kChunkwiseTiles[3])[0].mma == 192 &&
+              chunkwise_intervals(kChunkwiseTiles[3])[1].mma == 148);
+static_assert(chunkwise_intervals(kChunkwiseTiles[5])[1].stores == 2 &&
+              chunkwise_intervals(kChunkwiseTiles[5])[2].ldmatrix == 2 + 2 + 32);
 static_assert(chunkwise_l2_bytes(kChunkwiseTiles[3], 256, 512) == 6144);
 static_assert(chunkwise_memory_bytes(256, 512) == 3072);
 

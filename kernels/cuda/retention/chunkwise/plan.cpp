@@ -68,7 +68,8 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
     plan.unsupported_reason = reason;
     return plan;
   };
-  if (p.dtype == DType::kFloat32) return unsupported("the kernel takes bfloat16 and float16");
+  if (p.dtype == DType::kFloat32)
+    return unsupported("the kernel supports only bfloat16 and float16");
   if (device.capability < kChunkwiseMinCapability) {
     return unsupported("the kernel needs compute capability 8.0");
   }
@@ -119,7 +120,8 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
     plan.workspace_bytes =
         static_cast<size_t>(plan.segments * p.heads * p.head_dim_qk * p.head_dim_v) * sizeof(float);
   }
-  if (plan.segments * parallel > INT32_MAX) return unsupported("more than 2^31 - 1 blocks");
+  if (plan.segments * parallel > INT32_MAX)
+    return unsupported("the launch would need more than 2^31 - 1 blocks");
   return plan;
 }
 

@@ -249,9 +249,9 @@ void rotary() {
   }
   std::vector<int64_t> positions(kTokens);
   for (int64_t t = 0; t < kTokens; ++t) positions[t] = t;
-  p.position_ptr = device.input(positions, "positions");
-  p.position_stride_t = 1;
-  p.frequency_ptr = device.input(std::vector<float>(kDk / 2, 0.01f), "frequencies");
+  p.positions_ptr = device.input(positions, "positions");
+  p.positions_stride_t = 1;
+  p.frequencies_ptr = device.input(std::vector<float>(kDk / 2, 0.01f), "frequencies");
   time("rotary, q and k", static_cast<double>(kBatch * kTokens * kHeads), "token-head",
        [&] { return launch_rotary(p, nullptr); });
 }

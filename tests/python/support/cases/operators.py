@@ -25,22 +25,24 @@ from support.oracles.retention import retention_by_definition
 from support.oracles.rotary import rotary_by_definition
 from support.oracles.step import retention_step_by_definition
 
-OF_A_ROW = {"q", "k", "v", "x", "gate", "state", "initial_state", "slots"}
+OF_AN_ENTRY = {"q", "k", "v", "x", "gate", "state", "initial_state", "slots"}
 
 
 @dataclass
 class Op:
-    """An operator, how to make its inputs for B, T, H, Dk, Dv, and those with a row per row."""
+    """Holds an operator, a function that makes its inputs for B, T, H, Dk, Dv, and the inputs that
+    have a part for each batch entry.
+    """
 
     name: str
     make: Callable[..., Inputs]
     oracle: Callable[..., tuple[Tensor, ...]]
     options: dict = field(default_factory=dict)
-    of_a_row: set[str] = field(default_factory=lambda: OF_A_ROW)
+    of_an_entry: set[str] = field(default_factory=lambda: OF_AN_ENTRY)
 
     @property
     def is_step(self) -> bool:
-        """Without gradients."""
+        """Returns whether the operator is a step, which has no gradients."""
         return self.name.endswith("step")
 
     @property
@@ -48,7 +50,7 @@ class Op:
         return self.name.endswith("retention_step")
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Outputs and, of a step of retention, the state as it is then."""
+        """Returns the outputs and, for a step of retention, the state after it."""
         if self.has_state:
             inputs = {**inputs, "state": inputs["state"].clone()}
         out = getattr(ops, self.name)(**inputs, **self.options)
@@ -56,8 +58,9 @@ class Op:
         return (*(out if isinstance(out, tuple) else (out,)), *state)
 
     def with_grads(self, inputs: Inputs, incoming: Sequence[Tensor] = ()) -> Inputs:
-        """Outputs and, but for a step, gradients by name, for these or for random gradients of the
-        outputs."""
+        """Returns the outputs and, except for a step, gradients by name, for these or for random
+        gradients of the outputs.
+        """
         leaves = inputs if self.is_step else ask(inputs)
         outputs = self(leaves)
         results = {f"output {n}": x for n, x in enumerate(outputs)}
@@ -113,14 +116,14 @@ OPS = {
         lambda B, T, H, K, V, **kw: rotary_inputs(B, T, H, K, batch_positions=True, **kw),
         rotary_oracle,
         {"style": "half"},
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
     "rotary_step": Op(
         "rotary",
         lambda B, T, H, K, V, **kw: rotary_inputs(B, None, H, K, **kw),
         rotary_oracle,
         {},
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
     "norm_layer": Op(
         "gated_group_norm",
@@ -148,14 +151,14 @@ OPS = {
         of_tokens(fused_inputs),
         fused_oracle,
         EPS,
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
     "fused_slots": Op(
         "multi_scale_retention_step",
         with_slots(fused_inputs),
         fused_oracle,
         EPS,
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
 }
 

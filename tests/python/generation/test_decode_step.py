@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of `generate` over the same memory, and when and why they are no CUDA graph. A stand-in
-takes a graph's place: what only a GPU shows is in test_gpu_step.py."""
+"""The steps of `generate` reuse the same memory; when and why they are not a CUDA graph. A stand-in
+replaces the graph. test_gpu_step.py tests what only a GPU shows.
+"""
 
 import logging
 from itertools import islice
@@ -13,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import retnet.cpp
-from retnet import _decoding_step, generation
-from retnet._decoding_step import WARM_UP, DecodeStep, graph_unsupported_reason
+from retnet import _decode_step, generation
+from retnet._decode_step import WARM_UP, DecodeStep, graph_unsupported_reason
 from retnet.generation import generate, stream
 from retnet.nn import RetNetForCausalLM
 from support.cases.nn import each_variant, make_config, make_model, random_ids
@@ -57,15 +58,17 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch) -> Recorder:
     recorder = Recorder()
-    monkeypatch.setattr(_decoding_step, "has_graphs", lambda device: True)
-    monkeypatch.setattr(_decoding_step, "beside", recorder.run_beside)
-    monkeypatch.setattr(_decoding_step, "record", recorder.record)
-    _decoding_step.say_once.cache_clear()
+    monkeypatch.setattr(_decode_step, "has_graphs", lambda device: True)
+    monkeypatch.setattr(_decode_step, "beside", recorder.run_beside)
+    monkeypatch.setattr(_decode_step, "record", recorder.record)
+    _decode_step.say_once.cache_clear()
     return recorder
 
 
 def eager_logits(model, prompt, tokens):
-    """Of each token of [N, T], by plain calls of the model, and the state behind them."""
+    """Returns the logits of each token of [N, T], by plain calls of the model, and the last
+    state.
+    """
     with torch.no_grad():
         state, logits = model(prompt).state, []
         for t in range(tokens.shape[1]):
@@ -77,7 +80,9 @@ def eager_logits(model, prompt, tokens):
 
 @pytest.mark.parametrize("make", [lambda model: model, None], ids=["nn", "cpp"])
 def test_steps_are_plain_calls(make, recorder):
-    """Also from the recorded one on; and each is given in the memory of the last."""
+    """This also holds for the steps from the recorded one on. Each step runs in the memory of the
+    last.
+    """
     model = make_model()
     if make is None:
         twin = retnet.cpp.RetNetForCausalLM(model.config)
@@ -116,7 +121,7 @@ def test_few_steps_record_nothing(recorder):
 
 
 def test_no_graph_on_the_cpu(monkeypatch, caplog):
-    monkeypatch.setattr(_decoding_step, "record", lambda *_: pytest.fail("recorded"))
+    monkeypatch.setattr(_decode_step, "record", lambda *_: pytest.fail("recorded"))
     generate(make_model(), random_ids(1, 4), max_new_tokens=6)
     assert not caplog.records
 
@@ -137,13 +142,13 @@ def test_the_reason_is_logged_once(recorder, caplog):
     ]
 
 
-# What reads a tensor's values on the host, or has an output whose shape they decide.
+# Operators that read the values of a tensor on the host, or whose output shape depends on them.
 READS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}
 READS |= {"aten::masked_select", "aten::unique", "aten::repeat_interleave"}
 
 
 def operators(call) -> set[str]:
-    """All that are called, those inside operators and C++ modules too."""
+    """Records all operators that are called, also inside operators and C++ modules."""
     with profile() as recorded, torch.no_grad():
         call()
     return {event.key for event in recorded.key_averages()}
@@ -167,7 +172,7 @@ def test_reading_would_show():
 
 
 def test_checks_of_the_logits_read_and_steps_between_do_not(monkeypatch):
-    """Where reading would wait, as on CUDA."""
+    """This is tested as on CUDA, where reading would wait."""
     monkeypatch.setattr(generation, "_is_synchronous", lambda device: False)
     tokens = stream(make_model(), random_ids(1, 4), max_new_tokens=9, **GREEDY)
     assert operators(lambda: next(tokens)) & READS
@@ -176,7 +181,7 @@ def test_checks_of_the_logits_read_and_steps_between_do_not(monkeypatch):
 
 
 class Devices(TorchDispatchMode):
-    """Of all tensors that operators take and give."""
+    """Records the devices of all tensors that operators take and return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,11 +210,11 @@ def test_a_step_copies_nothing_from_the_host(changes):
 
 
 class Adapted(nn.Linear):
-    """As LoRA puts in a Linear's place."""
+    """Takes the place of a Linear, as LoRA modules do."""
 
 
 class Wrapped(torch.Tensor):
-    """As DTensors and quantised weights are."""
+    """A tensor subclass, like DTensors and quantised weights."""
 
 
 def replace_child(model):
@@ -242,11 +247,10 @@ UNSUPPORTED = {
     "forward": (replace_forward, "the forward method of module layers.1 was replaced"),
     "LoRA": (
         replace_child,
-        "module layers.0.retention.q_proj is a test_decoding_step.Adapted, not of torch.nn or "
-        "retnet",
+        "module layers.0.retention.q_proj is a test_decode_step.Adapted, not of torch.nn or retnet",
     ),
     "devices": (move, "lm_head.weight is on meta, the prompts on cpu"),
-    "subclass": (wrap, "lm_head.held is a test_decoding_step.Wrapped"),
+    "subclass": (wrap, "lm_head.held is a test_decode_step.Wrapped"),
 }
 
 
@@ -265,9 +269,7 @@ def test_unsupported_reason_of_the_moment():
         assert graph_unsupported_reason(model, CPU).startswith("autocast is on")
     hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        assert graph_unsupported_reason(model, CPU).startswith(
-            "there are forward hooks of all modules"
-        )
+        assert graph_unsupported_reason(model, CPU) == "global forward hooks are registered"
     finally:
         hook.remove()
     assert graph_unsupported_reason(model, CPU) is None
