@@ -273,15 +273,15 @@ std::string rotary(const char* name, bool half) {
   p.heads = kHeads;
   p.head_dim_qk = kDk;
   p.dtype = DType::kBFloat16;
-  p.half = half;
+  p.interleaved = !half;
   for (RotaryOperand* operand : {&p.q, &p.k}) {
     const int number = operand == &p.q ? 1 : 3;
     *operand = {address<void>(number), kTokens * kHeads * kDk, kHeads * kDk, kDk,
                 address<void>(number + 1)};
   }
-  p.position_ptr = address<void>(5);
-  p.position_stride_t = 1;
-  p.frequency_ptr = address<float>(6);
+  p.positions_ptr = address<void>(5);
+  p.positions_stride_t = 1;
+  p.frequencies_ptr = address<float>(6);
   const int vector = rotary_vector(p);
   const int64_t threads = kTokens * rotary_threads_per_token(p, vector);
   const auto bytes = static_cast<double>(rotary_memory_bytes(p.dtype, kDk));
