@@ -25,7 +25,7 @@ def test_no_kernel_for_meta(dtype, form):
     plan = plan_of(2, 20, 4, 8, 12, device="meta", dtype=dtype, form=form)
     reason = "this build has no kernel for meta"
     assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
-    assert plan.implementation == "composite" and plan.reason.startswith("no kernel")
+    assert plan.implementation == "composite" and plan.reason.startswith("this build has no kernel")
 
 
 @parametrize(
