@@ -5,8 +5,8 @@
 
 namespace retnet::smoke {
 
-/// Times the launches of a kernel at its headline shape and prints a line for each. Prints nothing on the
-/// emulator. Throws if a launch fails.
+/// Times the launches of a kernel at its headline shape and prints a line for each. Throws if a launch
+/// fails. Only for a GPU.
 void print_times(const std::string& kernel);
 
 }  // namespace retnet::smoke
