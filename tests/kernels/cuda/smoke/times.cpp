@@ -56,7 +56,7 @@ void time(const std::string& what, double units, const char* unit,
           const std::function<cudaError_t()>& launch) {
   const std::optional<double> ns = time_launch(launch);
   if (!ns) return;
-  std::printf("time %-28s %9.2f us %9.3f ns per %s\n", what.c_str(), *ns / 1e3, *ns / units, unit);
+  std::printf("time %-36s %9.2f us %9.3f ns per %s\n", what.c_str(), *ns / 1e3, *ns / units, unit);
   std::fflush(stdout);
 }
 
@@ -92,7 +92,7 @@ struct Retention {
 bool plan_call(TestDevice& device, ChunkwiseParams& p, ChunkwisePlan& plan, const char* what) {
   plan = chunkwise_plan(p, test_device_limits(), 0, false);
   if (plan.unsupported_reason != nullptr) {
-    std::printf("time %-28s not timed: %s\n", what, plan.unsupported_reason);
+    std::printf("time %-36s not timed: %s\n", what, plan.unsupported_reason);
     return false;
   }
   if (plan.workspace_bytes > 0) {
@@ -137,7 +137,7 @@ void grad_log_decay() {
   Retention call(2, kHeads);
   const GradLogDecayPlan plan = grad_log_decay_plan(call.p, test_device_limits());
   if (plan.unsupported_reason != nullptr) {
-    std::printf("time %-28s not timed: %s\n", "grad_log_decay", plan.unsupported_reason);
+    std::printf("time %-36s not timed: %s\n", "grad_log_decay", plan.unsupported_reason);
     return;
   }
   call.gradients.grad_log_decay_ptr =
