@@ -6,7 +6,7 @@
 
 namespace retnet::simt {
 
-// Code addresses are kept in 32 bits: the distance from the start of the program. 0 is none.
+// Code addresses are kept in 32 bits: the distance from the start of the image. 0 is none.
 using Pc = uint32_t;
 Pc to_pc(const void* return_address);
 
@@ -16,7 +16,7 @@ std::string location(Pc pc);
 // Whether both are copies of one source statement: the compiler may duplicate code.
 bool same_instruction(Pc a, Pc b);
 
-// Inside the program's own image: code and constants.
+// Inside the image, which is the program or shared library that holds the kernels: code and constants.
 bool in_image(uintptr_t address, size_t bytes);
 
 }  // namespace retnet::simt
