@@ -103,7 +103,7 @@ on-simt: tests-built
 	@[ -d $(ON_SIMT) ] || { echo "make on-simt: no SIMT emulator (needs g++ on x86-64)"; exit 0; }; \
 	find $(BUILD)/tests/on_simt -name '*.gcda' -delete && \
 	$(VENV)/bin/ctest --test-dir $(BUILD) --label-regex on_simt --output-on-failure && \
-	RETNET_ON_SIMT=1 PYTHONPATH=$(ON_SIMT) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	RETNET_ON_SIMT=1 RETNET_CPU=portable PYTHONPATH=$(ON_SIMT) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	  -m "not cuda and not large" tests/python/on_simt $(PATHS:%=tests/python/ops/test_%.py) && \
 	$(RUN) tools/line_coverage.py $(BUILD)/tests/on_simt csrc/ops/cuda csrc/nn/cuda
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds retnet._C by CMake, which is the truth; this file only drives it.
+"""Builds retnet._C with CMake. CMake defines the build, and this file only drives it.
 
-RETNET_BUILD_DIR (default ./build) is the build tree, shared with ctest and `cmake --install`;
-RETNET_CMAKE_ARGS is handed to the configuration; MAX_JOBS limits the parallel compilations.
+RETNET_BUILD_DIR (default ./build) is the build tree, which is shared with ctest and `cmake
+--install`. RETNET_CMAKE_ARGS is passed to the configuration. MAX_JOBS limits the parallel
+compilations.
 """
 
 import os
@@ -22,7 +23,9 @@ VERSION = re.search(r"project\(RetNet VERSION ([\d.]+)", (ROOT / "CMakeLists.txt
 
 
 def tool(name: str) -> str:
-    """The path of cmake or ninja: the one installed in this Python, else the one in PATH."""
+    """Returns the path of cmake or ninja: the one installed in this Python, otherwise the one in
+    PATH.
+    """
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
@@ -53,7 +56,7 @@ class CMakeBuild(build_ext):
         self.install_into(Path(self.get_ext_fullpath(ext.name)).resolve().parent)
 
     def copy_extensions_to_source(self) -> None:
-        # An editable install: the library stands beside the extension, so both are installed anew.
+        # In an editable install the library is beside the extension, so both are installed again.
         self.install_into(ROOT / "python" / "retnet")
 
     def install_into(self, package: Path) -> None:
@@ -67,6 +70,6 @@ setup(
     version=VERSION[1],
     ext_modules=[Extension("retnet._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
-    # Two build trees share nothing: the environment of another torch can be built beside this one.
+    # Build trees share nothing, so another environment with another torch can have its own.
     options={"build": {"build_base": str(Path(BUILD, "setuptools"))}},
 )

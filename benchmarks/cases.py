@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: shapes and dtypes by device, their inputs, and the work they are credited with.
+"""What is measured: shapes and dtypes by device, their inputs, and the work that they are credited
+with.
 
 A token-head is one head at one token. Work is credited by formula, whatever a contender executes,
-so that TFLOP/s compare as times do: a sequence by the chunkwise form at C = 64, its backward as
-three more retentions; a step by the decay, update and readout of one state. A share of the CPU's
-peak is of least_flop, which counts the causal half of a chunk alone.
+so that TFLOP/s compare as times do. A sequence is credited with the chunkwise form at C = 64, and
+its backward pass with three more retentions. A step is credited with the decay, update and readout
+of one state. A share of the peak of a CPU relates to least_flop, which counts only the causal half
+of a chunk.
 """
 
 from collections.abc import Callable
@@ -17,19 +19,19 @@ from torch import Tensor
 Work = Literal["forward", "forward+backward", "step", "step in a CUDA graph"]
 CHUNK = 64
 ATTENTION_HEAD = 128
-HEADS = [(256, 512), (256, 256), (128, 256), (128, 128)]  # K, V; the paper's first
+HEADS = [(256, 512), (256, 256), (128, 256), (128, 128)]  # K, V; those of the paper come first
 CPU_HEADS = [(4, 256, 432), (8, 128, 256), (8, 128, 128), (16, 64, 64)]  # H, K, V
 CHECKED = 1 << 18  # token-heads whose outputs are compared
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """float32 for torch.float32."""
+    """Returns float32 for torch.float32."""
     return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Batch, time (of a step: tokens seen so far), heads, and the head sizes of keys and values."""
+    """Batch, time (for a step: tokens before it), heads, and the head sizes of keys and values."""
 
     B: int
     T: int
@@ -39,12 +41,12 @@ class Shape:
 
     @property
     def d_model(self) -> int:
-        """The model's width, of which K is an H-th."""
+        """Returns the width of the model. K is an H-th of it."""
         return self.H * self.K
 
     @property
     def attention_heads(self) -> int:
-        """Heads of attention at the same width."""
+        """Returns the number of attention heads at the same width."""
         return max(1, self.d_model // ATTENTION_HEAD)
 
     def __str__(self) -> str:
@@ -53,28 +55,30 @@ class Shape:
 
 @dataclass(frozen=True)
 class Case:
-    """One measurement that all contenders take part in."""
+    """One measurement in which all contenders take part."""
 
     work: Work
     shape: Shape
     dtype: torch.dtype
     device: torch.device
-    peers: bool = True  # False: retnet's fastest form alone, for what it does at other shapes
+    peers: bool = (
+        True  # if False, only the fastest form of retnet runs, to measure it at other shapes
+    )
 
     @property
     def token_heads(self) -> int:
-        """Token-heads that one call processes."""
+        """Returns the number of token-heads that one call processes."""
         shape = self.shape
         return shape.B * shape.H * (1 if self.is_step else shape.T)
 
     @property
     def is_step(self) -> bool:
-        """Whether one token is decoded rather than a sequence processed."""
+        """Returns whether one token is decoded rather than a sequence processed."""
         return self.work.startswith("step")
 
     @property
     def backward(self) -> bool:
-        """Whether gradients are part of the work."""
+        """Returns whether gradients are part of the work."""
         return self.work == "forward+backward"
 
     def __str__(self) -> str:
@@ -83,7 +87,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Credit:
-    """The work one call is credited with."""
+    """The work that one call is credited with."""
 
     flop: float
     bytes: float
@@ -91,7 +95,9 @@ class Credit:
 
 
 def retention_credit(case: Case) -> Credit:
-    """Of retention: arithmetic as the module's docstring says; each input and output moved once."""
+    """Returns the credit of retention. The arithmetic is as the docstring of the module says, and
+    each input and output is moved once.
+    """
     K, V, size = case.shape.K, case.shape.V, case.dtype.itemsize
     if case.is_step:
         flop, traffic = 4 * K * V, 2 * 4 * K * V + size * (2 * K + 2 * V)
@@ -99,15 +105,16 @@ def retention_credit(case: Case) -> Credit:
     else:
         flop, traffic = 4 * K * V + 2 * CHUNK * (K + V), size * (2 * K + 2 * V)
         formula = "4KV + 2C(K+V), C=64"
-        if case.backward:  # reads q, k, v and out's gradient; writes three gradients
+        if case.backward:  # reads q, k, v and the gradient of out, and writes three gradients
             flop, traffic = 4 * flop, traffic + size * (4 * K + 3 * V)
             formula = f"4 ({formula})"
     return Credit(flop * case.token_heads, traffic * case.token_heads, formula)
 
 
 def least_flop(case: Case) -> float:
-    """What the chunkwise form cannot do without at C = 64: forward 4KV + C(K+V) per token-head, dq,
-    dk and dv 10KV + C(3K+2V) more."""
+    """Returns the work that the chunkwise form cannot avoid at C = 64: forward 4KV + C(K+V) per
+    token-head, and 10KV + C(3K+2V) more for dq, dk and dv.
+    """
     K, V = case.shape.K, case.shape.V
     flop = 4 * K * V + CHUNK * (K + V)
     if case.backward:
@@ -116,7 +123,9 @@ def least_flop(case: Case) -> float:
 
 
 def attention_credit(case: Case) -> Credit:
-    """Of causal attention over d_model: the causal half of the two products; backward 2.5 times."""
+    """Returns the credit of causal attention over d_model: the causal half of the two products, and
+    2.5 times that for the backward pass.
+    """
     shape, size = case.shape, case.dtype.itemsize
     width = shape.B * shape.attention_heads * ATTENTION_HEAD
     if case.is_step:
@@ -143,12 +152,12 @@ class Inputs:
     state: Tensor | None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
-        """A copy with ``function`` applied to each tensor."""
+        """Returns a copy with ``function`` applied to each tensor."""
         return Inputs(*(None if x is None else function(x) for x in vars(self).values()))  # type: ignore[arg-type]
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    """Normal values, rounded to the case's dtype."""
+    """Returns normally distributed values, rounded to the dtype of the case."""
     shape, device = case.shape, case.device
     generator = torch.Generator(device).manual_seed(seed)
 
@@ -170,7 +179,7 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
 
 
 def cases(device: torch.device, dtypes: list[torch.dtype], quick: bool) -> list[Case]:
-    """What is measured on a device, the most telling first."""
+    """Returns what is measured on a device, the most informative case first."""
     paper = HEADS[0]
     if quick:
         sequences, steps = [Shape(1, 64, 2, 16, 32)], [Shape(2, 64, 2, 16, 32)]
@@ -201,14 +210,16 @@ def cases(device: torch.device, dtypes: list[torch.dtype], quick: bool) -> list[
         every += [
             Case("forward", Shape(1, T, H, *paper), dtype, device, peers=False)
             for dtype in dtypes
-            # T = 8192 of 4 heads once more, beside the longer one that is compared with it.
+            # T = 8192 with 4 heads runs again, next to the longer one that is compared with it.
             for T, H in ((8192, 1), (8192, 2), (8192, 4), (1 << 17, 4))
         ]
     return every
 
 
 def checked(case: Case) -> Case:
-    """The case whose outputs are compared with float64: this one or, if large, a smaller one."""
+    """Returns the case whose outputs are compared with float64: this one or, if it is large, a
+    smaller one.
+    """
     if case.is_step or case.token_heads <= CHECKED:
         return case
     T = min(case.shape.T, CHECKED // case.shape.H)
@@ -216,5 +227,5 @@ def checked(case: Case) -> Case:
 
 
 def describe(case: Case) -> dict[str, Any]:
-    """The case's fields for JSON."""
+    """Returns the fields of a case for JSON."""
     return {"work": case.work, "shape": asdict(case.shape), "dtype": dtype_name(case.dtype)}

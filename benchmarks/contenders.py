@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a contender is; retnet's own operators and torch's attention.
+"""Contenders: the operators of retnet and torch's attention. peers.py has those of other projects.
 
-peers.py has the other projects'.
-
-A contender gets the inputs of a case and gives a call to be timed. What a model prepares once or
+A contender gets the inputs of a case and returns a call to be timed. What a model prepares once or
 has anyway (masks, a layout, separate leaves for gradients) is made before, outside the timed call.
 """
 
@@ -49,16 +47,18 @@ class Contender(Protocol):
     name: str
 
     def why_not(self, case: Case) -> str | None:
-        """Why it cannot take part in the case, or None."""
+        """Returns why it cannot take part in the case, or None."""
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
-        """Makes it ready."""
+        """Prepares the call."""
 
 
 def timed(
     case: Case, forward: Callable[..., Tensor], leaves: list[Tensor], grad: Tensor
 ) -> Callable[[], tuple[Tensor, ...]]:
-    """``forward(*leaves)`` without grad mode or, if the case asks, with the leaves' gradients."""
+    """Runs ``forward(*leaves)`` without grad mode or, if the case asks for gradients, with those of
+    the leaves.
+    """
     if not case.backward:
 
         def call() -> tuple[Tensor, ...]:
@@ -76,18 +76,18 @@ def timed(
 
 
 class Retention:
-    """One form of retnet.ops.retention. Computes the final state too."""
+    """One form of retnet.ops.retention. It also computes the final state."""
 
     def __init__(self, form: ops.Form):
         self.form = form
         self.name = f"retnet {form}"
 
     def why_not(self, case: Case) -> str | None:
-        """The slow forms stop at a length."""
+        """Rejects sequences that are too long for the slow forms."""
         return None if self.form == "chunkwise" else too_long(case)
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
-        """The operator as a model calls it."""
+        """Returns the call of the operator as a model makes it."""
 
         def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return ops.retention(q, k, v, inputs.log_decay, form=self.form)[0]
@@ -97,16 +97,16 @@ class Retention:
 
 
 class RetentionStep:
-    """retnet.ops.retention_step, on a state of its own in place."""
+    """retnet.ops.retention_step, which updates its own state in place."""
 
     name = "retnet retention_step"
 
     def why_not(self, case: Case) -> str | None:
-        """It always can."""
+        """Returns None, because it can always run."""
         return None
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
-        """The operator as a model calls it."""
+        """Returns the call of the operator as a model makes it."""
         assert inputs.state is not None
         state = inputs.state.clone()
 
@@ -130,11 +130,13 @@ class Attention:
         self.name = "sdpa" if backend is None else f"sdpa {backend.name.split('_')[0].lower()}"
 
     def why_not(self, case: Case) -> str | None:
-        """A backend needs a GPU."""
+        """Requires a GPU if a backend is named."""
         return None if self.backend is None or case.device.type == "cuda" else "needs a GPU"
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
-        """Tensors as a model has them: [B, T, H, D] seen as [B, H, T, D]; a cache lies so."""
+        """Returns a call on tensors as a model has them: [B, T, H, D] viewed as [B, H, T, D]. A
+        cache has the same layout.
+        """
         B, T, H = case.shape.B, case.shape.T, case.shape.attention_heads
         generator = torch.Generator(case.device).manual_seed(1)
 
@@ -158,5 +160,5 @@ class Attention:
 
 
 def too_long(case: Case) -> str | None:
-    """The reason not to run a slow form at this length."""
+    """Returns the reason not to run a slow form at this length, or None."""
     return None if case.shape.T <= LONGEST else f"this form is measured up to T={LONGEST}"

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers on the CPU, beside torch's: ``python benchmarks/linear.py``.
+"""Linear layers on the CPU against those of torch: ``python benchmarks/linear.py``.
 
-Of decoding: the shapes of a 1.3B model in bfloat16 for 1, 2 and 4 tokens, over as many weights as
-no cache holds, beside the bandwidth of reading memory. Of training: the shapes of a 100M model in
-float32 for 8192 tokens (the head: 1024), forward, and with the gradients of x and weight. Both by
-retnet.ops.linear and F.linear in turns. Writes raw/linear.json and its section of summary.json.
+Decoding uses the shapes of a 1.3B model in bfloat16 for 1, 2 and 4 tokens. Each call reads as many
+weights as no cache holds, and the rate is compared with the bandwidth of reading memory. Training
+uses the shapes of a 100M model in float32 for 8192 tokens (the head: 1024), forward, and with the
+gradients of x and weight. retnet.ops.linear and F.linear take turns. The script writes
+raw/linear.json and its section of summary.json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from timing import Call, Clock, Spread, alternate
 
 DECODING = [(2048, 2048), (4096, 2048), (2048, 4096), (32000, 2048)]  # out, in
 TOKENS = [1, 2, 4]
-BYTES = 256 << 20  # of weights that one call reads
+BYTES = 256 << 20  # bytes of weights that one call reads
 TRAINING = [
     (768, 768, 8192),
     (1536, 768, 8192),
@@ -49,12 +50,12 @@ def alternating(calls: dict[str, Call], rounds: int) -> dict[str, Spread]:
 
 @torch.no_grad()
 def decoding(shape: tuple[int, int], tokens: int, rounds: int, size: int) -> dict[str, Any]:
-    """Times of `size` bytes of weights, bandwidths, and how many times as fast as F.linear."""
+    """Returns times for `size` bytes of weights, bandwidths, and the speedup over F.linear."""
     n_out, n_in = shape
     count = -(-size // (2 * n_out * n_in))
     weights = [torch.randn(n_out, n_in, dtype=torch.bfloat16) for _ in range(count)]
     x = torch.randn(tokens, n_in, dtype=torch.bfloat16)
-    memory = torch.randn(count * n_out * n_in // 2)  # as many bytes
+    memory = torch.randn(count * n_out * n_in // 2)  # reads as many bytes
 
     def each(linear: Callable[..., object]) -> Call:
         return lambda: [linear(x, weight) for weight in weights]
@@ -76,7 +77,7 @@ def decoding(shape: tuple[int, int], tokens: int, rounds: int, size: int) -> dic
 
 
 def training(shape: tuple[int, int, int], backward: bool, rounds: int) -> dict[str, Any]:
-    """Times, rates, and how many times as fast as F.linear."""
+    """Returns times, rates, and the speedup over F.linear."""
     n_out, n_in, tokens = shape
     x = torch.randn(tokens, n_in, requires_grad=backward)
     weight = torch.randn(n_out, n_in, requires_grad=backward)
@@ -101,7 +102,9 @@ def training(shape: tuple[int, int, int], backward: bool, rounds: int) -> dict[s
 
 
 def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
-    """Of the summary: retnet's operator, torch's, and the reading of as many bytes."""
+    """Returns the rows of the summary: retnet's operator, torch's, and reading the same number of
+    bytes.
+    """
     found = []
     for r in results:
         decodes = r["work"] == "decoding"
@@ -128,9 +131,13 @@ def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
-    parser.add_argument("--rounds", type=int, default=9, help="timed calls of each contender")
-    parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
+    parser.add_argument(
+        "--quick", action="store_true", help="use toy sizes, to see whether everything runs"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=9, help="timed calls of each contender (default: 9)"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results/<device>)")
     options = parser.parse_args()
     device = torch.device("cpu")
     keep_memory_mapped()

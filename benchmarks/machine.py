@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine that is measured: its name, its software, and the ceilings of its rooflines."""
+"""The machine that runs the benchmarks: its name, its software, and the ceilings of its
+rooflines.
+"""
 
 import os
 import platform
@@ -19,14 +21,16 @@ MALLOC = ("MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
 def device_name(device: torch.device) -> str:
-    """As its maker calls it."""
+    """Returns the name that its maker gives it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {_cpuinfo('model name') or platform.machine()}"
 
 
 def dtypes(device: torch.device, quick: bool) -> list[torch.dtype]:
-    """Those worth measuring. A CPU without bfloat16 instructions emulates it, 100 times slower."""
+    """Returns the dtypes worth measuring. A CPU without bfloat16 instructions emulates it, 100
+    times slower.
+    """
     if quick:
         return [torch.float32, torch.bfloat16]
     if device.type == "cuda":
@@ -36,18 +40,18 @@ def dtypes(device: torch.device, quick: bool) -> list[torch.dtype]:
 
 
 def folder_name(device: torch.device) -> str:
-    """The device's name as a folder."""
+    """Returns the name of the device as the name of a folder."""
     return re.sub(r"[^a-z0-9]+", "-", device_name(device).lower()).strip("-")
 
 
 def results_folder(device: torch.device, quick: bool) -> Path:
-    """Where a device's results lie; those of toy sizes are not kept."""
+    """Returns the folder for the results of a device. Results of toy sizes are not kept."""
     root = Path(__file__).parents[1]
     return root / "build/quick" if quick else root / "benchmarks/results" / folder_name(device)
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """What a reader needs to know to judge or repeat the figures."""
+    """Returns what a reader needs in order to judge or repeat the figures."""
     flags = (_cpuinfo("flags") or "").split()
     facts: dict[str, Any] = {
         "device": device_name(device),
@@ -81,10 +85,11 @@ def describe(device: torch.device) -> dict[str, Any]:
 def ceilings(
     device: torch.device, dtype: torch.dtype, clock: Clock, quick: bool
 ) -> dict[str, float]:
-    """Measured now: a large copy in bytes/s (read + written), a square matrix product in FLOP/s.
+    """Measures the ceilings: a large copy in bytes/s (read + written), and a square matrix product
+    in FLOP/s.
 
-    On a CPU also reading and changing in place (read + written) in bytes/s, and multiply-adds
-    between registers in FLOP/s. All by all threads.
+    On a CPU it also measures reading and changing in place (read + written) in bytes/s, and
+    multiply-adds between registers in FLOP/s. Each uses all threads.
     """
     cuda = device.type == "cuda"
     elements, n = (2 << 20, 256) if quick else ((1 << 29, 8192) if cuda else (1 << 26, 1024))
@@ -110,7 +115,7 @@ def ceilings(
 
 
 def _instruction_set() -> str:
-    """Of retnet's kernels on the CPU, here."""
+    """Returns the instruction set of retnet's CPU kernels on this machine."""
     x, log_decay = torch.zeros(1, 1, 1, 1), torch.zeros(1)
     return retnet.ops.retention_plan(x, x, x, log_decay).implementation.removeprefix("cpu_")
 
@@ -125,7 +130,9 @@ def _cpuinfo(key: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """With "-dirty" where a file differs from it, other than the results written before."""
+    """Returns the commit, with "-dirty" if a file differs from it, except results that were written
+    before.
+    """
     git = ["git", "-C", str(Path(__file__).parents[1])]
     try:
         commit, changes = (

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retention over one million tokens in one call (H = 1, Dk = Dv = 64, bfloat16) on the CPU.
+"""Runs retention over a million tokens in one call (H = 1, Dk = Dv = 64, bfloat16) on the CPU.
 
-Prints the wall time and the peak memory of the whole process, torch included.
+It prints the wall time and the peak memory of the whole process, which includes torch.
 """
 
 import argparse
@@ -18,14 +18,16 @@ from retnet.ops import retention
 
 
 def peak_bytes() -> int:
-    """The most that was resident; getrusage would begin with that of the process we come from."""
+    """Returns the peak of resident memory. getrusage would start with that of the parent
+    process.
+    """
     found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
     assert found is not None
     return 1024 * int(found[1])
 
 
 def measure(num_tokens: int, backward: bool) -> dict[str, float | bool]:
-    """One call and, if asked for, its backward."""
+    """Runs one call and, if asked for, its backward."""
     torch.manual_seed(0)
     shape = (1, num_tokens, 1, 64)
     q, k, v = (torch.randn(shape, dtype=torch.bfloat16).requires_grad_(backward) for _ in range(3))
@@ -48,9 +50,11 @@ def measure(num_tokens: int, backward: bool) -> dict[str, float | bool]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, default=1_000_000)
-    parser.add_argument("--backward", action="store_true", help="also the backward")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--tokens", type=int, default=1_000_000, help="number of tokens (default: %(default)s)"
+    )
+    parser.add_argument("--backward", action="store_true", help="run the backward pass, too")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     options = parser.parse_args()
     keep_memory_mapped()
     result = measure(options.tokens, options.backward)

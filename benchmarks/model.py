@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RetNet beside a Transformer of as many parameters: ``python benchmarks/model.py``.
+"""Compares RetNet with a Transformer of as many parameters: ``python benchmarks/model.py``.
 
-The Transformer is Hugging Face's Llama with as many parameters (within 1%), heads of 128, and the
-same width, depth and vocabulary. A training step (forward, loss, backward, AdamW) by length, with
-attention as written in the paper ("eager") and by scaled_dot_product_attention ("sdpa",
-FlashAttention on a GPU); and the decoding of a token by context length, with a cache that grows
-and with one of fixed size. Beside them stands the share of the machine's limit that each reaches,
-probed just before. What would not fit into memory is listed as such, not run. Writes
-raw/model.json and its section of summary.json.
+The Transformer is the Llama of Hugging Face with as many parameters (within 1%), heads of 128, and
+the same width, depth and vocabulary. A training step (forward, loss, backward, AdamW) is measured
+by length, with attention as written in the paper ("eager") and by scaled_dot_product_attention
+("sdpa", FlashAttention on a GPU). Decoding one token is measured by context length, with a cache
+that grows and with one of fixed size. Each result is related to a limit of the machine, which is
+probed just before. A case that would not fit into memory is listed as such and not run. The script
+writes raw/model.json and its section of summary.json.
 """
 
 import argparse
@@ -38,8 +38,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 LENGTHS = {"train": [2048, 8192], "decode": [128, 2048, 8192]}
 QUICK = {"train": [64], "decode": [16, 32]}
-SECONDS = 10.0  # of timed calls per contender
-# What bounds a training step and a decoding step, of machine.ceilings.
+SECONDS = 10.0  # seconds of timed calls per contender
+# The entries of machine.ceilings that bound a training step and a decode step.
 LIMITS = {
     ("training step", "cpu"): "fma_flop_per_s",
     ("training step", "cuda"): "matmul_flop_per_s",
@@ -47,12 +47,12 @@ LIMITS = {
     ("decoding step", "cuda"): "copy_bytes_per_s",
 }
 Call = Callable[[], object]
-# transformers renames the argument `past_key_values`; the old name works in all versions so far.
+# transformers renames the argument `past_key_values`. The old name works in all versions so far.
 warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
 
 
 def retnet_model(size: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """The paper's shape: K = 256, V = 512, F = 2d; tied embeddings."""
+    """Returns a RetNet in the shape of the paper: K = 256, V = 512, F = 2d, tied embeddings."""
     sizes = SIZES[size]
     config = RetNetConfig.preset("1.3b", **sizes, ffn_dim=2 * sizes["embed_dim"])
     config = RetNetConfig(**{**vars(config), "tie_embeddings": True})
@@ -60,7 +60,9 @@ def retnet_model(size: str, device: torch.device, dtype: torch.dtype) -> nn.Modu
 
 
 def llama_model(size: str, attention: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Its twin: 8 d^2 + 4 d^2 parameters of a RetNet layer are 4 d^2 + 3 d f of Llama's."""
+    """Returns its twin: the 8 d^2 + 4 d^2 parameters of a RetNet layer are 4 d^2 + 3 d f in
+    Llama.
+    """
     transformers: Any = load("transformers")
     d = SIZES[size]["embed_dim"]
     config = transformers.LlamaConfig(
@@ -80,20 +82,23 @@ def llama_model(size: str, attention: str, device: torch.device, dtype: torch.dt
 
 
 def kept_numbers(size: str, length: int) -> int:
-    """What autograd keeps of RetNet for the backward, B = 1, in numbers of the model's dtype.
+    """Returns what autograd keeps of RetNet for the backward pass, B = 1, in numbers of the model's
+    dtype.
 
-    Of a token in a layer 18 d: input and output of both norms (4), rotated q and k (2), v (2), gate
-    (2), retention's output (2), the gated norm's (2), the FFN's two inner activations (4). After
-    the layers, the last norm's input and the gradient of its output (2).
+    It keeps 18 d for a token in a layer: input and output of both norms (4), rotated q and k (2), v
+    (2), gate (2), the output of retention (2), that of the gated norm (2), and the two inner
+    activations of the FFN (4). After the layers it keeps the input of the last norm and the
+    gradient of its output (2).
     """
     return length * SIZES[size]["embed_dim"] * (18 * SIZES[size]["num_layers"] + 2)
 
 
 def least_memory(size: str, length: int, dtype: torch.dtype) -> int:
-    """Bytes that a training step of RetNet adds at least, at the start of its backward.
+    """Returns the least number of bytes that a training step of RetNet adds, at the start of its
+    backward pass.
 
-    What is kept, the head's gradient in float32, and a chunk of logits, which its gradient
-    overwrites (as linear_cross_entropy has it).
+    These are what autograd keeps, the gradient of the head in float32, and a chunk of logits, which
+    its gradient overwrites (as linear_cross_entropy does).
     """
     vocab, d = SIZES[size]["vocab_size"], SIZES[size]["embed_dim"]
     chunk = min(length, max(1024, (1 << 25) // vocab))
@@ -118,7 +123,7 @@ class Training:
         }
 
     def needs(self, name: str, length: int) -> int:
-        """Bytes beyond the models that a step cannot do without: eager keeps T x T weights."""
+        """Returns the bytes beyond the models that a step needs. "eager" keeps T x T weights."""
         if name != "llama eager":
             return 0
         sizes = SIZES[self.size]
@@ -126,8 +131,10 @@ class Training:
         return sizes["num_layers"] * of_a_layer
 
     def least(self, name: str, length: int, held: int | None) -> float:
-        """FLOP: 6 a parameter and token (the embedding is the head), and what mixes the tokens: of
-        attention the causal half, of retention the chunkwise form's (cases.py)."""
+        """Returns FLOP: 6 for each parameter and token (the embedding is the head), and the part
+        that mixes the tokens. For attention this is the causal half, for retention the chunkwise
+        form (cases.py).
+        """
         sizes = SIZES[self.size]
         heads = sizes["num_heads"]
         case = Case("forward+backward", Shape(1, length, heads, 256, 512), self.dtype, self.device)
@@ -135,7 +142,7 @@ class Training:
         return 6 * parameters(self.models[name]) * length + sizes["num_layers"] * of_a_layer
 
     def call(self, name: str, length: int) -> tuple[Call, int | None]:
-        """The step, and no bytes that are held between steps."""
+        """Returns the step and None, because no bytes are held between steps."""
         model = self.models[name].train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
         ids = torch.randint(SIZES[self.size]["vocab_size"], (1, length), device=self.device)
@@ -149,7 +156,9 @@ class Training:
 
 
 class Decoding:
-    """A token after `length` others, B sequences; the cache or state is filled with noise."""
+    """Decodes one token after `length` tokens in B sequences. The cache or state is filled with
+    noise.
+    """
 
     work = "decoding step"
 
@@ -163,18 +172,18 @@ class Decoding:
         }
 
     def needs(self, name: str, length: int) -> int:
-        """Bytes of the cache, and of the copy that a growing one makes."""
+        """Returns the bytes of the cache, and of the copy that a growing cache makes."""
         sizes = SIZES[self.size]
         cache = 2 * sizes["num_layers"] * self.batch * sizes["embed_dim"] * length
         return 0 if name == "retnet" else 2 * cache * self.dtype.itemsize
 
     def least(self, name: str, length: int, held: int | None) -> float:
-        """Bytes: weights and cache are read, a state is written too."""
+        """Returns bytes: weights and cache are read, and a state is also written."""
         weights = parameters(self.models[name]) * self.dtype.itemsize
         return weights + (held or 0) * (2 if name == "retnet" else 1)
 
     def call(self, name: str, length: int) -> tuple[Call, int | None]:
-        """The step, and the bytes of the state or the cache."""
+        """Returns the step and the bytes of the state or the cache."""
         model: Any = self.models[name].eval()
         ids = torch.zeros(self.batch, 1, dtype=torch.long, device=self.device)
         if name == "retnet":
@@ -209,7 +218,7 @@ class Decoding:
 
 
 def available(device: torch.device) -> int:
-    """Bytes that can be allocated now."""
+    """Returns the bytes that can be allocated now."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     meminfo = Path("/proc/meminfo").read_text()
@@ -217,7 +226,9 @@ def available(device: torch.device) -> int:
 
 
 def measure(works: Any, length: int, clock: Clock, least: int, quick: bool) -> list[dict[str, Any]]:
-    """All contenders at one length, in turns, each for SECONDS and at least ``least`` times."""
+    """Measures all contenders at one length, in turns, each for SECONDS and at least ``least``
+    times.
+    """
     results = {
         name: {
             "work": works.work,
@@ -273,7 +284,7 @@ def measure(works: Any, length: int, clock: Clock, least: int, quick: bool) -> l
 
 
 def show(results: list[dict[str, Any]]) -> str:
-    """One length as a table."""
+    """Formats one length as a table."""
     first = results[0]
     probed: dict[str, float] = next((r["ceilings"] for r in results if r["status"] == "ok"), {})
     lines = [
@@ -310,7 +321,7 @@ MEMORY = ("state_bytes", "peak_memory_bytes", "least_memory_bytes")
 
 
 def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
-    """Of the summary: what ran, and on RetNet's row how many times as fast it is as the others."""
+    """Returns the rows of the summary: what ran, and for RetNet the speedup over each baseline."""
     found = []
     for r in results:
         if r["status"] != "ok":
@@ -341,18 +352,15 @@ def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--device", help="cpu or cuda; by default the GPU where there is one")
-    parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
-    parser.add_argument("--train", default="100m", choices=SIZES, help="size of what is trained")
-    parser.add_argument("--decode", default="1.3b", choices=SIZES, help="size of what decodes")
-    parser.add_argument(
-        "--batch", type=int, nargs="+", default=[1], help="sequences decoded at once"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=5, help="timed calls of each contender, at least"
-    )
-    parser.add_argument("--lengths", type=int, nargs="+", help="only these of the lengths")
-    parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
+    add = parser.add_argument
+    add("--device", help="cpu or cuda (default: the GPU if there is one)")
+    add("--quick", action="store_true", help="use toy sizes, to see whether everything runs")
+    add("--train", default="100m", choices=SIZES, help="size of the trained model (default: 100m)")
+    add("--decode", default="1.3b", choices=SIZES, help="size of the decoder (default: 1.3b)")
+    add("--batch", type=int, nargs="+", default=[1], help="sequences decoded at once (default: 1)")
+    add("--rounds", type=int, default=5, help="least timed calls of each contender (default: 5)")
+    add("--lengths", type=int, nargs="+", help="measure only these lengths")
+    add("--out", type=Path, help="folder (default: benchmarks/results/<device>)")
     options = parser.parse_args()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cpu":
@@ -373,7 +381,7 @@ def main() -> int:
         work: [n for n in some if not options.lengths or n in options.lengths]
         for work, some in (QUICK if options.quick else LENGTHS).items()
     }
-    # Decoding reads weights: in 16 bits on every machine.
+    # Decoding reads weights, so it uses 16 bits on every machine.
     decoded = torch.float32 if options.quick else torch.bfloat16
     todo: list[tuple[Callable[[], Any], list[int]]] = [
         (partial(Decoding, options.decode, device, decoded, batch), lengths["decode"])

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times retention beside its peers on the device present: ``python benchmarks/ops.py``.
+"""Times retention against its peers on the device that is present: ``python benchmarks/ops.py``.
 
-For each kind of work (forward, forward+backward, one decoding step), shape and dtype: every form of
-retnet's retention, torch's causal attention at the same width, flash-linear-attention, Helion's
-example and torchscale, in turns. Before the timing each output is compared with retnet's in
-float64. A contender that cannot run is listed with the reason. Writes raw/ops.json and its section
-of summary.json.
+The contenders are every form of retnet's retention, torch's causal attention at the same width,
+flash-linear-attention, the example of Helion, and torchscale. They take turns for each kind of work
+(forward, forward+backward, one decode step), shape and dtype. Before the timing, each output is
+compared with that of retnet in float64. A contender that cannot run is listed with the reason. The
+script writes raw/ops.json and its section of summary.json.
 
-Exit status: 0; 1 where retnet disagrees with its own float64 result, or failed; 2 where a GPU was
-measured without flash-linear-attention, which makes the report incomplete.
+The exit status is 0, 1 or 2. It is 1 if retnet failed or disagrees with its own float64 result, and
+2 if a GPU was measured without flash-linear-attention, because the report is then incomplete.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from peers import FlashLinearAttention, Helion, Torchscale
 from retnet._memory import keep_memory_mapped
 from timing import Call, Clock, Spread, alternate, peak_memory, rounds_within
 
-FASTEST = Retention("chunkwise")  # measured alone where there are no peers
+FASTEST = Retention("chunkwise")  # measured alone if there are no peers
 SEQUENCE: list[Contender] = [
     FASTEST,
     Retention("parallel"),
@@ -66,9 +66,10 @@ STEP: list[Contender] = [
     FlashLinearAttention("fused_recurrent_retention"),
     Torchscale("recurrent"),
 ]
-SECONDS = {"cpu": 1.0, "cuda": 0.3}  # of timed calls per contender and case; how many at least
+# Seconds of timed calls per contender and case, and the least number of calls.
+SECONDS = {"cpu": 1.0, "cuda": 0.3}
 LEAST = {"cpu": 5, "cuda": 3}
-# Each is the ratio's denominator where it ran: how many times faster than it a contender is.
+# Each that ran is a baseline: a contender's speedup is how many times faster it is.
 BASELINES = {
     "sdpa": "sdpa",
     "fla": "fla chunk_retention",
@@ -79,28 +80,28 @@ STEP_BASELINES = BASELINES | {
     "fla": "fla fused_recurrent_retention",
     "torchscale": "torchscale recurrent",
 }
-AGREES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # whole-tensor relative error
+AGREES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative error of the whole tensor
 
 
 def contenders_of(case: Case) -> list[Contender]:
-    """Who is measured on a case."""
+    """Returns the contenders of a case."""
     if not case.peers:
         return [FASTEST]
     return STEP if case.is_step else SEQUENCE
 
 
 def reference(case: Case, inputs: Inputs) -> tuple[Tensor, ...]:
-    """retnet's chunkwise form, or step, on the same rounded inputs in float64."""
+    """Runs retnet's chunkwise form, or the step, on the same rounded inputs in float64."""
     exact = inputs.map(Tensor.double)
     form: Contender = RetentionStep() if case.is_step else Retention("chunkwise")
     return form.prepare(case, exact).call()
 
 
 def error(run: Run, outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> float | None:
-    """The largest |x - reference| / |reference| among the output and the gradients."""
+    """Returns the largest |x - reference| / |reference| among the output and the gradients."""
     if run.agreement == "none":
         return None
-    if run.agreement == "rows":  # a positive factor per row is free
+    if run.agreement == "rows":  # a positive factor per row is ignored
         outputs, expected = (
             tuple(torch.nn.functional.normalize(x.double(), dim=-1) for x in tensors[:1])
             for tensors in (outputs, expected)
@@ -110,7 +111,7 @@ def error(run: Run, outputs: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -
 
 
 def in_graph(run: Run) -> Run:
-    """The same call, captured in a CUDA graph and replayed."""
+    """Returns the same call, captured in a CUDA graph and replayed."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         outputs = run.call()
@@ -123,12 +124,12 @@ def in_graph(run: Run) -> Run:
 
 
 def reason(error: Exception) -> str:
-    """An exception in one line."""
+    """Formats an exception in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, Any]]:
-    """All contenders on one case, beside the machine's ceilings at that time."""
+    """Measures all contenders on one case, and the ceilings of the machine at that time."""
     device = case.device.type
     ceilings = machine.ceilings(case.device, case.dtype, clock, quick)
     inputs, small = make_inputs(case), checked(case)
@@ -213,8 +214,10 @@ def measure(case: Case, clock: Clock, quick: bool, bar: Any) -> list[dict[str, A
 
 
 def beside_in_place(step: Call, state: Tensor, clock: Clock, rounds: int) -> tuple[float, float]:
-    """Seconds of a step and bytes/s of changing its state in place: on the same pages, which differ
-    in speed, and each after one of its own, for what a pass leaves in the cache is its own too."""
+    """Returns the seconds of a step and the bytes/s of changing its state in place. Both use the
+    same pages, because pages differ in speed. Each timed pass follows another of its kind, so that
+    the cache holds what such a pass leaves.
+    """
     calls = {"step before": step, "step": step, "before": state.neg_, "in place": state.neg_}
 
     def failed(name: str, error: Exception) -> None:
@@ -226,8 +229,9 @@ def beside_in_place(step: Call, state: Tensor, clock: Clock, rounds: int) -> tup
 
 
 def least_seconds(case: Case, credit: Credit, ceilings: dict[str, float]) -> float:
-    """What the machine's ceilings leave: on a GPU those of a matrix product and of a copy, on a CPU
-    those of multiply-adds and of the best of memory."""
+    """Returns the time that the ceilings of the machine allow. On a GPU they are a matrix product
+    and a copy, on a CPU multiply-adds and the best of memory.
+    """
     if case.device.type == "cuda":
         compute, memory = ceilings["matmul_flop_per_s"], ceilings["copy_bytes_per_s"]
     else:
@@ -237,8 +241,10 @@ def least_seconds(case: Case, credit: Credit, ceilings: dict[str, float]) -> flo
 
 
 def share(case: Case, name: str, seconds: float, ceilings: dict[str, float]) -> float | None:
-    """Of the CPU's peak: of multiply-adds, the causal half of a chunk counted; a step's, of the
-    bandwidth of changing its state in place. None for attention, and on a GPU."""
+    """Returns the share of the peak of the CPU. For a sequence it is that of multiply-adds and
+    counts the causal half of a chunk. For a step it is the bandwidth of changing its state in
+    place. It is None for attention and on a GPU.
+    """
     if case.device.type != "cpu" or name.startswith("sdpa"):
         return None
     if case.is_step:
@@ -247,7 +253,9 @@ def share(case: Case, name: str, seconds: float, ceilings: dict[str, float]) -> 
 
 
 def add_ratios(results: list[dict[str, Any]]) -> None:
-    """Sets ``speedup`` of one case's results: baseline's median over the contender's."""
+    """Sets ``speedup`` in the results of one case: the median of the baseline over that of the
+    contender.
+    """
     median = {r["contender"]: r["median_s"] for r in results if r["status"] == "ok"}
     for result in results:
         if result["status"] == "ok":
@@ -260,9 +268,10 @@ def add_ratios(results: list[dict[str, Any]]) -> None:
 
 
 def scaling(results: list[dict[str, Any]]) -> dict[str, float]:
-    """How retnet's forward grows, where both of two shapes were measured: the time of 16 times as
-    many tokens over 16 times the time, and the token-heads/s of one head over those of two (both by
-    all threads). By dtype."""
+    """Returns how retnet's forward scales, by dtype, if both of two shapes were measured. One ratio
+    is the time of 16 times as many tokens over 16 times the time. The other is the token-heads/s of
+    one head over those of two. Both use all threads.
+    """
     found = {}
     ns = {
         (r["dtype"], r["shape"]["T"], r["shape"]["H"]): r["ns_per_token_head"]
@@ -282,7 +291,7 @@ def scaling(results: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One case's results, those that did not run included."""
+    """Formats the results of one case, with those that did not run."""
     first = results[0]
     sizes = " ".join(f"{name}={size}" for name, size in first["shape"].items())
     baselines = STEP_BASELINES if first["work"].startswith("step") else BASELINES
@@ -325,7 +334,9 @@ def error_text(result: dict[str, Any]) -> str:
 
 
 def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
-    """Of the summary: what ran. ``alone``: without peers; ``agrees``: False, or it is not there."""
+    """Returns the rows of the summary: what ran. ``alone`` means without peers. ``agrees`` is False
+    or absent.
+    """
     found = []
     for _, each in groupby(results, lambda r: (r["work"], r["shape"], r["dtype"])):
         case = list(each)
@@ -359,7 +370,7 @@ def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
 
 
 def ceilings(results: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """By dtype the medians of what was probed before each case."""
+    """Returns, by dtype, the medians of what was probed before each case."""
     found: dict[str, dict[str, float | None]] = {}
     for dtype in dict.fromkeys(r["dtype"] for r in results):
         probed = [r["ceilings"] for r in results if r["dtype"] == dtype and r["status"] == "ok"]
@@ -369,7 +380,7 @@ def ceilings(results: list[dict[str, Any]]) -> dict[str, dict[str, float | None]
 
 
 def write(folder: Path, content: dict[str, Any]) -> None:
-    """The raw results and the section of the summary."""
+    """Writes the raw results and the section of the summary."""
     results = content["results"]
     grows = {name: summary.round_to(x) for name, x in scaling(results).items()}
     more = {"scaling": grows, "ceilings": ceilings(results)}
@@ -377,7 +388,7 @@ def write(folder: Path, content: dict[str, Any]) -> None:
 
 
 def status(device: torch.device, results: list[dict[str, Any]]) -> int:
-    """The exit status, as the module's docstring says; prints why it is not 0."""
+    """Returns the exit status as the docstring of the module says, and prints why it is not 0."""
     ours = [r for r in results if r["contender"].startswith("retnet")]
     bad = [r for r in ours if r["status"] == "failed" or r.get("agrees") is False]
     if bad:
@@ -392,10 +403,14 @@ def status(device: torch.device, results: list[dict[str, Any]]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--device", help="cpu or cuda; by default the GPU where there is one")
-    parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
-    parser.add_argument("--minutes", type=float, help="start no measurement later than this")
-    parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
+    parser.add_argument("--device", help="cpu or cuda (default: the GPU if there is one)")
+    parser.add_argument(
+        "--quick", action="store_true", help="use toy sizes, to see whether everything runs"
+    )
+    parser.add_argument(
+        "--minutes", type=float, help="start no measurement after this many minutes"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results/<device>)")
     options = parser.parse_args()
     start = time.monotonic()
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))

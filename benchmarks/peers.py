@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other projects' retention: flash-linear-attention 0.6.0, Helion's example and torchscale 0.3.0.
+"""Retention of other projects: flash-linear-attention 0.6.0, the example of Helion, and torchscale
+0.3.0.
 
-All are optional. ``why_not`` says why a peer cannot run, never hides it.
+All are optional. ``why_not`` says why a peer cannot run.
 """
 
 import importlib
@@ -19,12 +20,12 @@ from cases import Case, Inputs, retention_credit
 from contenders import Run, timed, too_long
 from timing import Clock
 
-CHUNKS = [64, 128, 256, 512]  # of torchscale's chunkwise form
+CHUNKS = [64, 128, 256, 512]  # chunk sizes of torchscale's chunkwise form
 
 
 @cache
 def load(name: str) -> ModuleType | str:
-    """The module, or why it does not import."""
+    """Returns the module, or the reason why it cannot be imported."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -34,10 +35,11 @@ def load(name: str) -> ModuleType | str:
 
 
 class FlashLinearAttention:
-    """A function of fla.ops.retention: [B, T, H, D] like ours, gamma = 1 - 2^(-5-h) built in.
+    """A function of fla.ops.retention. Its tensors are [B, T, H, D] like ours, and gamma = 1 -
+    2^(-5-h) is built in.
 
-    Called as fla's layer does in training: without the final state. A step is the recurrent
-    function at T = 1, from the state to a new one.
+    It is called as the layer of fla does in training, without the final state. A step is the
+    recurrent function at T = 1, from the state to a new one.
     """
 
     def __init__(self, function: str):
@@ -45,7 +47,7 @@ class FlashLinearAttention:
         self.name = f"fla {function}"
 
     def why_not(self, case: Case) -> str | None:
-        """Its kernels are Triton's."""
+        """Requires a GPU, because its kernels are written in Triton."""
         if case.device.type != "cuda":
             return "needs a GPU (its kernels are Triton's)"
         module = load("fla.ops.retention")
@@ -55,7 +57,7 @@ class FlashLinearAttention:
         return too_long(case) if slow and not case.is_step else None
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
-        """The function as a model calls it."""
+        """Returns the call of the function as a model makes it."""
         function = getattr(load("fla.ops.retention"), self.function)
 
         def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -72,18 +74,21 @@ class FlashLinearAttention:
 
 
 class Helion:
-    """The chunked retention of Helion's examples: examples/linear of pytorch/helion, on the path as
-    the package helion_linear (tools/gpu_wheels.sh). Helion itself has no retention.
+    """The chunked retention in the examples of Helion: examples/linear of pytorch/helion, on the
+    path as the package helion_linear (tools/gpu_wheels.sh). Helion itself has no retention.
 
-    Its tensors are [B, H, T, K], its decay [B, H, T] of the same dtype. It takes the configurations
-    that the example brings, tuned by its authors, or Helion's default: nothing is tuned here.
+    Its tensors are [B, H, T, K], and its decay is [B, H, T] of the same dtype. It uses the
+    configurations that come with the example, which its authors tuned, or Helion's default. Nothing
+    is tuned here.
     """
 
     name = "helion retention"
     engine = "helion_linear.linear_attention_engine"
 
     def why_not(self, case: Case) -> str | None:
-        """Its kernels are Triton's; the example is apart from the package."""
+        """Requires a GPU, because its kernels are written in Triton, and the example, which is not
+        in the package.
+        """
         if case.device.type != "cuda":
             return "needs a GPU (its kernels are Triton's)"
         os.environ.setdefault("HELION_AUTOTUNE_CACHE", "AOTAutotuneCache")
@@ -94,7 +99,7 @@ class Helion:
         return None
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
-        """The layout, and the function as the example calls it."""
+        """Prepares the layout, and returns the call as the example makes it."""
         function = load(self.engine).helion_chunk_retention  # type: ignore[union-attr]
         shape = case.shape
         decay = inputs.log_decay.to(case.dtype).view(1, -1, 1)
@@ -116,10 +121,11 @@ class Helion:
 
 @cache
 def torchscale() -> tuple[Any, Any] | str:
-    """Its classes MultiScaleRetention and RetNetRelPos, or why they do not import.
+    """Returns its classes MultiScaleRetention and RetNetRelPos, or the reason why they cannot be
+    imported.
 
-    The two packages that it imports and these classes never use (fairscale is source-only, timm has
-    moved the module) are stubs while it is imported.
+    torchscale imports two packages that these classes never use (fairscale exists only as source,
+    and timm has moved the module). They are stubs during the import.
     """
     stubs = {name: ModuleType(name) for name in STUBS}
     for name, functions in STUBS.items():
@@ -150,7 +156,7 @@ class Torchscale:
     """A form of torchscale's MultiScaleRetention: its method on given q, k and v, without the rest.
 
     Its tensors are [B, H, T, K] with K^-0.5 on k, as its layer has them after the rotation. It
-    scales each row by a positive factor. Masks are made before, in float32, then rounded.
+    scales each row by a positive factor. Masks are made before, in float32, and then rounded.
     """
 
     def __init__(self, form: str):
@@ -158,7 +164,9 @@ class Torchscale:
         self.name = f"torchscale {form}"
 
     def why_not(self, case: Case) -> str | None:
-        """Not installed, too long, or too much memory for a backward through the recurrence."""
+        """Names what is missing, a length that is too long, or a backward through the recurrence
+        that needs too much memory.
+        """
         module = torchscale()
         if isinstance(module, str):
             return module
@@ -170,8 +178,9 @@ class Torchscale:
         return None if self.form == "chunkwise" or case.is_step else too_long(case)
 
     def prepare(self, case: Case, inputs: Inputs) -> Run:
-        """The masks, the layout, and the method; its chunkwise form with the chunk that is fastest
-        here (its default is 512)."""
+        """Prepares the masks, the layout and the method. The chunkwise form uses the chunk size
+        that is fastest here (its default is 512).
+        """
         if self.form != "chunkwise":
             return self._prepare(case, inputs, case.shape.T)
         chunks = [n for n in CHUNKS if case.shape.T % n == 0] or [case.shape.T]
@@ -198,7 +207,8 @@ class Torchscale:
 
         if case.is_step:
             assert inputs.state is not None
-            # Its state is k^T v's sum transposed, over the root of the sum of the decays.
+            # Its state is the transposed sum of k^T v, divided by the root of the sum of the
+            # decays.
             decay = inputs.log_decay.exp()
             total = (1 - decay**shape.T) / (1 - decay)
             kept = {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a summary: ops.png and model.png, bars beside bars, 800 pixels wide on a page.
+"""Draws a summary: ops.png and model.png, with bars, 800 pixels wide on a page.
 
-A project has one colour in every panel; of its variants the fastest is drawn. Each picture carries
-a digest of what it shows, so that a stale one is noticed without being drawn again.
+A project has one colour in every panel, and its fastest variant is drawn. Each picture carries a
+digest of what it shows, so that a stale one is found without drawing it again.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 
 from summary import Row
 
-PROJECTS = {  # what a contender's name begins with: name in the legend, colour
+PROJECTS = {  # first word of a contender's name: name in the legend, colour
     "retnet": ("RetNet", "#0072b2"),
     "llama": ("Llama (its fastest variant)", "#d55e00"),
     "sdpa": ("causal attention (SDPA)", "#d55e00"),
@@ -26,20 +26,20 @@ PROJECTS = {  # what a contender's name begins with: name in the legend, colour
 
 @dataclass(frozen=True)
 class Panel:
-    """Groups of bars, a bar of each project in a group."""
+    """Groups of bars, with one bar for each project in a group."""
 
     title: str
     unit: str
-    groups: dict[str, dict[str, float]]  # by label: by project the value
+    groups: dict[str, dict[str, float]]  # {label: {project: value}}
 
 
 def project(contender: str) -> str:
-    """Whose it is."""
+    """Returns the project of a contender."""
     return contender.split()[0]
 
 
 def best(rows: list[Row], value: Callable[[Row], float | None]) -> dict[str, float]:
-    """By project the value of its fastest contender."""
+    """Returns, by project, the value of its fastest contender."""
     found: dict[str, float] = {}
     for row in sorted(rows, key=lambda row: row["median_ms"]):
         x = value(row)
@@ -49,11 +49,11 @@ def best(rows: list[Row], value: Callable[[Row], float | None]) -> dict[str, flo
 
 
 def model_panels(rows: list[Row]) -> list[Panel]:
-    """Training and decoding by length: speed and memory."""
+    """Returns panels for training and decoding by length: speed and memory."""
     wanted: list[tuple[str, str, str, Callable[[Row], float | None]]] = [
         ("training step", "Training", "tokens/s", lambda r: r["tokens_per_s"]),
         ("training step", "Memory that a step adds", "MiB", lambda r: r.get("peak_mib")),
-        ("decoding step", "Decoding a token", "ms", lambda r: r["median_ms"]),
+        ("decoding step", "Decoding one token", "ms", lambda r: r["median_ms"]),
         ("decoding step", "State or KV cache", "MiB", lambda r: r.get("state_mib")),
     ]
     panels = []
@@ -70,12 +70,14 @@ def model_panels(rows: list[Row]) -> list[Panel]:
 
 
 def ops_panels(rows: list[Row]) -> list[Panel]:
-    """The time of each project over RetNet's, at the largest heads; then how near the roofline."""
+    """Returns panels with the time of each project relative to RetNet at the largest heads, and one
+    with the share of the roofline.
+    """
     panels = []
     for work, title in (
         ("forward", "Forward"),
         ("forward+backward", "Forward and backward"),
-        ("step", "Decoding step"),
+        ("step", "Decode step"),
     ):
         some = [r for r in rows if r["work"] == work and "alone" not in r]
         some = [r for r in some if (r["K"], r["V"]) == max((x["K"], x["V"]) for x in some)]
@@ -90,7 +92,7 @@ def ops_panels(rows: list[Row]) -> list[Panel]:
                 groups.setdefault(f"{size}\n{dtype}", (f"{times['retnet']:.3g} ms", over))
         if groups:
             named = {f"{label}\n{ms}": over for label, (ms, over) in groups.items()}
-            panels.append(Panel(title, "time / RetNet's", named))
+            panels.append(Panel(title, "time relative to RetNet", named))
     ours = [r for r in rows if (r["work"], r["contender"]) == ("forward", "retnet chunkwise")]
     if ours:
         dtype, T = min(r["dtype"] for r in ours), mode(r["T"] for r in ours)
@@ -98,7 +100,7 @@ def ops_panels(rows: list[Row]) -> list[Panel]:
         for r in sorted(ours, key=lambda r: (r["K"], r["V"])):
             if (r["dtype"], r["T"]) == (dtype, T):
                 shares.setdefault(f"K={r['K']}\nV={r['V']}", {"retnet": 100 * r["roofline"]})
-        panels.append(Panel(f"Forward, T={T:,}, {dtype}", "% of the roofline", shares))
+        panels.append(Panel(f"RetNet forward, T={T:,}, {dtype}", "% of the roofline", shares))
     return panels
 
 
@@ -106,13 +108,13 @@ PLOTS: dict[str, Callable[[list[Row]], list[Panel]]] = {"ops": ops_panels, "mode
 
 
 def digest(content: dict[str, Any], name: str) -> str:
-    """Of what a plot shows."""
+    """Returns a digest of what a plot shows."""
     shown = PROJECTS, PLOTS[name](content["sections"][name]["rows"])
     return hashlib.sha256(repr(shown).encode()).hexdigest()
 
 
 def stale(folder: Path, content: dict[str, Any]) -> list[Path]:
-    """The plots of a summary that are not there or show something else."""
+    """Returns the plots of a summary that are missing or show something else."""
     paths = [folder / f"{name}.png" for name in PLOTS if name in content["sections"]]
     return [
         path
@@ -122,7 +124,7 @@ def stale(folder: Path, content: dict[str, Any]) -> list[Path]:
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:
-    """One plot."""
+    """Draws one plot."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -156,7 +158,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
 
 
 def _bars(ax: Any, panel: Panel, names: list[str]) -> None:
-    """One panel: the projects in the order of the legend, a value above each bar."""
+    """Draws one panel: the projects in the order of the legend, and a value above each bar."""
     here = [name for name in names if any(name in group for group in panel.groups.values())]
     upright = 90 if len(here) > 3 else 0  # narrow bars
     width = min(0.42, 0.84 / len(here))
@@ -176,5 +178,5 @@ def _bars(ax: Any, panel: Panel, names: list[str]) -> None:
 
 
 def _value(x: float) -> str:
-    """Three digits at most."""
+    """Formats a number with three digits at most."""
     return f"{x:,.0f}" if x >= 100 else f"{x:.2g}" if x < 1 else f"{x:.3g}"

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes all figures in the pages, and the plots, from the summaries: ``make results``.
 
-A page quotes results between two lines, and what stands between them is generated::
+A page quotes results between two lines. The text between them is generated::
 
     <!-- results: NAME -->
     <!-- end -->
 
-NAME is one of BLOCKS; with the name of a folder of ``benchmarks/results`` behind it the block is of
-that device, else of each in turn. README.md, benchmarks/README.md and docs/ are read. With
-``--check`` nothing is written: the exit status is 1 if a page or a plot is not what the summaries
-give, or a summary is too long.
+NAME is one of BLOCKS. If the name of a folder of ``benchmarks/results`` follows it, the block is
+about that device. Otherwise there is a block for each device. README.md, benchmarks/README.md and
+docs/ are read. With ``--check`` nothing is written. The exit status is then 1 if a page or a plot
+is not what the summaries give, or if a summary is too long.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from summary import Row, number
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"^<!-- results: (.*?) -->\n(.*?)^<!-- end -->$", re.DOTALL | re.MULTILINE)
-NAMES = {  # in tables; other contenders are called as in the summary
+NAMES = {  # names in tables; other contenders keep the name in the summary
     "retnet": "RetNet",
     "sdpa": "causal attention (SDPA)",
     "llama sdpa": "Llama (SDPA)",
@@ -36,34 +36,34 @@ NAMES = {  # in tables; other contenders are called as in the summary
     "llama dynamic cache": "Llama (growing KV cache)",
     "llama static cache": "Llama (static KV cache)",
 }
-OURS = ("retnet chunkwise", "retnet retention_step")  # of ops
+OURS = ("retnet chunkwise", "retnet retention_step")  # contenders of ops.py
 
 
 class ReportError(Exception):
-    """What a page asks for does not exist."""
+    """A page asks for results that do not exist."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A summary as a page sees it; ``link`` is the path from the page to its folder."""
+    """A summary as a page sees it. ``link`` is the path from the page to its folder."""
 
     name: str
     link: str
     summary: dict[str, Any]
 
     def rows(self, section: str, **fields: Any) -> list[Row]:
-        """The rows of a section, if there is one, with these values."""
+        """Returns the rows of a section with these values, or none if there is no such section."""
         rows: list[Row] = self.summary["sections"].get(section, {}).get("rows", [])
         return [r for r in rows if all(r.get(key) == value for key, value in fields.items())]
 
     def row(self, section: str, **fields: Any) -> Row:
-        """The first of them, which must exist."""
+        """Returns the first of these rows, which must exist."""
         for row in self.rows(section, **fields):
             return row
         raise ReportError(f"{self.name}/summary.json: {section} has no row with {fields}")
 
     def section(self, name: str) -> dict[str, Any]:
-        """A section, which must exist."""
+        """Returns a section, which must exist."""
         if name not in self.summary["sections"]:
             raise ReportError(f"{self.name}/summary.json: has no section {name}")
         found: dict[str, Any] = self.summary["sections"][name]
@@ -71,14 +71,14 @@ class Device:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table in Markdown."""
+    """Formats a table in Markdown."""
     head = list(head)
     lines = [head, ["---"] * len(head), *map(list, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def milliseconds(row: Row) -> str:
-    """Median and quartiles."""
+    """Formats the median and the quartiles."""
     return f"{number(row['median_ms'])} ({number(row['q1_ms'])} to {number(row['q3_ms'])})"
 
 
@@ -105,12 +105,12 @@ def shape_of(row: Row) -> str:
 
 
 def dtypes_of(rows: Iterable[Row]) -> list[str]:
-    """The narrow ones first."""
+    """Returns the dtypes, those with fewer bits first."""
     return sorted({r["dtype"] for r in rows}, key=lambda name: (name == "float32", name))
 
 
 def machine_line(device: Device) -> str:
-    """The machine and the versions, in a sentence."""
+    """Describes the machine and the versions."""
     machine = next(iter(device.summary["sections"].values()))["machine"]
     facts = [f"torch {machine['torch']}", f"Python {machine['python']}"]
     if machine["type"] == "cuda":
@@ -121,7 +121,7 @@ def machine_line(device: Device) -> str:
 
 
 def rival(row: Row, rows: list[Row]) -> tuple[Row, float]:
-    """The fastest baseline of a row, and how many times as fast the row is."""
+    """Returns the fastest baseline of a row, and how many times as fast the row is."""
     name, times = min(row["speedup"].items(), key=lambda item: item[1])
     same = ("work", "size", "batch", "length", "dtype")
     cases = [r for r in rows if all(r.get(key) == row.get(key) for key in same)]
@@ -129,7 +129,7 @@ def rival(row: Row, rows: list[Row]) -> tuple[Row, float]:
 
 
 def headline(device: Device) -> str:
-    """What a reader of the README wants to know: models and retention beside named baselines."""
+    """Writes the table of the README: models and retention against named baselines."""
     lines: list[list[str]] = []
     models = device.rows("model")
     ours = [r for r in models if r["contender"] == "retnet" and "speedup" in r]
@@ -146,21 +146,21 @@ def headline(device: Device) -> str:
                 f"{ratio(times)} as fast",
             ]
         )
-        lines.append(compare_memory(f"Memory that this step adds, {dtype}", r, other, "peak_mib"))
+        lines.append(compare_memory(f"Memory that a step adds, {dtype}", r, other, "peak_mib"))
     steps = sorted((r for r in ours if r["work"] == "decoding step"), key=lambda r: r["length"])
-    for r in steps[:1] + steps[1:][-1:]:  # after few tokens and after many
+    for r in steps[:1] + steps[1:][-1:]:  # at a short and at a long context
         other, times = rival(r, models)
-        after, rate = f"after {r['length']:,} others", "{:.3g} ms, {:.3g} tokens/s"
+        context, rate = f"context of {r['length']:,} tokens", "{:.3g} ms, {:.3g} tokens/s"
         lines.append(
             [
-                f"Decode a token {after}, {r['size'].upper()} model, {r['dtype']}",
+                f"Decode one token, {context}, {r['size'].upper()} model, {r['dtype']}",
                 rate.format(r["median_ms"], r["tokens_per_s"]),
                 f"{named(other['contender'])}: "
                 + rate.format(other["median_ms"], other["tokens_per_s"]),
                 f"{ratio(times)} as fast",
             ]
         )
-        lines.append(compare_memory(f"State or KV cache {after}", r, other, "state_mib"))
+        lines.append(compare_memory(f"State or KV cache, {context}", r, other, "state_mib"))
     retention = device.rows("ops", work="forward+backward", contender=OURS[0], K=256, V=512)
     retention = [r for r in retention if "speedup" in r]
     for dtype in dtypes_of(retention):
@@ -168,19 +168,19 @@ def headline(device: Device) -> str:
         for name, times in sorted(r["speedup"].items(), key=lambda item: item[1]):
             lines.append(
                 [
-                    f"Retention with gradients, {r['T']:,} tokens, {dtype}",
+                    f"Retention, forward and backward, {r['T']:,} tokens, {dtype}",
                     f"{number(r['median_ms'], 3)} ms",
                     f"{named(name)}: {number(r['median_ms'] * times, 3)} ms",
                     f"{ratio(times)} as fast",
                 ]
             )
     picture = f"\n\n![RetNet and Llama]({device.link}/model.png)" if models else ""
-    head = [f"Medians on {machine_line(device)}", "RetNet", "Baseline", "RetNet compared"]
+    head = [f"Medians on {machine_line(device)}", "RetNet", "Baseline", "RetNet vs. baseline"]
     return table(head, lines) + picture
 
 
 def compare_memory(what: str, ours: Row, other: Row, key: str) -> list[str]:
-    """A line of the headline."""
+    """Returns a row of the headline."""
     name, share = named(other["contender"]), ""
     if key in ours and key in other:
         share = f"{percent(ours[key] / other[key])} of the memory"
@@ -188,9 +188,9 @@ def compare_memory(what: str, ours: Row, other: Row, key: str) -> list[str]:
 
 
 def whole(device: Device) -> str:
-    """Everything that the summary of a device holds."""
+    """Writes everything that the summary of a device holds."""
     parts = [f"## {device.summary['device']}", f"Measured on {machine_line(device)}."]
-    heads = ["command", "commit", "threads", "load before"]
+    heads = ["command", "commit", "threads", "load average before"]
     parts.append(
         table(
             heads,
@@ -217,9 +217,9 @@ def whole(device: Device) -> str:
 
 
 def whole_ops(device: Device) -> Iterator[str]:
-    """A table for each kind of work and dtype, then RetNet alone."""
+    """Writes a table for each kind of work and dtype, and then one for RetNet alone."""
     yield "### Retention"
-    yield f"![Retention beside its peers]({device.link}/ops.png)"
+    yield f"![Retention and its peers]({device.link}/ops.png)"
     rows = device.rows("ops")
     key = lambda r: (r["work"], r["dtype"])  # noqa: E731
     for work, dtype in dict.fromkeys(map(key, rows)):
@@ -228,8 +228,8 @@ def whole_ops(device: Device) -> Iterator[str]:
         ours = {shape_of(r): r["median_ms"] for r in some if r["contender"] in OURS}
         yield f"#### {work}, {dtype}"
         yield table(
-            ["shape", "contender", "median ms (quartiles)", "time / RetNet's", rate[1], "roofline",
-             "peak MiB", "error"],
+            ["shape", "contender", "median ms (quartiles)", "time relative to RetNet", rate[1],
+             "roofline", "peak MiB", "error"],
             (
                 [
                     shape_of(r),
@@ -241,14 +241,14 @@ def whole_ops(device: Device) -> Iterator[str]:
                     mib(r.get("peak_mib")),
                     f"{r['error']:.0e}" + ("" if r.get("agrees", True) else ", disagrees")
                     if "error" in r
-                    else "another function",
+                    else "different function",
                 ]
                 for r in some
             ),
         )  # fmt: skip
     alone = device.rows("ops", alone=True)
     if alone:
-        yield "#### RetNet alone, other shapes"
+        yield "#### RetNet without peers, other shapes"
         head = ["work, shape, dtype", "median ms (quartiles)", "TFLOP/s", "roofline", "peak MiB"]
         yield table(
             head,
@@ -269,9 +269,9 @@ def whole_ops(device: Device) -> Iterator[str]:
 
 
 def whole_model(device: Device) -> Iterator[str]:
-    """A table for training and one for decoding."""
-    yield "### Models beside Llama"
-    yield f"![Models beside Llama]({device.link}/model.png)"
+    """Writes a table for training and one for decoding."""
+    yield "### RetNet and Llama models"
+    yield f"![RetNet and Llama]({device.link}/model.png)"
     for work, cases in groupby(
         sorted(device.rows("model"), key=lambda r: r["work"], reverse=True), lambda r: r["work"]
     ):
@@ -282,8 +282,9 @@ def whole_model(device: Device) -> Iterator[str]:
         held = ["state or cache MiB"] if decodes else []
         yield f"#### {work}"
         yield table(
-            ["model, dtype, sequences", "tokens before" if decodes else "tokens", "contender",
-             "median ms (quartiles)", "tokens/s", "time / RetNet's", "of limit", *held, "peak MiB"],
+            ["model, dtype, sequences", "context tokens" if decodes else "tokens", "contender",
+             "median ms (quartiles)", "tokens/s", "time relative to RetNet", "share of limit",
+             *held, "peak MiB"],
             (
                 [
                     f"{r['size'].upper()}, {r['dtype']}, {r['batch']}",
@@ -303,19 +304,21 @@ def whole_model(device: Device) -> Iterator[str]:
 
 
 def whole_linear(device: Device) -> Iterator[str]:
-    """Decoding beside the bandwidth of reading memory, training beside torch."""
+    """Writes tables for decoding, against the bandwidth of reading memory, and for training,
+    against torch.
+    """
     yield "### Linear layers"
     for work in dict.fromkeys(r["work"] for r in device.rows("linear")):
         rate = ("gb_per_s", "GB/s") if work == "decoding" else ("gflops", "GFLOP/s")
         yield f"#### {work}"
         yield table(
             ["out x in, tokens, dtype", "contender", "median ms (quartiles)", rate[1],
-             "`F.linear`'s time / ours", "of reading"],
+             "speedup over `F.linear`", "share of read bandwidth"],
             (
                 [
                     f"{r['out']:,} x {r['in']:,}, {r['tokens']:,}, {r['dtype']}",
                     {"linear": "`retnet.ops.linear`", "F.linear": "`F.linear`"}.get(
-                        r["contender"], "reading as many bytes"
+                        r["contender"], "reading the same bytes"
                     ),
                     milliseconds(r),
                     number(r[rate[0]], 3),
@@ -328,8 +331,8 @@ def whole_linear(device: Device) -> Iterator[str]:
 
 
 def whole_twins(device: Device) -> Iterator[str]:
-    """Modules in C++ beside those in Python, on one thread."""
-    yield "### Modules in C++ beside their Python twins"
+    """Writes a table of the C++ modules against the Python modules, on one thread."""
+    yield "### C++ modules and their Python twins"
     rows = []
     for r in device.rows("twins", contender="retnet.cpp"):
         twin = device.row("twins", contender="retnet.nn", work=r["work"], size=r["size"])
@@ -344,12 +347,12 @@ def whole_twins(device: Device) -> Iterator[str]:
                 f"{number(twin['tokens_per_s'], 3)}",
             ]
         )
-    head = ["work, size", "C++ ms (quartiles)", "Python ms (quartiles)", "C++ time / Python's"]
+    head = ["work, size", "C++ ms (quartiles)", "Python ms (quartiles)", "C++ time / Python time"]
     yield table([*head, "C++ tokens/s", "Python tokens/s"], rows)
 
 
 def cpu_retention(device: Device) -> str:
-    """Of the page on CPU kernels: the paper's heads at T = 8192 beside peers and the peak."""
+    """Writes the table in the page on CPU kernels with the heads of the paper at T = 8192."""
     section, dtypes = device.section("ops"), dtypes_of(device.rows("ops"))
 
     def column(dtype: str) -> dict[str, str]:
@@ -358,14 +361,15 @@ def cpu_retention(device: Device) -> str:
             return device.row("ops", contender=OURS[0], work=work, dtype=dtype, **shape)
 
         peak = section["ceilings"][dtype]["fma_flop_per_s"]
-        cells = {"probed peak of multiply-adds, GFLOP/s": number(peak / 1e9, 3)}
+        cells = {"measured peak of multiply-adds, GFLOP/s": number(peak / 1e9, 3)}
         for work in ("forward", "forward+backward"):
             row = ours(work)
             cells[f"{work}, ms (quartiles)"] = milliseconds(row)
             cells[f"{work}, share of the peak"] = percent(row["share"])
             for name, times in row["speedup"].items():
-                cells[f"{work}, {named(name)} / ours"] = ratio(times)
-                cells[f"{work}, {named(name)} / ours at the peak"] = ratio(times / row["share"])
+                cells[f"{work}, speedup over {named(name)}"] = ratio(times)
+                at_peak = ratio(times / row["share"])
+                cells[f"{work}, speedup over {named(name)} if at the peak"] = at_peak
         for H, K, V in ((4, 256, 432), (8, 128, 256), (8, 128, 128), (16, 64, 64)):
             share = percent(ours("forward", H, K, V)["share"])
             cells[f"forward, share of the peak, H={H} K={K} V={V}"] = share
@@ -380,7 +384,9 @@ def cpu_retention(device: Device) -> str:
 
 
 def cpu_models(device: Device) -> str:
-    """Of the page on CPU kernels: models beside Llama, their share of the limit, their memory."""
+    """Writes the table in the page on CPU kernels with models, their share of the limit and their
+    memory.
+    """
     lines = []
     for r in device.rows("model", contender="retnet"):
         others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r["speedup"].items())
@@ -394,15 +400,17 @@ def cpu_models(device: Device) -> str:
                 f"{mib(r.get('peak_mib'))}{least}",
             ]
         )
-    head = ["RetNet", "ms (quartiles)", "Llama's time / RetNet's", "of limit", "adds MiB"]
+    head = ["RetNet", "ms (quartiles)", "speedup over Llama", "share of limit", "added MiB"]
     return table(head, lines)
 
 
 def cpu_steps(device: Device) -> str:
-    """Of the page on CPU kernels: decoding steps and linears beside the bandwidth of memory."""
+    """Writes the table in the page on CPU kernels with decode steps, linear layers and their
+    bandwidth.
+    """
     lines = []
     for r in device.rows("ops", work="step", contender="retnet retention_step"):
-        name = f"decoding step, B={r['B']} H={r['H']} K={r['K']} V={r['V']}, {r['dtype']}"
+        name = f"decode step, B={r['B']} H={r['H']} K={r['K']} V={r['V']}, {r['dtype']}"
         others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r["speedup"].items())
         share = f"{percent(r['share'])} of updating"
         lines.append([name, milliseconds(r), number(r["gb_per_s"], 3), share, others])
@@ -416,7 +424,7 @@ def cpu_steps(device: Device) -> str:
         rate = number(r["gb_per_s"], 3) if decodes else ""
         times = f"`F.linear` {ratio(r['speedup']['F.linear'])}"
         lines.append([name, milliseconds(r), rate, share, times])
-    head = ["work", "ms (quartiles)", "GB/s", "share of the bandwidth", "others' time / ours"]
+    head = ["work", "ms (quartiles)", "GB/s", "share of the bandwidth", "speedup over"]
     return table(head, lines)
 
 
@@ -430,13 +438,13 @@ BLOCKS: dict[str, Callable[[Device], str]] = {
 
 
 def devices(root: Path) -> dict[str, dict[str, Any]]:
-    """The summaries by the names of their folders."""
+    """Returns the summaries by the names of their folders."""
     folders = sorted(path.parent for path in root.glob("benchmarks/results/*/summary.json"))
     return {folder.name: summary.load(folder) for folder in folders}
 
 
 def render(page: Path, root: Path, summaries: dict[str, dict[str, Any]]) -> str:
-    """The text of a page with its blocks as the summaries give them."""
+    """Returns the text of a page with its blocks as the summaries give them."""
     text, name = page.read_text(), page.relative_to(root)
 
     def block(found: re.Match[str]) -> str:
@@ -452,19 +460,20 @@ def render(page: Path, root: Path, summaries: dict[str, dict[str, Any]]) -> str:
             parts.append(BLOCKS[wanted](Device(device, link, summaries[device])))
         return "\n\n".join([f"<!-- results: {found[1]} -->", *parts, "<!-- end -->"])
 
-    if len(re.findall("(?<!`)<!-- results:", text)) != len(MARKED.findall(text)):  # `: an example
+    # A mark after a backtick is an example.
+    if len(re.findall("(?<!`)<!-- results:", text)) != len(MARKED.findall(text)):
         raise ReportError(f"{name}: <!-- results: NAME --> and <!-- end --> must be lines in pairs")
     return MARKED.sub(block, text)
 
 
 def pages(root: Path) -> list[Path]:
-    """The pages that may quote results."""
+    """Returns the pages that may quote results."""
     return [root / "README.md", root / "benchmarks/README.md", *sorted(root.glob("docs/**/*.md"))]
 
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, say what is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; list what is stale")
     check: bool = parser.parse_args(arguments).check
     stale: list[str] = []
     try:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The results of a device: raw files, and the summary that pages and plots are made from.
+"""The results of a device: raw files, and the summary from which pages and plots are made.
 
-A folder of results holds ``raw/<script>.json``, all that a script measured, which git ignores, and
-``summary.json``, at most MOST_LINES lines, which git tracks. The summary has a section for each
-script: its command, the machine and the versions, and one row, on a line of its own, for each
-contender in each case. A row has at least KEYS; the shape, the dtype, rates and ratios stand beside
-them. ``speedup`` says how many times as fast as each baseline of the case it is. What did not run
-is listed with the reason.
+A folder of results holds ``raw/<script>.json``, which has all that a script measured and which git
+ignores. It also holds ``summary.json``, which has at most MOST_LINES lines and which git tracks.
+The summary has a section for each script: its command, the machine and the versions, and one row,
+on a line of its own, for each contender in each case. A row has at least KEYS, and also the shape,
+the dtype, rates and ratios. ``speedup`` says how many times as fast as each baseline of the case it
+is. What did not run is listed with the reason.
 """
 
 import json
@@ -26,23 +26,23 @@ MIB = 2**20
 
 
 def round_to(x: float | None, digits: int = 5) -> float | None:
-    """The number with so many significant digits."""
+    """Rounds the number to so many significant digits."""
     return None if x is None else float(f"{x:.{digits}g}")
 
 
 def number(x: float, digits: int = 4) -> str:
-    """So many digits or all before the point, never an exponent."""
+    """Formats so many digits, or all before the point, never with an exponent."""
     return f"{x:,.0f}" if x >= 10 ** (digits - 1) else f"{x:.{digits}g}"
 
 
 def times(spread: dict[str, float]) -> Row:
-    """The keys of a row that say how long a call took, from a timing.Spread in seconds."""
+    """Returns the keys of a row that say how long a call took, from a timing.Spread in seconds."""
     ms = {f"{name}_ms": round_to(1e3 * spread[name]) for name in ("median", "q1", "q3")}
     return {"rounds": spread["rounds"], **ms}
 
 
 def without_out(command: Sequence[str]) -> str:
-    """The command that measured, without where it wrote."""
+    """Returns the command that measured, without the option that says where it wrote."""
     kept = list(command)
     if "--out" in kept:
         where = kept.index("--out")
@@ -51,7 +51,7 @@ def without_out(command: Sequence[str]) -> str:
 
 
 def not_run(results: list[dict[str, Any]]) -> list[Row]:
-    """Who did not run and why, with the number of cases."""
+    """Returns who did not run and why, with the number of cases."""
     some = [r for r in results if r.get("status", "ok") != "ok"]
     counts = Counter((r["contender"], r["status"], r["reason"]) for r in some)
     return [
@@ -61,7 +61,9 @@ def not_run(results: list[dict[str, Any]]) -> list[Row]:
 
 
 def write(folder: Path, name: str, content: dict[str, Any], rows: list[Row], **more: Any) -> None:
-    """Writes raw/<name>.json and the summary's section anew; what a script measured so far."""
+    """Writes raw/<name>.json and the section of the summary, with what a script has measured so
+    far.
+    """
     _write(folder / "raw" / f"{name}.json", json.dumps(content, indent=1))
     machine = content["machine"]
     before = load(folder)["sections"] if (folder / "summary.json").exists() else {}
@@ -82,13 +84,13 @@ def write(folder: Path, name: str, content: dict[str, Any], rows: list[Row], **m
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """The summary of a device."""
+    """Returns the summary of a device."""
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: a run may be killed at any time."""
+    """Writes the whole file or nothing, because a run may be killed at any time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_suffix(".new")
     new.write_text(text + "\n")
@@ -96,7 +98,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _spread(value: Any, levels: int, indent: str = "") -> str:
-    """JSON with a line for each item down to a level; a dict at the last one is one line."""
+    """Formats JSON with a line for each item down to a level. A dict at the last level is one
+    line.
+    """
     if not value or not isinstance(value, dict | list) or levels == 0:
         return json.dumps(value)
     if levels == 1 and isinstance(value, dict):

@@ -11,8 +11,8 @@ from statistics import median, quantiles
 import torch
 
 Call = Callable[[], object]
-FLUSH_BYTES = 256 << 20  # above the L2 cache of every GPU so far
-FEW_FAULTS = 8  # pages, of which one may have 2 MB to clear
+FLUSH_BYTES = 256 << 20  # larger than the L2 cache of every GPU so far
+FEW_FAULTS = 8  # page faults, each of which may clear 2 MB
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, times: list[float]) -> "Spread":
-        """From at least one time; quartiles interpolate between order statistics."""
+        """Computes them from at least one time. Quartiles interpolate between order statistics."""
         if len(times) == 1:
             q1 = q3 = times[0]
         else:
@@ -37,15 +37,15 @@ class Spread:
 
 
 def rounds_within(seconds: float, one_call: float, least: int = 3, most: int = 30) -> int:
-    """How many calls of ``one_call`` seconds to time in ``seconds``."""
+    """Returns how many calls of ``one_call`` seconds to time in ``seconds``."""
     return max(least, min(most, int(seconds / max(one_call, 1e-9))))
 
 
 class Clock:
     """Times single calls on a device, in seconds.
 
-    On CUDA by events, after the L2 cache was overwritten; while that runs, the host gets ahead with
-    launching. On the CPU by the host's clock.
+    On CUDA it uses events, after the L2 cache was overwritten. While that runs, the host gets ahead
+    with launching. On the CPU it uses the clock of the host.
     """
 
     def __init__(self, device: torch.device):
@@ -55,7 +55,7 @@ class Clock:
             self.events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
 
     def __call__(self, call: Call) -> float:
-        """The time of one call."""
+        """Returns the time of one call."""
         if not self.cuda:
             start = time.perf_counter()
             call()
@@ -70,9 +70,10 @@ class Clock:
 
 
 def settle(call: Call, most: int = 4, seconds: float = 10.0) -> None:
-    """Calls until the memory it needs is mapped: not more than ``most`` times, nor after
-    ``seconds``. What peak_memory gave back to the system is faulted in anew, and as large blocks
-    come to lie elsewhere the first calls may all do so."""
+    """Repeats a call until the memory that it needs is mapped, at most ``most`` times and not after
+    ``seconds``. What peak_memory gave back to the system is faulted in again, and the first calls
+    may all do so, because large blocks move.
+    """
     start = time.perf_counter()
     for _ in range(most):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -88,16 +89,17 @@ def alternate(
     clock: Callable[[Call], float],
     on_error: Callable[[str, Exception], None],
 ) -> dict[str, list[float]]:
-    """The times of all calls, taken in turn, so that what else the machine does hits all alike.
+    """Returns the times of all calls, taken in turns, so that other load on the machine affects all
+    alike.
 
-    Each call settles first, then takes part in its number of rounds, spread over all of them. One
-    that raises is reported to ``on_error`` and left out from then on.
+    Each call settles first and then takes part in its number of rounds, spread over all of them. A
+    call that raises is reported to ``on_error`` and left out from then on.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     failed: set[str] = set()
     most = max(rounds.values(), default=0)
     for turn in range(-1, most):
-        for name, call in list(calls.items()):  # on_error may take one out
+        for name, call in list(calls.items()):  # on_error may have removed one
             due = turn < 0 or turn * rounds[name] // most >= len(times[name])
             if name in failed or not due:
                 continue
@@ -113,10 +115,11 @@ def alternate(
 
 
 def peak_memory(call: Call, device: torch.device) -> tuple[int | None, float]:
-    """Bytes that one call adds to what was in use before it, and its time in seconds.
+    """Returns the bytes that one call adds to what was in use before it, and its time in seconds.
 
-    On CUDA the allocator's peak. On the CPU the growth of the process's resident memory, after
-    freed memory went back to the system; None where the system does not let it be measured.
+    On CUDA this is the peak of the allocator. On the CPU it is the growth of the resident memory of
+    the process, after freed memory went back to the system. It is None if the system does not let
+    it be measured.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -141,7 +144,7 @@ def peak_memory(call: Call, device: torch.device) -> tuple[int | None, float]:
 
 
 def _forget_resident_peak() -> bool:
-    """Returns freed memory to the system and sets the peak of resident memory to the present."""
+    """Returns freed memory to the system and resets the peak of resident memory."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
         with open("/proc/self/clear_refs", "w") as file:

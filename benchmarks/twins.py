@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the C++ modules cost beside their Python twins: ``python benchmarks/twins.py``.
+"""Measures what the C++ modules cost against their Python twins: ``python benchmarks/twins.py``.
 
-A training step (forward, backward, AdamW) of retnet.cpp and of retnet.nn in turns, in CPU time of
-the thread, which a busy machine does not lengthen; and greedy text for one prompt, in tokens/s.
-Both run the same operators with the same weights on one thread. Writes raw/twins.json and its
-section of summary.json.
+A training step (forward, backward, AdamW) of retnet.cpp and of retnet.nn runs in turns. It is
+measured in CPU time of the thread, which load on the machine does not lengthen. Greedy text for one
+prompt is measured in tokens/s. Both run the same operators with the same weights on one thread. The
+script writes raw/twins.json and its section of summary.json.
 """
 
 import argparse
@@ -30,7 +30,7 @@ TWINS: dict[str, Any] = {
     "retnet.cpp": retnet.cpp.RetNetForCausalLM,
     "retnet.nn": retnet.nn.RetNetForCausalLM,
 }
-SIZES: dict[str, dict[str, int]] = {  # what differs from the preset "tiny"
+SIZES: dict[str, dict[str, int]] = {  # the differences from the preset "tiny"
     "tiny": {},
     "medium": {
         "embed_dim": 512,
@@ -44,14 +44,14 @@ Call = Callable[[], object]
 
 
 def thread_time(call: Call) -> float:
-    """CPU time of this thread in one call, in seconds."""
+    """Returns the CPU time of this thread in one call, in seconds."""
     start = time.thread_time()
     call()
     return time.thread_time() - start
 
 
 def models(size: str) -> dict[str, Any]:
-    """Both twins with the same weights."""
+    """Returns both twins with the same weights."""
     made = {}
     for name, kind in TWINS.items():
         torch.manual_seed(0)
@@ -60,7 +60,7 @@ def models(size: str) -> dict[str, Any]:
 
 
 def training_step(model: Any, batch: int, length: int) -> Call:
-    """A step on a fixed batch."""
+    """Returns a call that trains a step on a fixed batch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids = torch.randint(256, (batch, length), generator=torch.Generator().manual_seed(0))
 
@@ -73,7 +73,7 @@ def training_step(model: Any, batch: int, length: int) -> Call:
 
 
 def writing(model: Any, tokens: int) -> Call:
-    """Greedy text of one prompt."""
+    """Returns a call that generates greedy text for one prompt."""
     prompt = torch.arange(32)
     options: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 0.0}
     if isinstance(model, retnet.cpp.RetNetForCausalLM):
@@ -82,7 +82,9 @@ def writing(model: Any, tokens: int) -> Call:
 
 
 def works(quick: bool) -> Iterator[tuple[str, str, dict[str, Call], int]]:
-    """Name of the work, of the size, the calls of both twins, tokens in one."""
+    """Yields the names of the work and the size, the calls of both twins, and the tokens in one
+    call.
+    """
     for size in SIZES:
         if quick and size != "tiny":
             continue
@@ -107,7 +109,9 @@ def raise_it(name: str, error: Exception) -> None:
 
 
 def measure(calls: dict[str, Call], pairs: int) -> dict[str, Any]:
-    """Times of both, and the median of the pairs' ratios, which noise of one pair cannot move."""
+    """Returns the times of both twins, and the median of the ratios of the pairs, which noise in
+    one pair cannot move.
+    """
     for call in calls.values():
         call()
     times = alternate(calls, dict.fromkeys(calls, pairs), thread_time, raise_it)
@@ -119,7 +123,7 @@ def measure(calls: dict[str, Call], pairs: int) -> dict[str, Any]:
 
 
 def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
-    """Of the summary: both twins; on that in C++ its time over the other's, pair by pair."""
+    """Returns the rows of the summary: both twins, and for C++ the ratio of times, pair by pair."""
     found = []
     for r in results:
         ratio = {key: summary.round_to(r["ratio"][key]) for key in ("median", "q1", "q3")}
@@ -140,9 +144,13 @@ def rows(results: list[dict[str, Any]]) -> list[summary.Row]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="toy sizes: does it run at all")
-    parser.add_argument("--pairs", type=int, default=20, help="alternating pairs of calls")
-    parser.add_argument("--out", type=Path, help="folder; benchmarks/results/<device> by default")
+    parser.add_argument(
+        "--quick", action="store_true", help="use toy sizes, to see whether everything runs"
+    )
+    parser.add_argument(
+        "--pairs", type=int, default=20, help="number of alternating pairs of calls (default: 20)"
+    )
+    parser.add_argument("--out", type=Path, help="folder (default: benchmarks/results/<device>)")
     options = parser.parse_args()
     device = torch.device("cpu")
     keep_memory_mapped()

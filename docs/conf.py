@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The documentation as Sphinx builds it: `make docs`.
+"""Configures the documentation that Sphinx builds: `make docs`.
 
-The C++ reference follows the lists of public headers in csrc/, the Python reference must hold every
-public module: neither can fall behind. Whatever has no comment or docstring is a warning, and
-warnings are errors.
+The C++ reference follows the lists of public headers in csrc/, and the Python reference must hold
+every public module, so neither can fall behind. A symbol without a comment or docstring is a
+warning, and warnings are errors.
 """
 
 import importlib
@@ -37,8 +37,8 @@ extensions = ["breathe", "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napole
 html_theme = "furo"
 html_title = f"RetNet {release}"
 html_copy_source = False
-html_math_renderer = "mathml"  # shown by browsers as it is, without network
-highlight_language = "text"  # of blocks that name no language: equations
+html_math_renderer = "mathml"  # browsers show it as it is, without a network
+highlight_language = "text"  # for blocks that name no language: equations
 myst_heading_anchors = 3
 
 autodoc_default_options = {
@@ -46,34 +46,34 @@ autodoc_default_options = {
     "member-order": "bysource",
     "ignore-module-all": True,  # which ruff sorts
 }
-autodoc_inherit_docstrings = False  # what torch says of nn.Module.forward describes nothing here
+autodoc_inherit_docstrings = False  # the docstring of nn.Module.forward describes nothing here
 autodoc_typehints_format = "short"
-napoleon_custom_sections = [("Attributes", "params_style")]  # else they are called variables
+napoleon_custom_sections = [("Attributes", "params_style")]  # otherwise they are called variables
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 90
 add_module_names = False
-# `x` is a link where x is a name of ours, else code.
+# `x` is a link if x is a name of this project, and otherwise code.
 default_role = "py:obj"
 
 breathe_projects = {"retnet": str(XML)}
 breathe_default_project = "retnet"
 breathe_default_members = ("members",)
 
-# Names of other projects, documented elsewhere: the build needs no network.
+# Names that other projects document. The build needs no network.
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|collections|pathlib|typing|argparse)\..*|Tensor|Path|Sequence|Mapping"),
     ("cpp:identifier", r"(at|c10|std|torch)(::.*)?|u?int\d+_t|size_t"),
     ("cpp:identifier", r"retnet(::[a-z]+)?"),  # namespaces, which have no entry of their own
 ]
 
-# Not exported: what the implementations of the operators and modules share.
+# The implementations of the operators and modules share these. They are not exported.
 INTERNAL = re.compile(r"check_\w+|is_step|RetentionPlanTuple")
-# The demonstration is a program, and `python -m retnet` one too.
+# The demonstration and `python -m retnet` are programs.
 NO_REFERENCE = re.compile(r"retnet\.(\w+\.)?(demo|__main__|_\w+)(\.|$)|retnet\.nn\.")
 
 
 def public_headers() -> list[Path]:
-    """The headers that CMake installs, in the order of its lists."""
+    """Returns the headers that CMake installs, in the order of its lists."""
     found: list[Path] = []
     for lists in sorted((ROOT / "csrc").rglob("CMakeLists.txt")):
         for names in re.findall(r"set\(RETNET_\w*HEADERS\s([^)]*)\)", lists.read_text()):
@@ -84,7 +84,7 @@ def public_headers() -> list[Path]:
 
 
 def run_doxygen(app: Sphinx) -> None:
-    """Reads the public headers into XML; its warnings become Sphinx's."""
+    """Reads the public headers into XML. Its warnings become those of Sphinx."""
     XML.parent.mkdir(parents=True, exist_ok=True)
     settings = {
         "INPUT": " ".join(f'"{header}"' for header in public_headers()),
@@ -101,18 +101,18 @@ def run_doxygen(app: Sphinx) -> None:
 
 
 def place(element: ET.Element) -> tuple[str, int]:
-    """Header and line of a symbol."""
+    """Returns the header and line of a symbol."""
     location = element.find("location")
     assert location is not None
     return location.get("file", ""), int(location.get("line", 0))
 
 
 def cpp_reference() -> str:
-    """Markdown with a section for each namespace, in it one for each header."""
+    """Returns Markdown with a section for each namespace, and in it one for each header."""
     text = ""
     for namespace in (ET.parse(path).getroot()[0] for path in sorted(XML.glob("namespace*.xml"))):
         name = namespace.findtext("compoundname", "")
-        # Where each symbol is, and the kind and name that its directive takes.
+        # The place of each symbol, and the kind and name for its directive.
         symbols: list[tuple[tuple[str, int], str, str]] = []
         for inner in namespace.findall("innerclass"):
             compound = ET.parse(XML / f"{inner.get('refid')}.xml").getroot()[0]
@@ -143,7 +143,7 @@ def demand_docstring(
     """Warns of methods without a docstring, which autodoc would leave out."""
     if inspect.isclass(obj) and obj.__module__.startswith("retnet."):
         for member, value in vars(obj).items():
-            value = getattr(value, "__func__", value)  # of a classmethod
+            value = getattr(value, "__func__", value)  # the function of a classmethod
             is_method = inspect.isfunction(value) or isinstance(value, property)
             if is_method and not member.startswith("_") and not value.__doc__:
                 log.warning("%s.%s has no docstring", name, member)
@@ -152,7 +152,7 @@ def demand_docstring(
 def skip(
     app: Sphinx, what: str, name: str, obj: object, skipped: bool, options: object
 ) -> bool | None:
-    """Leaves out the fields of named tuples: their class explains them under Attributes."""
+    """Leaves out the fields of named tuples. Their class describes them under Attributes."""
     is_field = (getattr(obj, "__doc__", None) or "").startswith("Alias for field number")
     return True if is_field else None
 
@@ -160,7 +160,7 @@ def skip(
 def clean_signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, arguments: str, result: str
 ) -> tuple[str, str] | None:
-    """Makes Python of the signatures of dataclasses with a default_factory."""
+    """Rewrites the signatures of dataclasses with a default_factory as valid Python."""
     if arguments and "<factory>" in arguments:
         return arguments.replace("<factory>", "..."), result
     return None
@@ -169,14 +169,18 @@ def clean_signature(
 def plain_where_unknown(
     app: Sphinx, env: BuildEnvironment, node: Any, contnode: nodes.Element
 ) -> nodes.Element | None:
-    """Code in single backticks needs no target, unless it says that it is one of ours."""
+    """Allows code in single backticks without a target, unless it claims to be a name of this
+    project.
+    """
     if node.get("reftype") == "obj" and not node["reftarget"].startswith("retnet."):
         return contnode
     return None
 
 
 def demand_modules(app: Sphinx, env: BuildEnvironment) -> None:
-    """Warns of public modules that no page shows, and of names in their __all__ that none does."""
+    """Warns of public modules that no page shows, and of names in their __all__ that no page
+    shows.
+    """
     shown = env.domaindata["py"]["objects"]
     for _, name, _ in pkgutil.walk_packages(retnet.__path__, "retnet."):
         if NO_REFERENCE.match(name):
@@ -184,7 +188,7 @@ def demand_modules(app: Sphinx, env: BuildEnvironment) -> None:
         module = importlib.import_module(name)
         missing = [] if name in shown else [name]
         for symbol in module.__all__:
-            home = getattr(getattr(module, symbol), "__module__", name)  # where it is defined
+            home = getattr(getattr(module, symbol), "__module__", name)  # the defining module
             if not {f"{name}.{symbol}", f"{home}.{symbol}"} & shown.keys():
                 missing.append(f"{name}.{symbol}")
         for target in missing:
@@ -192,19 +196,19 @@ def demand_modules(app: Sphinx, env: BuildEnvironment) -> None:
 
 
 def write_math(writer: Any, node: nodes.math) -> None:
-    """Writes a formula in a line."""
+    """Writes an inline formula."""
     writer.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
 
 
 def write_math_block(writer: Any, node: nodes.math_block) -> None:
-    """Writes a formula by itself."""
+    """Writes a formula as a block."""
     writer.body.append(f"<p>{tex2mathml(node.astext(), as_block=True)}</p>")
     raise nodes.SkipNode
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Connects the functions to Sphinx."""
     app.add_html_math_renderer("mathml", (write_math, None), (write_math_block, None))
     app.connect("builder-inited", run_doxygen)
     app.connect("source-read", fill_in)

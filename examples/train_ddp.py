@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data parallel training, a process to each GPU (or a few on the CPU):
+"""Trains with data parallelism, with one process for each GPU or several on the CPU:
 
 torchrun --nproc-per-node 8 examples/train_ddp.py [STEPS]
 """
@@ -18,9 +18,9 @@ from retnet.config import RetNetConfig
 from retnet.nn import RetNetForCausalLM
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 600
-BATCH, LENGTH, RATE = 8, 256, 4e-3  # of a process
+BATCH, LENGTH, RATE = 8, 256, 4e-3  # the batch of one process
 
-dist.init_process_group()  # NCCL on GPUs, gloo elsewhere
+dist.init_process_group()  # NCCL on GPUs and gloo elsewhere
 rank = dist.get_rank()
 if torch.cuda.is_available():
     torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -33,7 +33,7 @@ torch.manual_seed(0)  # the same weights everywhere
 model = RetNetForCausalLM(RetNetConfig.preset("tiny")).to(device)
 parallel = DistributedDataParallel(model)  # averages the gradients
 optimizer = torch.optim.AdamW(parallel.parameters(), lr=RATE)
-draw = torch.Generator().manual_seed(rank)  # other text everywhere
+draw = torch.Generator().manual_seed(rank)  # each process reads other text
 for step in range(STEPS):
     starts = torch.randint(len(text) - LENGTH, (BATCH, 1), generator=draw)
     ids = text[starts + torch.arange(LENGTH)].long().to(device)  # [B, T]

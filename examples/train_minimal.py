@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A RetNet that learns Python's standard library byte by byte: train_minimal.py [STEPS]"""
+"""Trains a RetNet on Python's standard library, byte by byte: train_minimal.py [STEPS]"""
 
 import math
 import sys

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rewrites a header of csrc/ for Doxygen, line by line, on stdout. What it does not know:
+"""Rewrites a header of csrc/ for Doxygen, line by line, and prints it. These parts change:
 
-- the tables of arguments, whose lines start with three spaces: they become \\param, and Doxygen
-  then holds their names to those of the declaration. A paragraph "Returns ..." becomes \\return;
-- TORCH_ARG, an option: it becomes the setter, with its default;
-- TORCH_MODULE, the holder of a module: it becomes an alias;
-- overrides without a comment, which torch documents: they are left out.
+- The lines in tables of arguments start with three spaces. They become \\param, and Doxygen then
+  compares their names with the declaration. A paragraph "Returns ..." becomes \\return.
+- TORCH_ARG, an option, becomes its setter with the default.
+- TORCH_MODULE, the holder of a module, becomes an alias.
+- Overrides without a comment are left out, because torch documents them.
 """
 
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the parts of kernel_report.py share: a gate that fails, and tables."""
+"""What the parts of kernel_report.py share: a gate that fails, and the printing of tables."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,7 +21,7 @@ class Failure(NamedTuple):
 
 
 def near(gate: str, where: str, value: float, stated: float, share: float) -> list[Failure]:
-    """The gate that a value is what a header states, within a share of it."""
+    """Returns the failed gate if a value is not what a header states, within a share of it."""
     if abs(value - stated) <= share * stated:
         return []
     return [Failure(gate, where, value, f"{stated:g}" + (f" within {share:.0%}" if share else ""))]
@@ -33,7 +33,7 @@ def architecture_order(architecture: str) -> int:
 
 
 def print_table(title: str, header: str, rows: Iterable[Sequence[object]]) -> None:
-    """Print aligned columns: the first to the left, others to the right."""
+    """Prints aligned columns: the first to the left, others to the right."""
     cells = [header.split()]
     for row in rows:
         cells.append([f"{x:.4g}" if isinstance(x, float) else str(x) for x in row])

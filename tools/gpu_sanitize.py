@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small calls of every operator on the GPU, with odd sizes, forward and backward.
+"""Makes small calls of every operator on the GPU, with odd sizes, forward and backward.
 
-What tools/gpu_check.sh runs under compute-sanitizer, which makes kernels many times slower; the
-results are the tests' business.
+tools/gpu_check.sh runs it under compute-sanitizer, which makes kernels many times slower. The tests
+check the results.
 """
 
 import torch
@@ -14,12 +14,12 @@ B, T, H, K, V = 2, 67, 3, 20, 36
 
 
 def normal(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
-    """A leaf that asks for its gradient."""
+    """Returns a leaf that requires a gradient."""
     return torch.randn(*sizes, dtype=dtype, device="cuda").requires_grad_()
 
 
 def main() -> None:
-    """Calls them all."""
+    """Calls all operators."""
     heads = torch.arange(H, dtype=torch.float32, device="cuda")
     log_decay = torch.log1p(-torch.exp2(-5 - heads))
     positions = torch.arange(T, device="cuda")

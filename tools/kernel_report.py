@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the CUDA kernels cost, without a GPU, and gates on it.
+"""Reports what the CUDA kernels cost, without a GPU, and checks it against gates.
 
 kernel_report.py KERNELS COUNTS
 
-KERNELS is the folder that `make kernels` builds in: objects, and the output of ptxas beside them.
-COUNTS holds the JSON that tests/kernels/cuda/kernel_counts.cpp prints: what the SIMT emulator
-counts, what the cost_model.h of each kernel states (the header's figures), and the goals. Prints a
-table for each kernel family, and the time of the model beside each goal. The gates:
+KERNELS is the folder in which `make kernels` builds: it has objects and the output of ptxas. COUNTS
+is a file with the JSON that tests/kernels/cuda/kernel_counts.cpp prints: what the SIMT emulator
+counts, what the cost_model.h of each kernel (the header) states, and the goals. The program prints
+a table for each kernel family, and the time of the model next to each goal. These are the gates:
 
-  bytes      differ from the header's by at most 2%
-  mma        per chunk differ from the header's by at most 5%
-  wavefronts of shared memory per chunk are at most the header's; there are no bank conflicts
-  barriers   per chunk are the header's
-  spills     there are none
-  loop       the code of the main loop has at least the mma that a chunk executes: it is the whole
-             chunk. With inner loops that have mma, it has exactly as many, where each inner loop
-             counts as often as it turns
-  others     instructions of the main loop per mma are within the header's limit. The padding of
-             ptxas does not count here, but takes its time in the model
-  model      nanoseconds per token and head are within the goal. For the gated group norm, the
-             instructions and the bytes in flight of a row keep up with the device memory
+  bytes      They differ from those in the header by at most 2%.
+  mma        The number per chunk differs from that in the header by at most 5%.
+  wavefronts Those of shared memory per chunk are at most those in the header. There are no bank
+             conflicts.
+  barriers   The number per chunk is that in the header.
+  spills     There are none.
+  loop       The code of the main loop has at least the mma that a chunk executes, so it is the
+             whole chunk. If it has inner loops with mma, it has exactly as many mma. Each inner
+             loop counts as often as it turns.
+  interval   Between two barriers of the main loop, the code has what the header states.
+  apart      All lanes are together where an instruction needs the whole warp (barrier_gates.py).
+  others     The instructions of the main loop per mma are within the limit in the header. The
+             padding of ptxas does not count here, but it takes its time in the model.
+  model      Nanoseconds per token and head are within the goal. For the gated group norm, the
+             instructions and the bytes in flight of a row keep up with the device memory.
 
-and those of step_report.py, about the decode step. Prints a line for each gate that fails; the exit
-status is then 1.
+step_report.py has those of the decode step, and estimate_report.py those of the simulated time of
+every kernel. The program prints a line for each gate that fails. The exit status is then 1.
 
-Instructions are those of the code of the main loop, not those executed: what a branch leaves out
-counts. Inner loops without mma count once: the model is not about the copies of 8 bytes.
+Instructions are counted in the code of the main loop, not in its execution, so those that a branch
+skips count. Inner loops without mma count once, because the model leaves out copies of 8 bytes.
 """
 
 import json
@@ -36,11 +39,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import estimate_report
 import mma_report
 import ptxas_report
 import step_report
 from gates import DTYPES, Failure, architecture_order, near, print_table
-from sass import PADDING, classify, disassemble, main_loop
+from sass import PADDING, Instruction, classify, main_loop, survey
 
 
 class NormKernel(NamedTuple):
@@ -53,25 +57,32 @@ class NormKernel(NamedTuple):
     architecture: str
 
 
+def norm_code(
+    architecture: str, mangled: str, body: Sequence[Instruction]
+) -> tuple[NormKernel, Counter[str]] | None:
+    """Returns the instructions by class for a row of the gated group norm. If there is a loop over
+    rows, they are those of the loop.
+    """
+    found = re.search(r"norm_(back)?\w*kernelILN\w*?5DTypeE(\d)ELi(\d+)ELi(\d+)E", mangled)
+    if not found:
+        return None
+    kernel = NormKernel(
+        "backward" if found[1] else "forward",
+        DTYPES[int(found[2])],
+        int(found[3]),
+        int(found[4]),
+        architecture,
+    )
+    return kernel, Counter(map(classify, main_loop(body, "LDG") or body))
+
+
 def norm_counts(folder: Path) -> dict[NormKernel, Counter[str]]:
-    """Instructions by class for a row of the gated group norm: of the loop over rows, if any."""
-    counts = {}
-    for architecture, mangled, body in disassemble(folder, "gated_group_norm"):
-        found = re.search(r"norm_(back)?\w*kernelILN\w*?5DTypeE(\d)ELi(\d+)ELi(\d+)E", mangled)
-        if found:
-            kernel = NormKernel(
-                "backward" if found[1] else "forward",
-                DTYPES[int(found[2])],
-                int(found[3]),
-                int(found[4]),
-                architecture,
-            )
-            counts[kernel] = Counter(map(classify, main_loop(body, "LDG") or body))
-    return counts
+    """Returns these instructions for each instantiation of the gated group norm."""
+    return dict(x for x in survey(folder, "gated_group_norm", norm_code) if x is not None)
 
 
 def check_norm(item: dict[str, Any]) -> list[Failure]:
-    """The gates of the bytes of the gated group norm: asked for, and of device memory."""
+    """Checks the bytes of the gated group norm: those asked for and those of device memory."""
     where = f"gated_group_norm {item['direction']} {item['dtype']} Dv={item['head_dim_v']}, per row"
     counted, header = item["counted"], item["header"]
     return [
@@ -84,7 +95,9 @@ def check_norm(item: dict[str, Any]) -> list[Failure]:
 def norm_model(
     item: dict[str, Any], device: dict[str, Any], code: Counter[str]
 ) -> dict[str, float]:
-    """Cycles of a multiprocessor per row, by each resource alone; bytes in flight, and needed."""
+    """Returns the cycles of a multiprocessor per row by each resource alone, and the bytes that are
+    and must be in flight.
+    """
     clock = device["multiprocessors"] * device["clock_ghz"]
     warps = item["threads"] / 32
     return {
@@ -92,7 +105,7 @@ def norm_model(
         "issue": (code.total() - code[PADDING]) * warps / device["issue_per_cycle"],
         "MUFU": code["MUFU"] * warps * 2,  # 16 lanes a cycle
         "in_flight": item["rows"] * item["header"]["loaded"],
-        # Little's law.
+        # This is Little's law.
         "needed": device["memory_tbps"]
         * 1000
         * device["memory_latency_ns"]
@@ -101,7 +114,7 @@ def norm_model(
 
 
 def check_norm_model(where: str, times: dict[str, float]) -> list[Failure]:
-    """The gate that memory bounds the gated group norm."""
+    """Checks that memory bounds the gated group norm."""
     failures = [
         Failure("model", f"{where}, cycles per row by {key}", times[key], f"{times['memory']:.4g}")
         for key in ("issue", "MUFU")
@@ -114,14 +127,14 @@ def check_norm_model(where: str, times: dict[str, float]) -> list[Failure]:
 
 
 def check_rotary(item: dict[str, Any]) -> list[Failure]:
-    """The gate of the bytes of the rotary kernel."""
+    """Checks the bytes of the rotary kernel."""
     where = f"rotary {item['style']} {item['dtype']}, per token and head, device memory"
     counted, header = (item[key]["memory_bytes"] for key in ("counted", "header"))
     return near("bytes", where, counted, header, 0.02)
 
 
 def check_registers(entries: Iterable[re.Match[str]], names: dict[str, str]) -> list[Failure]:
-    """The gate of the spills that ptxas states."""
+    """Checks the spills that ptxas reports."""
     return [
         Failure("spills", f"{names[m['name']]} sm_{m['arch']}, bytes", ptxas_report.spills(m), "0")
         for m in entries
@@ -130,7 +143,7 @@ def check_registers(entries: Iterable[re.Match[str]], names: dict[str, str]) -> 
 
 
 def print_registers(family: str, entries: Sequence[re.Match[str]], names: dict[str, str]) -> None:
-    """Print the registers of the kernels whose names start with `family`."""
+    """Prints the registers of the kernels whose names start with `family`."""
     architectures = sorted({entry["arch"] for entry in entries}, key=architecture_order)
     rows = []
     for name in sorted({n for n in names.values() if n.startswith(family)}):
@@ -144,7 +157,7 @@ def print_registers(family: str, entries: Sequence[re.Match[str]], names: dict[s
 
 
 def print_norm(items: Iterable[dict[str, Any]]) -> None:
-    """Print the bytes of the gated group norm kernels."""
+    """Prints the bytes of the gated group norm kernels."""
     keys = ("loaded", "stored", "memory_bytes")
     print_table(
         "gated_group_norm, counted / header: bytes per row",
@@ -158,7 +171,7 @@ def print_norm(items: Iterable[dict[str, Any]]) -> None:
 
 
 def print_rotary(items: Iterable[dict[str, Any]]) -> None:
-    """Print the bytes of the rotary kernel."""
+    """Prints the bytes of the rotary kernel."""
     print_table(
         "rotary, counted / header: bytes of device memory per token and head",
         "style dtype Dk bytes",
@@ -171,7 +184,7 @@ def print_rotary(items: Iterable[dict[str, Any]]) -> None:
 
 
 def report_norm(folder: Path, counts: dict[str, Any]) -> list[Failure]:
-    """Print the model of the gated group norm; the gates that fail."""
+    """Prints the model of the gated group norm. Returns the gates that fail."""
     failures, rows = [], []
     code = norm_counts(folder)
     for device in counts["devices"]:
@@ -197,7 +210,7 @@ def report_norm(folder: Path, counts: dict[str, Any]) -> list[Failure]:
 
 
 def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
-    """Print the tables; the gates that fail."""
+    """Prints the tables. Returns the gates that fail."""
     entries = ptxas_report.read(folder)
     names = ptxas_report.demangle(sorted({entry["name"] for entry in entries}))
     failures = mma_report.report(folder, entries, counts)
@@ -210,11 +223,13 @@ def report(folder: Path, counts: dict[str, Any]) -> list[Failure]:
     print_rotary(counts["rotary"])
     failures += report_norm(folder, counts)
     step_report.report(counts, lambda *gate: failures.append(Failure(*gate)), print_table)
+    failures += step_report.check_code(folder, counts["decode_step_fences"])
+    failures += estimate_report.report(folder, counts)
     return failures
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The program; its exit status."""
+    """Runs the program. Returns its exit status."""
     if len(arguments) != 2:
         print(__doc__, file=sys.stderr)
         return 2

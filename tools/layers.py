@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the rules that hold the layers apart; prints each breach and exits 1 where there is one.
+"""Checks the rules that separate the layers. Prints each violation and exits with 1 if there is
+one.
 
 Layers point one way: kernels <- csrc/ops <- csrc/nn <- csrc/bindings <- python.
 """
@@ -11,7 +12,7 @@ from pathlib import Path
 
 MAX_LINES = 700
 INCLUDE = r'\s*#\s*include\s*[<"]'
-# (files, what none of their lines must be, why)
+# (files, a pattern that none of their lines may match, the reason)
 RULES = [
     (
         r"kernels/",
@@ -53,7 +54,7 @@ SOURCES = re.compile(r"\.(h|cpp|cu|cuh|cu\.in|py|sh|cmake)$|(^|/)(CMakeLists\.tx
 
 
 def breaches(name: str, lines: list[str]) -> list[str]:
-    """One line for each breach of a rule by the file ``name``."""
+    """Returns one line for each violation of a rule by the file ``name``."""
     found = []
     if len(lines) > MAX_LINES:
         found.append(f"{name}: {len(lines)} lines, the limit is {MAX_LINES}")
@@ -68,7 +69,7 @@ def breaches(name: str, lines: list[str]) -> list[str]:
 
 
 def sources() -> list[str]:
-    """The source files that git tracks or would track."""
+    """Returns the source files that git tracks or would track."""
     listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.check_output(listed, text=True).split()
     return [name for name in names if SOURCES.search(name) and Path(name).exists()]

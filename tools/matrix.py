@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the library, and tests operators, modules and C++, with each version of torch and Python.
+"""Builds the library and tests operators, modules and C++ with each version of torch and Python.
 
-Each pair gets an environment, a build tree and logs of its own in a folder; environment and build
-are removed once it passed. A pair that passed with the same sources is not run again, so that an
-interrupted run goes on where it was. Only interpreters that are installed are used: ``python3.X``
-in PATH and pyenv's. ``--record`` writes the results to docs/compatibility.json and the table in
+Each pair has its own environment, build tree and logs in a folder. Environment and build are
+removed when it has passed. A pair that passed with the same sources is not run again, so that an
+interrupted run continues where it was. Only installed interpreters are used: ``python3.X`` in PATH
+and those of pyenv. ``--record`` writes the results to docs/compatibility.json and the table to
 docs/compatibility.md. RETNET_CMAKE_ARGS is added to the configuration.
 """
 
@@ -27,7 +27,7 @@ else:
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-# What is tested: below tests/python, what needs torch and nothing but the packages below.
+# These tests below tests/python need only torch and the packages below.
 TESTS = [
     "ops/test_*.py",
     "nn/test_*.py",
@@ -36,10 +36,10 @@ TESTS = [
     "cpp/test_*.py",
     "package/test_torch_version.py",
 ]
-# Without what does not depend on torch.
+# These do not depend on torch.
 LEFT_OUT = ["ops/test_other_architectures.py"]
 TEST_PACKAGES = ["pytest>=8", "pytest-xdist>=3.7", "hypothesis>=6.100"]
-# What a result depends on.
+# A result depends on these.
 SOURCES = [
     "CMakeLists.txt",
     "setup.py",
@@ -61,30 +61,30 @@ MEANINGS = {
 
 
 def project() -> dict[str, Any]:
-    """The content of pyproject.toml."""
+    """Returns the content of pyproject.toml."""
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def torch_minors() -> list[str]:
-    """The versions that pyproject.toml allows: 2.11, 2.12, ..."""
+    """Returns the versions that pyproject.toml allows: 2.11, 2.12, ..."""
     (spec,) = (x for x in project()["project"]["dependencies"] if x.startswith("torch"))
     first, last = re.fullmatch(r"torch>=2\.(\d+),<2\.(\d+)", spec).groups()  # type: ignore[union-attr]
     return [f"2.{minor}" for minor in range(int(first), int(last))]
 
 
 def python_minors() -> list[str]:
-    """The versions that pyproject.toml names: 3.10, 3.11, ..."""
+    """Returns the versions that pyproject.toml names: 3.10, 3.11, ..."""
     named = "\n".join(project()["project"]["classifiers"])
     return re.findall(r"^Programming Language :: Python :: (3\.\d+)$", named, flags=re.MULTILINE)
 
 
 def files(patterns: list[str]) -> set[Path]:
-    """The files of tests that the patterns name."""
+    """Returns the test files that the patterns match."""
     return {path for pattern in patterns for path in (ROOT / "tests/python").glob(pattern)}
 
 
 def find_python(version: str) -> str | None:
-    """The path of an interpreter, given as such or as a version."""
+    """Returns the path of an interpreter, which is given as a path or as a version."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [shutil.which(version)]
     if "/" not in version:
@@ -97,13 +97,13 @@ def find_python(version: str) -> str | None:
 
 
 def minor_of(python: str) -> str:
-    """The version of an interpreter: 3.11."""
+    """Returns the version of an interpreter, such as 3.11."""
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     return subprocess.check_output([python, "-c", code], text=True).strip()
 
 
 def digest() -> str:
-    """Of all files on which a result depends."""
+    """Returns a digest of all files on which a result depends."""
     whole = hashlib.sha256()
     listed = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     for name in sorted(subprocess.check_output([*listed, *SOURCES], text=True).split()):
@@ -121,7 +121,7 @@ class Failed(Exception):
 
 
 class Pair:
-    """One torch with one Python."""
+    """One version of torch with one of Python."""
 
     def __init__(self, folder: Path, torch: str, python: str):
         self.folder, self.torch, self.python = folder, torch, python
@@ -129,7 +129,7 @@ class Pair:
         self.bin = self.venv / "bin"
 
     def step(self, name: str, *command: str | Path, **env: str) -> str:
-        """Runs a command with its output in a log, and returns that."""
+        """Runs a command with its output in a log, and returns the output."""
         print(f" {name}", end="", flush=True)
         log = self.folder / f"{name.replace(' ', '_')}.log"
         path = f"{self.bin}:{os.environ['PATH']}"
@@ -151,7 +151,7 @@ class Pair:
         version = self.torch if self.torch.count(".") == 2 else f"{self.torch}.*"
         wanted += [*TEST_PACKAGES, f"torch=={version}"]
         self.step("environment", self.python, "-m", "venv", "--clear", self.venv)
-        # As in tools/setup.sh: uv is faster, pip knows its mirrors.
+        # As in tools/setup.sh, uv is faster, and pip reads its mirrors from its settings.
         python, uv = self.bin / "python", Path(sys.executable).with_name("uv")
         if uv.exists():
             try:
@@ -162,7 +162,9 @@ class Pair:
         self.step("install by pip", python, "-m", "pip", "install", *wanted)
 
     def check_cuda(self) -> None:
-        """Compiles what calls the CUDA kernels, which do not depend on torch, if there is nvcc."""
+        """Compiles the code that calls the CUDA kernels if there is nvcc. The kernels do not depend
+        on torch.
+        """
         if not (nvcc := shutil.which("nvcc")):
             return
         unit = self.folder / "cuda.cpp"
@@ -179,7 +181,7 @@ class Pair:
         )
 
     def test(self) -> dict[str, Any]:
-        """Builds and tests; what there is to say of it."""
+        """Builds and tests. Returns a summary."""
         python, given = self.bin / "python", os.environ.get("RETNET_CMAKE_ARGS", "")
         self.step(
             "build",
@@ -200,16 +202,16 @@ class Pair:
             *map(str, tests),
             PYTHONPATH=str(self.site),
         )
-        (passed,) = re.findall(r"(\d+) passed", printed.splitlines()[-1])  # the closing line
+        (passed,) = re.findall(r"(\d+) passed", printed.splitlines()[-1])  # the last line
         code = "import platform, torch; print(platform.python_version(), torch.__version__)"
         versions = subprocess.check_output([python, "-c", code], text=True).split()
         return {"python": versions[0], "torch": versions[1], "tests": int(passed)}
 
     def run(self) -> dict[str, Any]:
-        """Everything; the result, which is printed, too."""
+        """Runs all steps. Returns the result and prints it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
-        shutil.rmtree(self.site, ignore_errors=True)  # of a run that failed
+        shutil.rmtree(self.site, ignore_errors=True)  # left by a run that failed
         try:
             self.install()
             result = {"outcome": "passed", **self.test()}
@@ -227,7 +229,9 @@ class Pair:
 
 
 def in_order(torches: list[str], pythons: list[str]) -> list[tuple[str, str]]:
-    """The newest and the oldest torch first, then each torch, then each Python, then the rest."""
+    """Puts the newest and the oldest torch first, then each torch, then each Python, then the
+    rest.
+    """
     ends = [torches[-1], torches[0]]
     first = "3.11" if "3.11" in pythons else pythons[0]
     pairs = [(torch, first) for torch in [*ends, *torches]]
@@ -236,7 +240,7 @@ def in_order(torches: list[str], pythons: list[str]) -> list[tuple[str, str]]:
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    """The results as Markdown."""
+    """Formats the results as a Markdown table."""
     pythons = python_minors()
     lines = [
         "| torch | " + " | ".join(f"Python {x}" for x in pythons) + " |",
@@ -254,41 +258,63 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def with_table(page: str, results: dict[str, dict[str, Any]]) -> str:
-    """The page with the table between its two marks."""
+    """Returns the page with the table between its two marks."""
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n{table(results)}\n{END}{rest.partition(END)[2]}"
 
 
 def read(file: Path) -> dict[str, dict[str, Any]]:
-    """The results in a file, by torch and Python."""
+    """Reads the results in a file, by torch and Python."""
     return json.loads(file.read_text()) if file.exists() else {}
 
 
 def write(file: Path, results: dict[str, dict[str, Any]]) -> None:
-    """One line for each result, in the order of the versions."""
+    """Writes one line for each result, in the order of the versions."""
     names = sorted(results, key=lambda name: [int(x) for x in re.findall(r"\d+", name)])
     lines = (f"{json.dumps(name)}: {json.dumps(results[name])}" for name in names)
     file.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def listed(text: str) -> list[str]:
-    """The items of a list with commas."""
+    """Splits a list at commas."""
     return text.split(",")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--torch", type=listed, help="versions: 2.11,2.15.0")
-    parser.add_argument("--python", type=listed, help="versions or paths: 3.11,/usr/bin/python3")
-    parser.add_argument("--folder", type=Path, default=ROOT / "build/matrix", help="%(default)s")
-    parser.add_argument("--fresh", action="store_true", help="run pairs that passed before, too")
-    parser.add_argument("--record", action="store_true", help="write the table in docs")
+    parser.add_argument(
+        "--torch",
+        type=listed,
+        metavar="LIST",
+        help="versions of torch, such as 2.11,2.15.0 (default: all that pyproject.toml allows)",
+    )
+    parser.add_argument(
+        "--python",
+        type=listed,
+        metavar="LIST",
+        help="versions or paths of interpreters, such as 3.11,/usr/bin/python3 "
+        "(default: all that pyproject.toml names)",
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=ROOT / "build/matrix",
+        help="folder for environments, builds and logs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--fresh", action="store_true", help="run pairs again that passed with the same sources"
+    )
+    parser.add_argument(
+        "--record",
+        action="store_true",
+        help="write docs/compatibility.json and the table in docs/compatibility.md",
+    )
     return parser.parse_args()
 
 
 def main() -> int:
-    """Runs the pairs; 1 if one failed."""
+    """Runs the pairs. Returns 1 if one failed."""
     args = parse()
     state = DOCS / "compatibility.json" if args.record else args.folder.resolve() / "results.json"
     results = {} if args.fresh else read(state)

@@ -1,20 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The part of kernel_report.py about the kernels that use tensor cores and walk a sequence in
-chunks: retention (chunkwise) and the gradient of log_decay (log_decay_grad).
+chunks: retention (chunkwise) and the gradient of log_decay (grad_log_decay).
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ptxas_report
+from barrier_gates import Interval, check_apart, check_intervals, intervals, stated_intervals
 from gates import DTYPES, Failure, architecture_order, near, print_table
-from sass import CLASSES, PADDING, disassemble, executed, main_loop
+from sass import CLASSES, PADDING, Instruction, executed, main_loop, survey
+from sass_flow import Flow
 
-FAMILIES = ("chunkwise", "log_decay_grad")
+FAMILIES = ("chunkwise", "grad_log_decay")
 COUNTS = (
     *("mma", "wavefronts", "ldmatrix", "cp_async", "stores", "loads"),
     *("barriers", "l2_bytes", "memory_bytes"),
@@ -30,42 +33,57 @@ class Kernel(NamedTuple):
     architecture: str
 
     def order(self) -> tuple[str, int, int, str]:
-        """Sorts kernels in tables."""
+        """Returns the key that sorts kernels in tables."""
         return self.family, architecture_order(self.architecture), self.tile, self.dtype
 
     def __str__(self) -> str:
         return f"{self.family} {self.dtype} tile {self.tile} sm_{self.architecture}"
 
 
+class Code(NamedTuple):
+    """What the gates need to know about the code of a kernel."""
+
+    loop: Counter[str]  # of a block and chunk: instructions of the main loop, by class
+    intervals: list[Interval]
+    apart: list[str]  # instructions that lanes may reach alone
+
+
 Items = dict[tuple[str, str, int], dict[str, Any]]  # family, dtype, tile
-Loops = dict[Kernel, Counter[str]]
+Codes = dict[Kernel, Code]
 
 
 def kernel_of(mangled: str, architecture: str) -> Kernel | None:
-    """The instantiation that a mangled name belongs to."""
+    """Returns the instantiation that a mangled name belongs to."""
     families = "|".join(FAMILIES)
     found = re.search(rf"\d({families})_kernelILN\w*?5DTypeE(\d)ELi(\d+)E", mangled)
     return Kernel(found[1], DTYPES[int(found[2])], int(found[3]), architecture) if found else None
 
 
-def loop_counts(folder: Path, items: Items) -> Loops:
-    """Instructions by class, of a block and chunk, in the main loops of the kernels in `folder`."""
-    loops = {}
-    for family in FAMILIES:
-        for architecture, mangled, body in disassemble(folder, f"{family}_kernel"):
-            if kernel := kernel_of(mangled, architecture):
-                item = items[family, kernel.dtype, kernel.tile]
-                loops[kernel] = executed(main_loop(body), item["warps"], item["turns"])
-    return loops
+def code_of(
+    architecture: str, mangled: str, body: Sequence[Instruction], items: Items
+) -> tuple[Kernel, Code] | None:
+    """Returns the instantiation that a name belongs to, and its code."""
+    kernel = kernel_of(mangled, architecture)
+    if kernel is None:
+        return None
+    loop, item = main_loop(body), items[kernel[:3]]
+    counts = executed(loop, item["warps"], item["turns"])
+    return kernel, Code(counts, intervals(loop), [i.text for i in Flow(body).apart()])
+
+
+def codes(folder: Path, items: Items) -> Codes:
+    """Returns the code of the kernels in `folder`."""
+    found = (survey(folder, f"{x}_kernel", partial(code_of, items=items)) for x in FAMILIES)
+    return dict(pair for pairs in found for pair in pairs if pair is not None)
 
 
 def others_per_mma(counts: Counter[str]) -> float:
-    """Instructions besides the mma and the padding, per mma."""
+    """Returns the number of instructions per mma, except the mma and the padding."""
     return (counts.total() - counts["HMMA"] - counts[PADDING]) / counts["HMMA"]
 
 
 def check_counts(item: dict[str, Any]) -> list[Failure]:
-    """The gates of what the SIMT emulator counted of a kernel, for any architecture."""
+    """Checks what the SIMT emulator counted for a kernel, for any architecture."""
     where = f"{item['family']} {item['dtype']} tile {item['tile']}"
     token, chunk = f"{where}, per token and head", f"{where}, per chunk"
     counted, header = item["counted"], item["header"]
@@ -85,9 +103,11 @@ def check_counts(item: dict[str, Any]) -> list[Failure]:
     return failures
 
 
-def check_loop(kernel: Kernel, loop: Counter[str], item: dict[str, Any]) -> list[Failure]:
-    """The gates of a kernel's main loop."""
-    failures = []
+def check_code(kernel: Kernel, code: Code, item: dict[str, Any]) -> list[Failure]:
+    """Checks the code of a kernel."""
+    loop = code.loop
+    failures = check_intervals(str(kernel), code.intervals, stated_intervals(item))
+    failures += check_apart(str(kernel), code.apart)
     mma = item["counted"]["mma"]
     where = f"{kernel}, mma in the code of the loop"
     if item["turns"]:
@@ -105,10 +125,10 @@ def check_loop(kernel: Kernel, loop: Counter[str], item: dict[str, Any]) -> list
 
 
 def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dict[str, float]:
-    """Nanoseconds per token and head, by each resource as if it were alone."""
+    """Returns nanoseconds per token and head by each resource, as if it were alone."""
     turns = math.ceil(goal["blocks"] / goal["multiprocessors"])
     chunks = math.ceil(goal["tokens"] / item["chunk"])
-    # of one cycle a chunk
+    # if a chunk took one cycle
     ns = turns * chunks / goal["clock_ghz"] / (goal["heads"] * goal["tokens"])
     return {
         "tensor": ns * item["counted"]["mma"] / goal["mma_per_cycle"],
@@ -120,7 +140,7 @@ def model(goal: dict[str, Any], item: dict[str, Any], loop: Counter[str]) -> dic
 
 
 def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
-    """The gate of a goal."""
+    """Checks a goal."""
     resource = max(times, key=lambda name: times[name])
     if times[resource] <= goal["ns"]:
         return []
@@ -130,7 +150,7 @@ def check_model(goal: dict[str, Any], times: dict[str, float]) -> list[Failure]:
 
 
 def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
-    """Print what the SIMT emulator counted of a family."""
+    """Prints what the SIMT emulator counted for a family."""
     rows = []
     for item in items:
         counted, header = dict(item["counted"]), item["header"]
@@ -145,8 +165,31 @@ def print_counts(family: str, items: Iterable[dict[str, Any]]) -> None:
     )
 
 
-def print_loops(family: str, loops: Loops, items: Items, entries: Sequence[re.Match[str]]) -> None:
-    """Print the instructions of a family's main loops."""
+def print_intervals(family: str, found: Codes, items: Items) -> None:
+    """Prints what the main loops have between their barriers, and for which architectures."""
+    kernels: dict[tuple[str, str], set[str]] = {}
+    for kernel, code in found.items():
+        if kernel.family == family:
+            text = " | ".join(",".join(map(str, interval.values())) for interval in code.intervals)
+            name = f"{kernel.tile} {items[kernel[:3]]['shape']}"
+            kernels.setdefault((name, text.replace(" ", "")), set()).add(kernel.architecture)
+    print_table(
+        f"{family}, between the barriers of the main loop: ldmatrix, cp.async, stores, mma",
+        "tile intervals architectures",
+        [
+            [name, text, ",".join(sorted(a, key=architecture_order))]
+            for (name, text), a in kernels.items()
+        ],
+    )
+
+
+def print_loops(
+    family: str,
+    loops: Mapping[Kernel, Counter[str]],
+    items: Items,
+    entries: Sequence[re.Match[str]],
+) -> None:
+    """Prints the instructions in the main loops of a family."""
     compiled = {kernel_of(entry["name"], entry["arch"]): entry for entry in entries}
     classes = [*CLASSES, PADDING, "other"]
     rows = []
@@ -176,28 +219,28 @@ def print_loops(family: str, loops: Loops, items: Items, entries: Sequence[re.Ma
 
 
 def report(folder: Path, entries: Sequence[re.Match[str]], counts: dict[str, Any]) -> list[Failure]:
-    """Print the tables; the gates that fail."""
+    """Prints the tables. Returns the gates that fail."""
     items: Items = {
         (family, item["dtype"], item["tile"]): item
         for family in FAMILIES
         for item in counts[family]
     }
     failures = [failure for item in items.values() for failure in check_counts(item)]
-    # Without the empty kernels of sm_75, and without tiles that do not fit into the shared memory
-    # of an architecture.
+    # The empty kernels of sm_75 are left out, and so are tiles that do not fit into the shared
+    # memory of an architecture.
     limits = counts["shared_limits"]
-    loops = {
-        kernel: loop
-        for kernel, loop in sorted(
-            loop_counts(folder, items).items(), key=lambda pair: pair[0].order()
-        )
+    found = {
+        kernel: code
+        for kernel, code in sorted(codes(folder, items).items(), key=lambda pair: pair[0].order())
         if items[kernel[:3]]["shared_bytes"] <= limits.get(kernel.architecture, math.inf)
         and architecture_order(kernel.architecture) >= counts["min_capability"]
     }
-    for kernel, loop in loops.items():
-        failures += check_loop(kernel, loop, items[kernel[:3]])
+    loops = {kernel: code.loop for kernel, code in found.items()}
+    for kernel, code in found.items():
+        failures += check_code(kernel, code, items[kernel[:3]])
     for family in FAMILIES:
         print_counts(family, counts[family])
+        print_intervals(family, found, items)
         print_loops(family, loops, items, entries)
 
     rows = []

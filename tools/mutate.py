@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a test fails for each barrier and wait of the CUDA kernels: deletes one at a time.
+"""Deletes each barrier and wait of the CUDA kernels in turn and checks that a test then fails.
 
 mutate.py [--only TEXT] [--jobs N]
 
-In a copy of the tree in build/mutate it deletes each statement that calls a primitive which orders
-threads or copies (`statements`), one at a time. It then builds and runs the tests of that kernel in
-the SIMT emulator until one fails. A known result is not run again while the files that it depends
-on are the same (build/mutate/results.json), so a run that was stopped continues. Exit status 1 if
-no test notices a deletion, or its test cannot be built. Needs g++ on x86-64, as the SIMT emulator
-does.
+The tool works in a copy of the tree in build/mutate. It deletes, one at a time, each statement that
+calls a primitive that orders threads or copies (`statements`). It then builds and runs the tests of
+that kernel in the SIMT emulator until one fails. A result is reused while the files that it depends
+on are the same (build/mutate/results.json), so a run that was stopped continues. The exit status is
+1 if no test fails for a deletion, or if a test cannot be built. The tool needs g++ on x86-64, as
+the SIMT emulator does.
 """
 
 import argparse
@@ -30,15 +30,15 @@ ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutate"
 TREE, BUILD, RESULTS = WORK / "tree", WORK / "build", WORK / "results.json"
 COPIED = ("CMakeLists.txt", "cmake", "csrc", "kernels", "tests")
-# In the body of a primitive that makes threads, or later accesses, wait.
+# One of these is in the body of each primitive that makes threads, or later accesses, wait.
 ORDERS = re.compile(r"__sync|__threadfence|\b(bar|barrier|mbarrier)\.|commit|wait|fence")
-LIMIT_S = 3600  # of a test: the emulator sees a deadlock, but not a loop without end
+LIMIT_S = 3600  # limit of a test, because the emulator detects a deadlock but not an endless loop
 
 
 class Site(NamedTuple):
     """A statement to delete."""
 
-    file: str  # from the root
+    file: str  # path from the root
     line: int
     start: int
     end: int
@@ -49,7 +49,7 @@ class Site(NamedTuple):
 
 
 def primitives(sources: dict[str, str]) -> dict[str, str]:
-    """Names of the primitives that order, each with the file that defines it."""
+    """Returns the names of the primitives that order, each with the file that defines it."""
     definition = re.compile(r"RETNET_DEVICE void (\w+)\([^)]*\)\s*\{(.*?)\n?\}", re.S)
     return {
         found[1]: file
@@ -61,7 +61,9 @@ def primitives(sources: dict[str, str]) -> dict[str, str]:
 
 
 def statements(sources: dict[str, str]) -> list[Site]:
-    """The calls of those primitives, and raw __sync..., outside the files that define them."""
+    """Finds the calls of those primitives, and raw __sync..., outside the files that define
+    them.
+    """
     names = primitives(sources)
     call = re.compile(rf"(?:prim::)?\b(?:{'|'.join(names)}|__sync\w+)\b(?:<[^;()]*>)?\([^;]*?\);")
     sites = []
@@ -78,14 +80,16 @@ def statements(sources: dict[str, str]) -> list[Site]:
 
 
 def kernel_sources(root: Path) -> dict[str, str]:
-    """The text of every file of device code."""
+    """Returns the text of every file of device code."""
     folder = root / "kernels/cuda"
     files = sorted(f for f in folder.rglob("*") if f.suffix in (".cuh", ".cu", ".h"))
     return {str(file.relative_to(root)): file.read_text() for file in files}
 
 
 def copy_tree() -> None:
-    """Brings the copy up to date; files that are the same stay untouched, and so their objects."""
+    """Brings the copy up to date. Files that have not changed stay untouched, and so do their
+    objects.
+    """
     wanted = set()
     for name in COPIED:
         top = ROOT / name
@@ -98,7 +102,7 @@ def copy_tree() -> None:
     for file in sorted(wanted):
         target = TREE / file
         content = (ROOT / file).read_bytes()
-        if file == Path("tests/simt/CMakeLists.txt"):  # half the time to compile
+        if file == Path("tests/simt/CMakeLists.txt"):  # halves the compile time
             content = content.replace(b"-O2 -g1", b"-O1 -g1")
         if not target.is_file() or target.read_bytes() != content:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -106,19 +110,19 @@ def copy_tree() -> None:
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """A command's result."""
+    """Returns the result of a command."""
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def require(result: subprocess.CompletedProcess[str]) -> str:
-    """Its output; an error if it failed."""
+    """Returns the output of a command. Exits with an error if it failed."""
     if result.returncode:
         sys.exit(f"mutate: {' '.join(result.args)}\n{(result.stdout + result.stderr)[-4000:]}")
     return result.stdout
 
 
 def families(files: Iterable[str]) -> set[str]:
-    """The folders of kernels that some files lie in."""
+    """Returns the folders of kernels that contain some of the files."""
     parts = [Path(f).parts for f in files if f.startswith("kernels/cuda/")]
     return {p[2] for p in parts if len(p) > 3} - {"prim"}
 
@@ -139,7 +143,7 @@ class Tests:
         self.objects = self._objects()
 
     def _emulator_tests(self) -> dict[str, Any]:
-        """What CTest knows of them, by name, which is also that of the target.
+        """Returns what CTest knows of them, by name, which is also the name of the target.
 
         Before they are built they have no command.
         """
@@ -149,7 +153,7 @@ class Tests:
         return {test["name"]: test for test in tests if label in test.get("properties", [])}
 
     def _objects(self) -> dict[str, set[str]]:
-        """The files of the tree that each object of those tests was made from."""
+        """Returns the files of the tree from which each object of those tests was made."""
         objects: dict[str, set[str]] = {}
         name = ""
         for line in require(run(["ninja", "-C", str(BUILD), "-t", "deps"])).splitlines():
@@ -163,9 +167,10 @@ class Tests:
         return objects
 
     def covering(self, file: str) -> tuple[list[str], set[str]]:
-        """The tests of the kernels that a file is part of, and all files that they depend on.
+        """Returns the tests of the kernels that a file is part of, and all files that they depend
+        on.
 
-        Every test links every kernel. Those of a kernel are the tests that include something of its
+        Every test links every kernel. The tests of a kernel are those that include a file in its
         folder.
         """
 
@@ -180,17 +185,19 @@ class Tests:
         return tests, files
 
     def files_of(self, test: str) -> set[str]:
-        """All files that a test and the kernels of its folders are made from."""
+        """Returns all files from which a test and the kernels of its folders are made."""
         own = set().union(*(f for name, f in self.objects.items() if f"/{test}.dir/" in name))
         return own.union(*(f for f in self.objects.values() if families(f) & families(own)))
 
     def build(self, tests: list[str]) -> str | None:
-        """Builds them; what the compiler says if it cannot."""
+        """Builds tests. Returns the error of the compiler if it cannot."""
         result = run([*self.build_command, *tests])
         return (result.stdout + result.stderr)[-2000:] if result.returncode else None
 
     def failure(self, tests: list[str]) -> tuple[str, str] | None:
-        """The first of some tests that fails, side by side, and what it says; or that none ends."""
+        """Runs tests in parallel. Returns the first that fails, with its output, or one that does
+        not end.
+        """
         with TemporaryDirectory() as folder:
             logs = {test: Path(folder) / test for test in tests}
             running = {}
@@ -216,7 +223,7 @@ class Tests:
 
 
 def digest(files: Iterable[str]) -> str:
-    """Of the files' names and contents in the tree."""
+    """Returns a digest of the names and contents of files in the tree."""
     sha = hashlib.sha256()
     for file in sorted(files):
         sha.update(file.encode() + b"\0" + (TREE / file).read_bytes() + b"\0")
@@ -224,7 +231,7 @@ def digest(files: Iterable[str]) -> str:
 
 
 def mutate(site: Site, tests: list[str], emulator: Tests) -> dict[str, Any]:
-    """Deletes a statement and says which test notices."""
+    """Deletes a statement and returns which test fails."""
     target = TREE / site.file
     text = target.read_text()
     target.write_text(f"{text[: site.start]}(void)0;{text[site.end :]}")
@@ -241,14 +248,14 @@ def mutate(site: Site, tests: list[str], emulator: Tests) -> dict[str, Any]:
 
 
 def key_of(site: Site, emulator: Tests) -> str:
-    """A deletion in the present files."""
+    """Returns a key for a deletion in the present files."""
     return f"{site} @{site.start} {digest(emulator.covering(site.file)[1])}"
 
 
 def pending(
     sites: list[Site], known: dict[str, Any], emulator: Tests
 ) -> Iterator[tuple[Site, str, list[str]]]:
-    """Sites without a result for the present files, with their key and tests."""
+    """Yields the sites without a result for the present files, with their keys and tests."""
     for site in sites:
         key = key_of(site, emulator)
         if key not in known:
@@ -256,16 +263,23 @@ def pending(
 
 
 def describe(result: dict[str, Any]) -> str:
-    """A deletion's result in one line."""
+    """Formats the result of a deletion in one line."""
     by = f"  by {result['test']} in {result['seconds']} s" if "test" in result else ""
     return f"{result['status']:9} {result['site']}{by}"
 
 
 def main() -> int:
-    """The program; its exit status."""
+    """Runs the program. Returns its exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", default="", help="sites whose file or text contains this")
-    parser.add_argument("--jobs", type=int, default=2, help="compilations side by side")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="delete only statements whose file or text contains this",
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=2, metavar="N", help="parallel compilations (default: 2)"
+    )
     options = parser.parse_args()
     if not shutil.which("ninja"):
         sys.exit("mutate: needs ninja")
@@ -283,7 +297,7 @@ def main() -> int:
         tqdm.write(describe(known[key]))
     results = {site: known[key_of(site, emulator)] for site in sites}
 
-    # A test that failed shows something only if it passes without a deletion.
+    # A failed test counts only if it passes without a deletion.
     for test in sorted({result["test"] for result in results.values() if "test" in result}):
         key = f"{test} {digest(emulator.files_of(test))}"
         if key not in known:

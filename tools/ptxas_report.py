@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Registers and spills of the CUDA kernels, as ptxas states them.
+"""Reports the registers and spills of the CUDA kernels that ptxas prints.
 
-ptxas_report.py record nvcc ... -o x.o ...   compile, keep what ptxas -v prints in x.o.ptxas
-ptxas_report.py print FOLDER                 a table of all; exit status 1 if a kernel spills
+ptxas_report.py record nvcc ... -o x.o ...   compiles and keeps what ptxas -v prints in x.o.ptxas
+ptxas_report.py print FOLDER                 prints a table; the exit status is 1 if a kernel spills
 """
 
 import re
@@ -20,7 +20,7 @@ ENTRY = re.compile(
 
 
 def record(command: list[str]) -> int:
-    """Run the compiler; its exit status."""
+    """Runs the compiler. Returns its exit status."""
     output = Path(command[command.index("-o") + 1] + ".ptxas") if "-o" in command else None
     result = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     lines = result.stderr.splitlines(keepends=True)
@@ -32,12 +32,12 @@ def record(command: list[str]) -> int:
 
 
 def demangle(names: list[str]) -> dict[str, str]:
-    """Short readable names."""
+    """Returns short readable names."""
     try:
         result = subprocess.run(
             ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
         )
-    except OSError:  # no binutils: the mangled names must do
+    except OSError:  # without binutils, the mangled names are used
         return {name: name for name in names}
     short = []
     for line in result.stdout.splitlines():
@@ -49,18 +49,20 @@ def demangle(names: list[str]) -> dict[str, str]:
 
 
 def read(folder: Path) -> list[re.Match[str]]:
-    """What `record` kept under `folder`: a match of ENTRY for each kernel and architecture."""
+    """Returns what `record` kept under `folder`: a match of ENTRY for each kernel and
+    architecture.
+    """
     files = sorted(folder.rglob("*.ptxas"))
     return [m for file in files for m in ENTRY.finditer(file.read_text())]
 
 
 def spills(entry: re.Match[str]) -> int:
-    """Bytes of local memory that a kernel has, stores or loads."""
+    """Returns the bytes of local memory that a kernel has, stores or loads."""
     return sum(int(entry[key]) for key in ("stack", "stores", "loads"))
 
 
 def print_table(folder: Path) -> int:
-    """Print the table of what `record` kept under `folder`; the exit status."""
+    """Prints the table of what `record` kept under `folder`. Returns the exit status."""
     entries = read(folder)
     if not entries:
         print(f"no ptxas output under {folder}", file=sys.stderr)

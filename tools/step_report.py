@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of kernel_report.py about the decode step: its tables, and the gates
+"""The part of kernel_report.py about the decode step. It prints tables and checks these gates:
 
-bytes      of device memory per batch entry and head differ from the header's by at most 2%
-barriers   of a block are the header's
-wavefronts have no bank conflicts
-model      the share of memory bandwidth that the model reaches is at least the goal, at the worst
-           batch size of those that the goal is for
+bytes      Those of device memory per batch entry and head differ from the header by at most 2%.
+barriers   The number in a block is that in the header.
+wavefronts There are no bank conflicts.
+model      The share of memory bandwidth that the model reaches is at least the goal, at the worst
+           of the batch sizes for which the goal holds.
+apart, fences  The code of each kernel passes the gates of barrier_gates.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+from barrier_gates import check_apart, check_fences, fences
+from gates import Failure
+from sass import Instruction, survey
+from sass_flow import Flow
 
 Fail = Callable[[str, str, float, str], None]  # gate, where, value, limit
 Table = Callable[[str, str, list[list[object]]], None]  # title, header, rows
@@ -18,7 +26,7 @@ TIMES = ("memory_us", "latency_us", "around_us", "tail_us", "total_us")
 
 
 def check_counts(item: dict[str, Any], fail: Fail) -> None:
-    """The gates of what the SIMT emulator counted."""
+    """Checks what the SIMT emulator counted."""
     where = f"decode_step {item['dtype']} of {item['cluster']:g} blocks a head"
     counted, header = item["counted"], item["header"]
     stated = header["memory_bytes"]
@@ -32,15 +40,30 @@ def check_counts(item: dict[str, Any], fail: Fail) -> None:
 
 
 def check_goal(goal: dict[str, Any], fail: Fail) -> None:
-    """The gate of a goal."""
+    """Checks a goal."""
     if goal["share"] < goal["goal"]:
         where = f"decode_step {goal['device']} H={goal['heads']:g} B={goal['batch']:g}"
         where += ", share of bandwidth"
         fail("model", where, goal["share"], f"at least {goal['goal']:g}")
 
 
+def check_kernel(
+    architecture: str, mangled: str, body: Sequence[Instruction], limit: int
+) -> list[Failure]:
+    """Checks the code of a kernel."""
+    where = f"{mangled} sm_{architecture}"
+    found = check_fences(where, fences(body), limit)
+    return found + check_apart(where, (i.text for i in Flow(body).apart()))
+
+
+def check_code(folder: Path, limit: int) -> list[Failure]:
+    """Checks the code of all kernels in `folder`, with at most `limit` fences in each."""
+    found = survey(folder, "decode_step_kernel", partial(check_kernel, limit=limit))
+    return [failure for failures in found for failure in failures]
+
+
 def report(counts: dict[str, Any], fail: Fail, table: Table) -> None:
-    """Print the tables and report the gates that fail."""
+    """Prints the tables and reports the gates that fail."""
     rows: list[list[object]] = []
     for item in counts["decode_step"]:
         check_counts(item, fail)

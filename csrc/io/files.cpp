@@ -20,7 +20,7 @@ namespace fs = std::filesystem;
   throw std::system_error(error, std::generic_category(), path.string() + ": " + what);
 }
 
-/// The result of a system call, which is repeated if a signal interrupts it.
+/// Returns the result of a system call. Repeats the call if a signal interrupts it.
 template <class Call>
 auto retried(const Call& call) {
   auto result = call();

@@ -30,7 +30,8 @@ constexpr std::array<std::pair<const char*, at::ScalarType>, 6> kDtypes = {{{"F6
 
 constexpr const char* kSupported = "F64, F32, F16, BF16, I64 or I32";
 
-/// The value, or a c10::ValueError that says what the entry must have.
+/// Returns the value. Raises c10::ValueError, which says what the entry must have, if it is no
+/// size.
 uint64_t size_of(const Json& value, const std::string& name, const char* what) {
   TORCH_CHECK_VALUE(
       value.is_number_unsigned() && value.get<uint64_t>() <= std::numeric_limits<int64_t>::max(),
@@ -46,7 +47,7 @@ const Json& member(const Json& object, const std::string& name, const char* key,
   return *found;
 }
 
-/// Checks an entry, except for where its data begins.
+/// Reads and checks an entry, except the offset at which its data begins.
 SafetensorsEntry entry_of(const std::string& name, const Json& json) {
   const auto& dtype = member(json, name, "dtype", 0);
   TORCH_CHECK_VALUE(dtype.is_string(), name, " must have a name as its dtype, got ", dtype.dump());

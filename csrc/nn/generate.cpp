@@ -9,7 +9,7 @@
 #include <optional>
 #include <tuple>
 
-#include "nn/decoding_step.h"
+#include "nn/decode_step.h"
 
 namespace retnet::nn {
 
@@ -73,9 +73,9 @@ void check_finite(const std::vector<torch::Tensor>& largest) {
 }
 
 /// Samples one token per row, [N, 1], from logits [N, vocab] and the largest of each row [N, 1].
-torch::Tensor draw(torch::Tensor logits, const torch::Tensor& largest,
-                   const GenerateOptions& options,
-                   const std::optional<torch::Generator>& generator) {
+torch::Tensor sample(torch::Tensor logits, const torch::Tensor& largest,
+                     const GenerateOptions& options,
+                     const std::optional<torch::Generator>& generator) {
   constexpr auto kNever = -std::numeric_limits<double>::infinity();
   if (options.temperature() == 0) return logits.argmax(-1, /*keepdim=*/true);
   logits = logits.to(torch::kFloat32);
@@ -121,7 +121,7 @@ std::vector<torch::Tensor> generate(RetNetForCausalLM model,
   // CPU, or for stop tokens.
   const bool waits = device.is_cpu() || !options.stop_tokens().empty();
   std::vector<torch::Tensor> written, largest;  // `largest` holds the steps since the last check
-  std::optional<DecodingStep> step;
+  std::optional<DecodeStep> step;
   while (static_cast<int64_t>(written.size()) < options.max_new_tokens()) {
     torch::Tensor logits;
     if (step) {
@@ -138,7 +138,7 @@ std::vector<torch::Tensor> generate(RetNetForCausalLM model,
       check_finite(largest);
       largest.clear();
     }
-    written.push_back(draw(logits, peak, options, generator));
+    written.push_back(sample(logits, peak, options, generator));
     if (options.stop_tokens().empty()) continue;
     ended = ended.logical_or(torch::isin(written.back(), stops));
     if (ended.all().item<bool>()) break;

@@ -11,10 +11,10 @@
 
 namespace retnet::nn {
 
-/// The result of `record_step`: a call that repeats the step, or the reason why there is none.
+/// The result of `record_step`: a function that repeats the step, or the reason why there is none.
 struct StepGraph {
   std::function<void()> replay;
-  std::string refusal;
+  std::string unsupported_reason;
 };
 
 /// Records the launches of `step` on a CUDA device, without running them.

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Autocast. The tokens (q, k, v, x, gate) are cast to autocast's dtype; log_decay, states,
-// positions, frequencies, weights and biases are left alone: the operators accept and keep them in
-// float32 beside bfloat16 or float16 tokens. linear casts all, as torch's does.
+// What the operators do under autocast. They cast the tokens (q, k, v, x, gate) to the dtype of
+// autocast. They leave log_decay, states, positions, frequencies, weights and biases alone. These
+// may be float32 beside bfloat16 or float16 tokens. linear casts all of its arguments, as torch's
+// linear does.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
@@ -16,13 +17,14 @@
 namespace retnet::ops {
 namespace {
 
-/// x in autocast's dtype for x's device; float64 is left alone, as everywhere in autocast.
+/// Casts x to the dtype of autocast on the device of x. float64 is left alone, as everywhere in
+/// autocast.
 at::Tensor cast(const at::Tensor& x) {
   const auto device = x.device().type();
   return at::autocast::cached_cast(at::autocast::get_autocast_dtype(device), x, device);
 }
 
-/// Calls on, below autocast.
+/// While an object of this class exists, calls on the device of x skip autocast.
 struct BelowAutocast {
   explicit BelowAutocast(const at::Tensor& x)
       : guard(at::autocast::get_autocast_dispatch_key_from_device_type(x.device().type())) {}

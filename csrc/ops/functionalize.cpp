@@ -4,9 +4,9 @@
 //
 // Each such operator has a private functional form, _NAME_functional, which leaves its arguments
 // alone and returns the written tensor after the result. Functionalization takes that form and then
-// gives the argument its new value, as it does for ATen's own operators. Without these kernels torch
-// wraps the operator in `auto_functionalized_v2`, and Inductor may drop the copies around it: with
-// torch 2.11, a copy of the state taken between two steps then holds the later state.
+// gives the argument its new value, as it does for the operators of ATen. Without these kernels,
+// torch wraps the operator in `auto_functionalized_v2`, and Inductor may drop the copies around it:
+// with torch 2.11, a copy of the state taken between two steps then holds the later state.
 #include <ATen/FunctionalTensorWrapper.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/clone.h>
@@ -89,7 +89,7 @@ void run_on_copy(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   torch::jit::push(*stack, after);
 }
 
-/// _NAME_functional under autograd: it has no gradient, as NAME.
+/// _NAME_functional under autograd: like NAME, it has no gradient.
 void refuse_gradient(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const auto count = op.schema().arguments().size();
   for (size_t i = 0; i < count && at::GradMode::is_enabled(); ++i) {

@@ -14,7 +14,7 @@ namespace retnet::ops {
 
 namespace {
 
-/// weight or bias: one value for each channel, shared by the heads or not.
+/// Checks weight or bias. It has one value for each channel, or for each channel of each head.
 void check_affine(const char* op, const char* name, const std::optional<at::Tensor>& t,
                   const char* x_name, const at::Tensor& x) {
   if (!t) return;

@@ -13,7 +13,7 @@
 namespace retnet::ops {
 
 /// Normalisation of the Dv channels of each head, times the swish gate (Sun et al. 2023, Eq. 8).
-/// For each row r and head h, over the channels d:
+/// For each token n and head h, over the channels d:
 ///
 ///     "layer": normed_d = (x_d - mean(x)) / sqrt(mean((x - mean(x))^2) + eps)
 ///     "rms":   normed_d = x_d / sqrt(mean(x^2) + eps)
@@ -44,8 +44,8 @@ RETNET_API at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<
 ///
 ///     grad_x      = rsqrt(var + eps) (g - mean(g) - normed mean(g normed))     ("rms": no mean(g))
 ///     grad_gate   = grad_out (normed weight + bias) sigmoid(gate) (1 + gate (1 - sigmoid(gate)))
-///     grad_weight = sum_r grad_out s normed
-///     grad_bias   = sum_r grad_out s
+///     grad_weight = sum_n grad_out s normed
+///     grad_bias   = sum_n grad_out s
 ///
 ///   grad_out  [..., H, Dv]  x's dtype, any strides
 ///

@@ -32,15 +32,17 @@ namespace retnet::ops {
 RETNET_API at::Tensor linear(const at::Tensor& x, const at::Tensor& weight,
                              const std::optional<at::Tensor>& bias = std::nullopt);
 
-/// Whether `linear` computes this call by a faster product than torch's. Modules ask this, and call
-/// torch's linear if the answer is no: it accepts more kinds of tensors, and users know its errors.
+/// Returns whether `linear` computes this call by a faster product than torch's. If it does not,
+/// modules call torch's linear, which accepts more kinds of tensors and whose errors users know.
 ///
-/// `needs_gradient`: x, weight or bias may need one, which the kernel for a few rows does not give.
+/// `needs_gradient` says that x, weight or bias may need a gradient. The kernel for a few rows does
+/// not give one.
 RETNET_API bool has_faster_linear(const at::Tensor& x, const at::Tensor& weight,
                                   bool needs_gradient);
 
-/// The most rows x that the kernel for a few rows takes. Code that is traced compares them itself:
-/// its sizes may be symbols, for which `has_faster_linear` answers no.
+/// Returns the largest number of rows of x that the kernel for a few rows supports. Code that is
+/// traced compares it itself, because its sizes may be symbols. For symbols, `has_faster_linear`
+/// returns false.
 RETNET_API int64_t linear_few_rows();
 
 /// Checks shapes, dtypes and devices. Every implementation calls it first.

@@ -27,7 +27,7 @@ namespace retnet::ops {
 ///   frequencies   [Dk/2]           as in `rotary`
 ///   weight, bias  [Dv] or [H, Dv]  as in `gated_group_norm`, with eps and norm
 ///
-/// Returns out [B, H, Dv] of q's dtype, contiguous. The rows that slots skip are 0.
+/// Returns out [B, H, Dv] of q's dtype, contiguous. The batch entries that slots skip are 0.
 ///
 /// The operator is not differentiable. It raises if grad mode is on and an input requires grad. It
 /// increments the version of state.

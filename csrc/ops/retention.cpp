@@ -15,7 +15,7 @@ namespace retnet::ops {
 
 namespace {
 
-/// The number of sequences: rows of the batch, or of a packed batch.
+/// Returns the number of sequences: the size of the batch, or the number of packed sequences.
 c10::SymInt num_sequences(const at::Tensor& q, const std::optional<at::Tensor>& cu_seqlens) {
   return cu_seqlens ? cu_seqlens->sym_size(0) - 1 : q.sym_size(0);
 }

@@ -30,7 +30,7 @@ RetentionPlan retention_plan(const at::Tensor& q, const at::Tensor& k, const at:
 
 namespace {
 
-/// Of every device without kernels; ops/cuda has that of CUDA.
+/// The plan of every device without kernels. ops/cpu and ops/cuda have plans of their own.
 RetentionPlanTuple retention_plan_composite(const at::Tensor& q, const at::Tensor& k,
                                             const at::Tensor& v, const at::Tensor& log_decay,
                                             const std::optional<at::Tensor>& initial_state,

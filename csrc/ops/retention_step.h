@@ -10,7 +10,7 @@
 namespace retnet::ops {
 
 /// One token of the recurrent form of retention (Sun et al. 2023, Eq. 6). It updates the state in
-/// place. For each row b and head h, with gamma = exp(log_decay[h]):
+/// place. For each batch entry b and head h, with gamma = exp(log_decay[h]):
 ///
 ///     state <- gamma state + k^T v
 ///     out    = scale q state
@@ -22,10 +22,10 @@ namespace retnet::ops {
 ///   state      [B, H, Dk, Dv]  float32 (float64 if q is float64), any strides. It must not overlap
 ///                              itself or share memory with an input. [S, H, Dk, Dv] with slots
 ///   scale      factor of q.k; absent = Dk^-0.5
-///   slots      [B]             int32. Row b uses state[slots[b]]. A negative slot skips the row: its
-///                              output is 0, and no state changes. The slots must be distinct and
-///                              below S. The CPU raises if they are not. Other devices do not read
-///                              them on the host, so the result there is undefined
+///   slots      [B]             int32. Batch entry b uses state[slots[b]]. A negative slot skips the
+///                              entry: its output is 0, and no state changes. The slots must be
+///                              distinct and below S. The CPU raises if they are not. Other devices
+///                              do not read them on the host, so the result there is undefined
 ///
 /// Returns out [B, H, Dv] of q's dtype, contiguous. It is computed in the state's dtype and rounded
 /// to q's dtype once.

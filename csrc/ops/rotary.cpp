@@ -14,7 +14,7 @@ namespace retnet::ops {
 
 namespace {
 
-/// `x`, the argument called `name`, can be turned by these positions and frequencies.
+/// Checks that `x`, the argument called `name`, can be rotated by these positions and frequencies.
 void check_rotation(const char* op, const char* name, const at::Tensor& x,
                     const at::Tensor& positions, const at::Tensor& frequencies,
                     std::string_view style) {

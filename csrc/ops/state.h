@@ -27,7 +27,7 @@ inline void check_slots(const char* op, const at::Tensor& slots, const at::Tenso
   if (!slots.device().is_cpu()) return;
   const auto values = slots.contiguous();
   const auto* slot = values.const_data_ptr<int32_t>();
-  std::vector<std::pair<int32_t, int64_t>> used;  // slot, row of the batch
+  std::vector<std::pair<int32_t, int64_t>> used;  // slot, batch entry
   for (int64_t b = 0; b < values.numel(); ++b) {
     TORCH_CHECK(slot[b] < num_slots, op, ": slots must be below S = ", num_slots, ", got ", slot[b],
                 " in row ", b);

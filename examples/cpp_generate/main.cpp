@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// cpp_generate FOLDER PROMPT [--max_new_tokens N]: continues a text with the model of bytes in
-// FOLDER, by the likeliest byte each time.
+// cpp_generate FOLDER PROMPT [--max_new_tokens N]: continues a text with the byte-level model in
+// FOLDER. It takes the most likely byte each time.
 #include <retnet/io/checkpoint.h>
 #include <retnet/nn/generate.h>
 #include <torch/cuda.h>

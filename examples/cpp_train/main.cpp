@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// cpp_train FOLDER TEXTFILE: trains the model of bytes in FOLDER, or a new one of the preset "tiny",
-// for a few steps on a text, and saves it there: `retnet generate FOLDER` reads it.
+// cpp_train FOLDER TEXTFILE: trains the byte-level model in FOLDER, or a new one of the preset
+// "tiny", for a few steps on a text, and saves it there. `retnet generate FOLDER` reads it.
 #include <retnet/io/checkpoint.h>
 #include <torch/cuda.h>
 #include <torch/optim/adamw.h>
@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 constexpr int64_t kSteps = 20, kBatch = 8, kLength = 128;
 
-/// The bytes of a file, [N] uint8.
+/// Returns the bytes of a file, [N] uint8.
 torch::Tensor read_bytes(const fs::path& path) {
   std::ifstream file(path, std::ios::binary);
   TORCH_CHECK_VALUE(file, path.string(), ": cannot be read");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The kernels as tables of functions: all that the code above the kernels sees of an instruction
-// set.
+// The kernels as tables of functions. The code above the kernels sees nothing else of an
+// instruction set.
 #pragma once
 
 #include <cstddef>
@@ -15,9 +15,9 @@
 
 namespace retnet::kernels::cpu {
 
-/// The kernels for one dtype on one instruction set. Each writes every element of what is asked
-/// for. A retention kernel works in `workspace`, whose size in bytes the function before it
-/// returns.
+/// The kernels for one dtype on one instruction set. Each kernel writes every element of the
+/// results that are asked for. A retention kernel works in `workspace`, whose size in bytes the
+/// function before it returns.
 struct KernelTable {
   size_t (*retention_forward_workspace_bytes)(const RetentionForwardParams&);
   void (*retention_forward)(const RetentionForwardParams&, void* workspace);
@@ -27,7 +27,8 @@ struct KernelTable {
   void (*gated_norm_grad)(const GatedNormGradParams&);
   void (*rotary)(const RotaryParams&);
   double (*cross_entropy)(const CrossEntropyParams&);
-  /// Convert a dense row [channels] of the kernels' dtype to floats, and floats, rounded, to a row.
+  /// to_floats converts a dense row [channels] of the dtype to floats. from_floats rounds floats to
+  /// such a row.
   void (*to_floats)(const void* row, int64_t channels, float* floats);
   void (*from_floats)(const float* floats, int64_t channels, void* row);
 };
@@ -41,8 +42,8 @@ struct InstructionSet {
   void (*decode_step)(const DecodeStepParams&);
   void (*pack_linear_token)(const LinearTokenParams&);
   void (*linear)(const LinearParams&);
-  /// Multiply and add between registers, floats or what the bfloat16 kernels multiply,
-  /// `repetitions` times; *sink keeps the sums. Return the number of floating-point operations.
+  /// These multiply and add between registers `repetitions` times, floats or what the bfloat16
+  /// kernels multiply. *sink keeps the sums. They return the number of floating-point operations.
   double (*peak_float32)(int64_t repetitions, float* sink);
   double (*peak_bfloat16)(int64_t repetitions, float* sink);
 };

@@ -5,7 +5,7 @@
 
 namespace retnet::kernels::cpu {
 
-/// An element of a 16-bit tensor as its bits.
+/// An element of a 16-bit tensor, held as its bits.
 struct BFloat16 {
   uint16_t bits;
 };

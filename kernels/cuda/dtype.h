@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Element types as the kernels' callers name them: no CUDA and no torch header needed.
+// Element types as the callers of kernels name them. This file needs no header of CUDA or torch.
 #pragma once
 
 namespace retnet::kernels::cuda {

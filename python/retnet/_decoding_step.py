@@ -23,8 +23,8 @@ _KNOWN = ("torch.nn.modules.", "retnet.nn.", "retnet.cpp")
 _logger = logging.getLogger(__name__)
 
 
-class DecodingStep:
-    """Reads one token of each row and returns the logits of the next token.
+class DecodeStep:
+    """Reads one token of each sequence and returns the logits of the next token.
 
     Tokens, state and logits stay in the same memory at every step. On CUDA, the steps after the
     first `WARM_UP` can therefore replay a CUDA graph of the whole model, which takes one launch
@@ -65,7 +65,7 @@ class DecodingStep:
     def _record(self) -> None:
         self._until_record = -1
         device = self._ids.device
-        reason = graph_refusal(self._model, device)
+        reason = graph_unsupported_reason(self._model, device)
         if reason is None:
             try:
                 self._replay = record(self._step, device)
@@ -105,7 +105,7 @@ def record(step: Callable[[], None], device: torch.device) -> Callable[[], None]
     return graph.replay
 
 
-def graph_refusal(model: nn.Module, device: torch.device) -> str | None:
+def graph_unsupported_reason(model: nn.Module, device: torch.device) -> str | None:
     """Returns why a step of the model cannot be recorded, or None if no reason is known yet.
 
     A graph repeats kernels and not Python. Unknown code may do something else at each step, or

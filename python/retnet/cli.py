@@ -101,27 +101,52 @@ def _parser() -> argparse.ArgumentParser:
     }
     train_command.add_options(parsers["train"])
     for name in ("generate", "eval"):
-        parsers[name].add_argument("folder", type=Path, help="checkpoint that train wrote")
-        parsers[name].add_argument(
-            "--device", default="", help="such as cuda:1 (default: a GPU if there is one)"
+        add = parsers[name].add_argument
+        add("folder", metavar="FOLDER", type=Path, help="checkpoint that train wrote")
+        add(
+            "--device",
+            default="",
+            metavar="DEVICE",
+            help="such as cuda:1 (default: a GPU if there is one)",
         )
-        parsers[name].add_argument(
+        add(
             "--tokenizer",
             default="",
+            metavar="FILE",
             help=f"tokenizer file (default: {TOKENIZER} in FOLDER, else bytes)",
         )
     add = parsers["generate"].add_argument
-    add("--prompt", required=True, help="text to continue")
-    add("--max_new_tokens", type=int, default=256, help="number of tokens to write (default 256)")
-    add("--temperature", type=float, default=1.0, help="0 takes the most likely token (default 1)")
-    add("--top_k", type=int, help="sample only from the k most likely tokens")
+    add("--prompt", required=True, metavar="TEXT", help="text to continue")
     add(
-        "--top_p", type=float, help="sample only from the most likely tokens of total probability p"
+        "--max_new_tokens",
+        type=int,
+        default=256,
+        metavar="INT",
+        help="number of tokens to generate (default: 256)",
     )
-    add("--seed", type=int, help="makes the text repeatable")
+    add(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="FLOAT",
+        help="divides the logits; 0 takes the most likely token (default: 1)",
+    )
+    add("--top_k", type=int, metavar="INT", help="sample only from the k most likely tokens")
+    add(
+        "--top_p",
+        type=float,
+        metavar="FLOAT",
+        help="sample only from the most likely tokens whose probabilities add up to p",
+    )
+    add("--seed", type=int, metavar="INT", help="makes the text repeatable")
     add = parsers["eval"].add_argument
-    add("files", nargs="+", help="files and folders to read")
-    add("--window", type=int, help="read windows of this many tokens instead of carrying the state")
+    add("files", metavar="PATH", nargs="+", help="files and folders to read")
+    add(
+        "--window",
+        type=int,
+        metavar="INT",
+        help="read windows of this many tokens instead of carrying the state",
+    )
     _convert_options(parsers["convert"])
     runs = {
         "train": train_command.run,
@@ -147,19 +172,33 @@ def _convert_options(parser: argparse.ArgumentParser) -> None:
         help="file of torchscale, or folder of flash-linear-attention",
     )
     add("target", metavar="TARGET", type=Path, help="folder to write")
-    add("--activation", help="activation of the feed-forward network: gelu or swish")
-    add("--norm_eps", type=float, help="eps of the block norms")
-    add("--group_norm_eps", type=float, help="eps of the head norm")
-    add("--embed_scale", type=float, help="factor that multiplies the embeddings")
-    add("--residual_scale", type=float, help="factor that multiplies the residual branch")
-    add("--num_heads", type=int, help="number of heads")
+    add(
+        "--activation",
+        metavar="NAME",
+        help="activation of the feed-forward network: gelu or swish",
+    )
+    add("--norm_eps", type=float, metavar="FLOAT", help="eps of the block norms")
+    add("--group_norm_eps", type=float, metavar="FLOAT", help="eps of the head norm")
+    add(
+        "--embed_scale",
+        type=float,
+        metavar="FLOAT",
+        help="factor that multiplies the embeddings",
+    )
+    add(
+        "--residual_scale",
+        type=float,
+        metavar="FLOAT",
+        help="factor that multiplies the residual branch",
+    )
+    add("--num_heads", type=int, metavar="INT", help="number of heads")
 
 
 def _generate(options: argparse.Namespace) -> int:
     model, tokenizer = _load(options)
     prompt = tokenizer.encode_prompt(options.prompt)
     if not prompt:
-        raise ValueError("prompt must hold a token or more, got none")
+        raise ValueError("prompt must hold at least one token, got none")
     ids = torch.tensor([prompt], device=model.embed_tokens.weight.device)
     if max(prompt) >= model.config.vocab_size:
         raise ValueError(

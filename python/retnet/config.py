@@ -54,7 +54,7 @@ class RetNetConfig:
         decay: gamma of each head. "power2" gives 1 - 2^(-5-h) (Eq. 8). "linspace" gives
             1 - exp(linspace(ln 1/32, ln 1/512, H)) (section 3.1). A list gives H values of
             ln gamma, finite and <= 0.
-        learnable_decay: ln gamma starts at these values and is learned, by the parameter
+        learnable_decay: learn ln gamma, which starts at these values. The parameter is
             `log_decay_raw` of `retnet.nn.MultiScaleRetention`.
         rotary_style: the channels that rotate together. They are (2i, 2i+1) for "interleaved" and
             (i, i + K/2) for "half".
@@ -62,17 +62,19 @@ class RetNetConfig:
             torchscale. "rope" gives 10000^(-2i/K). A list gives K/2 finite values.
         decay_norm: multiply q_t by n_t^(-1/2), where n_t = sum_{i<=t} gamma^i. This is the
             D / sqrt(sum D) of section 2.2, "Retention Score Normalization".
-        group_norm: the normalisation of each head's output, "layer" or "rms".
-        group_norm_eps: added to the variance in that normalisation.
-        group_norm_affine: that normalisation has a weight [V], and a bias [V] if it is "layer". The
+        group_norm: kind of the head norm, which normalises the output of each head: "layer" or
+            "rms".
+        group_norm_eps: added to the variance in the head norm.
+        group_norm_affine: the head norm has a weight [V], and a bias [V] if it is "layer". The
             heads share them.
-        norm: the normalisation everywhere else, "layer" or "rms".
-        norm_eps: added to the variance in that normalisation.
+        norm: kind of all other norms, "layer" or "rms".
+        norm_eps: added to the variance in all other norms.
         pre_norm: normalise the input of each block (Eq. 9), and once more after all layers. If it
             is false, normalise after each residual sum.
-        ffn_gated: down(act(gate x) * (up x)) instead of down(act(up x)), which the paper uses.
+        ffn_gated: the feed-forward network is down(act(gate x) * (up x)). If it is false, the
+            network is down(act(up x)), as in the paper.
         ffn_inner_norm: normalise the F inner activations before down (torchscale calls it subln).
-        activation: act, "gelu" (exact) or "swish".
+        activation: the function act of the feed-forward network, "gelu" (exact) or "swish".
         bias: the matrices of retention and of the feed-forward network have biases.
         residual_scale: factor on the residual branch (DeepNet calls it alpha).
         embed_scale: factor on the embeddings.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from retnet._decoding_step import DecodingStep
+from retnet._decoding_step import DecodeStep
 from retnet.nn import RetNetForCausalLM
 
 __all__ = ["generate", "stream"]
@@ -160,11 +160,11 @@ def stream(
     largest: list[Tensor] = []  # since the last check
 
     ids, bounds = _block(prompts)
-    step: DecodingStep | None = None
+    step: DecodeStep | None = None
     for count in range(max_new_tokens):
         if step is None:
             logits, _, state = model(ids, cu_seqlens=bounds, last_only=True)
-            step = DecodingStep(model, state)
+            step = DecodeStep(model, state)
         else:
             logits = step(ids)
         logits = logits.view(len(prompts), -1)

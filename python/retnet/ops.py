@@ -193,7 +193,7 @@ def retention_step(
 ) -> Tensor:
     r"""One token of the recurrent form of :func:`retention` (Sun et al. 2023, Eq. 6).
 
-    It updates the state in place. For each row and head, with :math:`\gamma = e^g` and
+    It updates the state in place. For each batch entry and head, with :math:`\gamma = e^g` and
     g = ``log_decay[h]``,
 
     .. math::
@@ -209,10 +209,10 @@ def retention_step(
             float64. It may have any strides, but it must not overlap itself or share memory with
             an input. It is overwritten.
         scale: factor of q.k, by default ``Dk ** -0.5``.
-        slots: ``[B]`` int32. Row b uses ``state[slots[b]]``. A negative slot skips the row: its
-            output is 0, and no state changes. The slots must be distinct and below S. The CPU
-            raises if they are not. Other devices do not read them on the host, so the behaviour
-            there is undefined.
+        slots: ``[B]`` int32. Batch entry b uses ``state[slots[b]]``. A negative slot skips the
+            entry: its output is 0, and no state changes. The slots must be distinct and below S.
+            The CPU raises if they are not. Other devices do not read them on the host, so the
+            behaviour there is undefined.
 
     Returns:
         ``out [B, H, Dv]`` of q's dtype.
@@ -423,7 +423,7 @@ def multi_scale_retention_step(
         slots: ``[B]`` int32, see :func:`retention_step`.
 
     Returns:
-        ``out [B, H, Dv]`` of q's dtype. The rows that slots skip are 0.
+        ``out [B, H, Dv]`` of q's dtype. The batch entries that slots skip are 0.
 
     Raises:
         RuntimeError: for the same reasons as the three operators, or an input requires grad while

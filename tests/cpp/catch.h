@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the tests use of Catch2, from version 2 (Debian 12) or 3.
+// The parts of Catch2 that the tests use, from version 2 (Debian 12) or 3.
 #pragma once
 
 #if __has_include(<catch2/catch_test_macros.hpp>)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Checkpoints and states: what comes back, what is refused, what a failed write leaves.
+// Checkpoints and states: what is read back, what is refused, and what a failed write leaves.
 #include <retnet/io/checkpoint.h>
 #include <retnet/io/safetensors.h>
 #include <retnet/io/state.h>
@@ -87,7 +87,7 @@ TEST_CASE("checkpoint: a bad one is refused, and the file named") {
   write_safetensors(weights, tensors);
   const auto integers = read(weights);
   for (const std::string name : {"I64", "I8", "U8", "BOOL", "C64", "F8_E4M3", "F4"}) {
-    // The same file, whose header gives that name.
+    // The same file with that name in its header.
     size_t length = 0;
     for (size_t i = 8; i-- > 0;) length = length << 8 | static_cast<unsigned char>(integers[i]);
     const auto header = replaced(integers.substr(8, length), R"("norm.weight":{"dtype":"I64")",
@@ -162,7 +162,7 @@ TEST_CASE("checkpoint: the decay of older versions is converted") {
         } else {
           const double reference = decay[h] == 0 ? -0x1p-10 : static_cast<float>(decay[h]);
           const double exact = std::clamp(std::log(want / reference), -79.5, 79.5);
-          CHECK(raw[h].item<float>() == static_cast<float>(exact));  // never an end
+          CHECK(raw[h].item<float>() == static_cast<float>(exact));  // never an end of the range
           CHECK((size == 79.5 || std::abs(found / want - 1) < 0x1p-23 * (1 + size)));
         }
       }
@@ -207,7 +207,7 @@ TEST_CASE("checkpoint: what else a folder holds is not overwritten") {
             ": holds a checkpoint of another configuration (norm differs); save "
             "elsewhere or remove it first");
   CHECK(same_parameters(load(folder.path), model));
-  fs::remove(weights);  // as a first save that was cut short
+  fs::remove(weights);  // as an interrupted first save leaves it
   save(folder.path, other);
   CHECK(same_parameters(load(folder.path), other));
   write(config, "{\"model_type\": \"other\"}");

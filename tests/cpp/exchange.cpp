@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // retnet_exchange FOLDER...: reads a checkpoint, a decoding state and tokens that Python wrote to
-// each folder, and writes FOLDER/cpp: what C++ makes of them, and its own checkpoint and state.
-// test_cpp_io.py compares.
+// each folder. It writes its results, its own checkpoint and its own state to FOLDER/cpp.
+// test_cpp_io.py compares them.
 #include <retnet/io/checkpoint.h>
 #include <retnet/io/safetensors.h>
 #include <retnet/io/state.h>

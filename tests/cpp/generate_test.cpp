@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Writing text in C++: greedy, drawn, stopped, from prompts of unequal length.
+// Generating text in C++: greedy, sampled, stopped, and from prompts of unequal length.
 #include <ATen/autocast_mode.h>
-#include <retnet/nn/decoding_step.h>
+#include <retnet/nn/decode_step.h>
 #include <retnet/nn/generate.h>
 
 #include <algorithm>
@@ -27,7 +27,7 @@ bool equal(const std::vector<torch::Tensor>& a, const std::vector<torch::Tensor>
   });
 }
 
-/// Place of each written token among all, by the logits of the whole text: 0 is the likeliest.
+/// Returns the rank of each new token by the logits of the whole text; 0 is the most likely.
 torch::Tensor ranks(RetNetForCausalLM model, const torch::Tensor& text, int64_t prompt) {
   const auto order = model(text.unsqueeze(0)).logits[0].argsort(-1, /*descending=*/true);
   return order.argsort(-1, /*descending=*/false)
@@ -49,7 +49,7 @@ TEST_CASE("generate: greedy text is the argmax of the whole, for prompts of uneq
     CHECK(texts[row].size(0) == length + 12);
     CHECK(torch::equal(texts[row].slice(0, 0, length), start[row]));
     CHECK(!ranks(model, texts[row], length).any().item<bool>());
-    // Alone, and with prompts of its own length, it is the same text.
+    // A prompt gives the same text alone and with prompts of its length.
     CHECK(equal(generate(model, {start[row]}, greedy(12)), {texts[row]}));
     CHECK(equal(generate(model, {start[row], start[row]}, greedy(12)), {texts[row], texts[row]}));
   }
@@ -60,16 +60,16 @@ TEST_CASE("generate: greedy text is the argmax of the whole, for prompts of uneq
 TEST_CASE("generate: a seed repeats and matters, and leaves torch's generator alone") {
   auto model = random_model(small_options());
   const auto start = prompts();
-  const auto draw = [&](uint64_t seed) {
+  const auto sample = [&](uint64_t seed) {
     return generate(model, start, GenerateOptions(30).seed(seed));
   };
-  const auto first = draw(1);
+  const auto first = sample(1);
   torch::manual_seed(5);
   const auto expected = torch::rand({3});
   torch::manual_seed(5);
-  CHECK(equal(draw(1), first));
+  CHECK(equal(sample(1), first));
   CHECK(torch::equal(torch::rand({3}), expected));
-  CHECK(!equal(draw(2), first));
+  CHECK(!equal(sample(2), first));
   torch::manual_seed(1);
   const auto global = generate(model, start, GenerateOptions(30));
   torch::manual_seed(1);
@@ -83,21 +83,21 @@ TEST_CASE("generate: top_k, top_p and temperature") {
   CHECK(equal(generate(model, start, GenerateOptions(10).top_k(1).seed(0)), likeliest));
   CHECK(equal(generate(model, start, GenerateOptions(10).top_p(1e-9).seed(0)), likeliest));
   CHECK(equal(generate(model, start, GenerateOptions(10).temperature(1e-4).seed(0)), likeliest));
-  // Nothing is taken away by these.
+  // These values exclude no token.
   const auto all = generate(model, start, GenerateOptions(30).seed(3));
   CHECK(equal(generate(model, start, GenerateOptions(30).seed(3).top_k(13).top_p(1)), all));
 
   const auto some = generate(model, start, GenerateOptions(60).temperature(3).top_k(3).seed(0))[0];
   CHECK(ranks(model, some, 4).max().item<int64_t>() == 2);
 
-  // Each token is among the fewest whose probabilities reach p: those before it do not.
+  // Each token is in the smallest set whose probabilities reach p. The tokens before it do not.
   const double p = 0.7;
   const auto text = generate(model, start, GenerateOptions(60).temperature(2).top_p(p).seed(0))[0];
   const auto probability = (model(text.unsqueeze(0)).logits[0].slice(0, 3, -1) / 2).softmax(-1);
   const auto own = probability.gather(-1, text.slice(0, 4).unsqueeze(-1));
   const auto before = (probability * (probability > own)).sum(-1);
   CHECK(before.max().item<double>() < p);
-  CHECK(before.max().item<double>() > p / 2);  // and not the likeliest only
+  CHECK(before.max().item<double>() > p / 2);  // and not only the most likely ones
 }
 
 TEST_CASE("generate: a text ends with its first stop token") {
@@ -123,7 +123,7 @@ TEST_CASE("generate: the steps' logits are those of plain calls, in the same mem
   const torch::NoGradGuard no_grad;
   const auto prompt = random_ids(2, 5), tokens = random_ids(2, 6);
   auto state = model(prompt).state;
-  retnet::nn::DecodingStep step(model, state.fork());
+  retnet::nn::DecodeStep step(model, state.fork());
   for (int64_t t = 0; t < 6; ++t) {
     const auto ids = tokens.slice(1, t, t + 1);
     const auto output = model->forward(ids, state);
@@ -134,15 +134,16 @@ TEST_CASE("generate: the steps' logits are those of plain calls, in the same mem
 
 TEST_CASE("generate: why a step is not recorded as a graph") {
   auto model = random_model(small_options());
-  using retnet::nn::graph_refusal;
-  CHECK(graph_refusal(model, torch::kCPU).empty());
-  CHECK(graph_refusal(model, torch::kMeta) == "embed_tokens.weight is on cpu, the prompts on meta");
+  using retnet::nn::graph_unsupported_reason;
+  CHECK(graph_unsupported_reason(model, torch::kCPU).empty());
+  CHECK(graph_unsupported_reason(model, torch::kMeta) ==
+        "embed_tokens.weight is on cpu, the prompts on meta");
   at::autocast::set_autocast_enabled(torch::kCPU, true);
-  CHECK_THAT(graph_refusal(model, torch::kCPU), ContainsSubstring("autocast is on"));
+  CHECK_THAT(graph_unsupported_reason(model, torch::kCPU), ContainsSubstring("autocast is on"));
   at::autocast::set_autocast_enabled(torch::kCPU, false);
 }
 
-TEST_CASE("generate: logits that are not finite are an error, greedy or drawn") {
+TEST_CASE("generate: logits that are not finite are an error, greedy or sampled") {
   const torch::NoGradGuard no_grad;
   const std::vector<torch::Tensor> start = {torch::tensor({1, 2, 3}), torch::tensor({4, 2, 3})};
   const std::vector<GenerateOptions> ways = {greedy(3), GenerateOptions(3).seed(0),
@@ -153,7 +154,7 @@ TEST_CASE("generate: logits that are not finite are an error, greedy or drawn") 
     weights->named_parameters()["norm.weight"].select(0, 0).fill_(std::nan(""));
     CHECK_THROWS_WITH(generate(weights, start, options),
                       ContainsSubstring("generate: logits must be finite, got nan for prompt 0"));
-    // A token that the second prompt alone holds.
+    // Only the second prompt contains this token.
     auto one_token = random_model(small_options());
     one_token->named_parameters()["embed_tokens.weight"].select(0, 4).fill_(std::nan(""));
     CHECK_THROWS_WITH(generate(one_token, start, options),

@@ -26,8 +26,8 @@ namespace fs = std::filesystem;
 using retnet::io::SafetensorsFile;
 using retnet::io::write_safetensors;
 
-/// A folder that is gone at the end of a test. std::filesystem's own walks over folders crash beside
-/// torch's wheels, which export a part of another libstdc++.
+/// A folder that is removed at the end of a test. The walks of std::filesystem over folders crash
+/// with torch's wheels, which export a part of another libstdc++.
 class Folder {
  public:
   Folder() {
@@ -42,7 +42,7 @@ class Folder {
   fs::path path;
 };
 
-/// No file may grow beyond `bytes` while one lives: write(2) fails as on a full disk.
+/// While an object lives, no file may grow beyond `bytes`: write(2) fails as on a full disk.
 class FullDisk {
  public:
   explicit FullDisk(rlim_t bytes) {
@@ -71,14 +71,14 @@ inline std::string replaced(std::string text, const std::string& from, const std
   return text.replace(text.find(from), from.size(), to);
 }
 
-/// A safetensors file with that header and so many bytes of data.
+/// Makes a safetensors file with that header and so many bytes of data.
 inline std::string file_of(const std::string& header, size_t data) {
   std::string length(8, '\0');
   for (size_t i = 0; i < 8; ++i) length[i] = static_cast<char>(header.size() >> (8 * i));
   return length + header + std::string(data, 'x');
 }
 
-/// What a call that must fail says.
+/// Returns the error message of a call that must fail.
 template <class Error>
 std::string message(const std::function<void()>& call) {
   try {

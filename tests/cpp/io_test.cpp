@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Files of tensors and options: what comes back, what is refused.
+// Files of tensors and options: what is read back, and what is refused.
 #include <retnet/io/config.h>
 #include <retnet/io/safetensors.h>
 

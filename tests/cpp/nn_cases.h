@@ -26,8 +26,10 @@ inline RetNetOptions small_options() {
 struct Variant {
   std::string name;
   std::function<void(RetNetOptions&)> change;
-  std::vector<std::string> more = {};   // keys beyond the paper's model, and
-  std::vector<std::string> fewer = {};  // those that it lacks; of layer 0 for every layer
+  // Keys that the model has and that of the paper has not, and the reverse. Those of layer 0 stand for
+  // every layer.
+  std::vector<std::string> more = {};
+  std::vector<std::string> fewer = {};
 
   RetNetOptions options() const {
     auto options = small_options();
@@ -80,7 +82,7 @@ inline const std::vector<Variant>& variants() {
   return all;
 }
 
-/// A float64 model whose weights, norms included, are random and of a size that matters.
+/// Makes a float64 model with random weights, norms included, that are large enough to matter.
 inline RetNetForCausalLM random_model(const RetNetOptions& options) {
   torch::manual_seed(0);
   RetNetForCausalLM model(options, torch::kFloat64);

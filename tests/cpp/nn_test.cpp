@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The modules in C++: options, keys, forms, decoding, copies. Their numbers are held against the
-// Python modules, and so against the paper's definitions, by tests/python/cpp/test_cpp.py.
+// The modules in C++: options, keys, forms, decoding, copies. tests/python/cpp/test_cpp.py compares
+// their numbers with the Python modules, and so with the definitions of the paper.
 #include <ATen/autocast_mode.h>
 #include <c10/util/Exception.h>
 #include <retnet/nn/linear_cross_entropy.h>
@@ -357,7 +357,7 @@ TEST_CASE("decay: every value of the parameter gives an ln gamma in its range") 
   const double inf = std::numeric_limits<double>::infinity();
   const std::vector<double> raws = {0, 1.5, -3, 79.5, -79.5, 80, -80, 1e30, -1e30, inf, -inf};
   const auto heads = static_cast<int64_t>(raws.size());
-  // The reference of a gamma of 1 is -2^-10, that of one of 0 (as a float) -1.
+  // If gamma is 1, the reference is -2^-10. If it is 0 (as a float), the reference is -1.
   const std::vector<std::pair<double, double>> cases = {{-0.03, -0.03},      {0, -0x1p-10},
                                                         {-1e38, -1e38},      {-1e-38, -1e-38},
                                                         {-1e-45, -0x1p-149}, {-1e308, -1}};
@@ -374,7 +374,7 @@ TEST_CASE("decay: every value of the parameter gives an ln gamma in its range") 
       layer->log_decay_raw.copy_(torch::tensor(raws, torch::kFloat64));
     }
     const auto value = layer->log_decay();
-    // Where gamma is 0 the operator's gradient is 0. 0.3 times the least float would be 0.
+    // If gamma is 0, the gradient of the operator is 0. 0.3 times the smallest float would be 0.
     (torch::where(value == -inf, torch::zeros_like(value), value) * 0.3).sum().backward();
     const auto grad = layer->log_decay_raw.grad();
     for (int64_t h = 0; h < heads; ++h) {
@@ -421,7 +421,7 @@ TEST_CASE("decay: no step of an optimizer leaves the range") {
       }
     }
     REQUIRE(raws.size() == 2);
-    CHECK(torch::equal(model(ids).logits, fixed(ids).logits));  // bit by bit at the start
+    CHECK(torch::equal(model(ids).logits, fixed(ids).logits));  // equal bit by bit at the start
     for (int step = 0; step < 6; ++step) {
       model->zero_grad();
       model(ids, std::nullopt, std::nullopt, ids).loss->backward();
@@ -444,7 +444,7 @@ TEST_CASE("decay: constants of a module made in inference mode can be trained wi
     made =
         std::make_shared<retnet::nn::RetNetForCausalLMImpl>(small_options().learnable_decay(true));
   }
-  // A clone's parameters are ordinary ones; it shares the constants.
+  // The parameters of a clone are ordinary parameters. The clone shares the constants.
   auto model = std::dynamic_pointer_cast<retnet::nn::RetNetForCausalLMImpl>(made->clone());
   const auto ids = random_ids(2, 9);
   model->forward(ids, std::nullopt, std::nullopt, ids).loss->backward();
@@ -453,7 +453,7 @@ TEST_CASE("decay: constants of a module made in inference mode can be trained wi
 
 TEST_CASE("linear_cross_entropy of any head, or of one whose logits may be overwritten") {
   torch::manual_seed(1);
-  // Two chunks: vocab_size only says how long one may be.
+  // There are two chunks. vocab_size only limits the length of a chunk.
   const auto hidden = torch::randn({1, 1026, 3}, torch::kFloat64).requires_grad_();
   const auto weight = torch::randn({5, 3}, torch::kFloat64).requires_grad_();
   const auto bias = torch::randn({5}, torch::kFloat64).requires_grad_();
@@ -462,7 +462,7 @@ TEST_CASE("linear_cross_entropy of any head, or of one whose logits may be overw
   for (const bool overwrite : {false, true}) {
     const auto head = [&](const torch::Tensor& x, const std::vector<torch::Tensor>& p) {
       const auto logits = torch::linear(x, p[0], p[1]);
-      return overwrite ? logits : logits.sigmoid();  // which keeps its output
+      return overwrite ? logits : logits.sigmoid();  // sigmoid keeps its output
     };
     const auto expected = torch::cross_entropy_loss(head(hidden, {weight, bias}).flatten(0, 1),
                                                     targets.flatten(), {});
@@ -552,7 +552,7 @@ TEST_CASE("linear_cross_entropy: the hooks of leaves and others run once, on the
   const auto head = [](const torch::Tensor& x, const std::vector<torch::Tensor>& p) {
     return torch::linear(x, p[0], p[1]);
   };
-  // What the hooks see and what they leave: of all logits at once, then in chunks.
+  // Compare what the hooks see and leave, first with all logits at once and then in chunks.
   std::vector<std::vector<torch::Tensor>> found;
   for (const bool chunks : {false, true}) {
     const auto weight = leaf * 2, hidden = start * 3;

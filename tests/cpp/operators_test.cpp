@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The other operators from C++: each typed call once, against its definition in plain loops.
+// Calls each other operator from C++ once and compares it with its definition in plain loops.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <retnet/ops/cross_entropy.h>
 #include <retnet/ops/gated_group_norm.h>
@@ -25,7 +25,7 @@ torch::Tensor normal(torch::IntArrayRef sizes) { return torch::randn(sizes, torc
 
 torch::Tensor frequencies() { return torch::tensor({1.0f, 0.125f}); }
 
-// x [B, H, Dk], positions [B]: channels 2i and 2i + 1 turned by positions[b] * frequencies[i].
+// x [B, H, Dk], positions [B]. Turns channels 2i and 2i + 1 by positions[b] * frequencies[i].
 torch::Tensor rotated(const torch::Tensor& x, const torch::Tensor& positions) {
   auto out = torch::empty_like(x);
   const auto from = x.accessor<double, 3>();
@@ -62,7 +62,7 @@ torch::Tensor normed(const torch::Tensor& x, const torch::Tensor& gate, const to
   return out;
 }
 
-// q, k [B, H, Dk], v [B, H, Dv]; updates state [B, H, Dk, Dv].
+// q, k [B, H, Dk], v [B, H, Dv]. Updates state [B, H, Dk, Dv].
 torch::Tensor stepped(const torch::Tensor& q, const torch::Tensor& k, const torch::Tensor& v,
                       const torch::Tensor& log_decay, const torch::Tensor& state) {
   auto out = torch::zeros_like(v);

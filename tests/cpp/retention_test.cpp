@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Retention from C++: the typed call, its gradients through torch's autograd, its errors.
+// Retention from C++: the typed call, its gradients through torch's autograd, and its errors.
 #include <retnet/ops/retention.h>
 #include <torch/autograd.h>
 #include <torch/types.h>

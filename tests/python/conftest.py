@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared fixtures. Every test runs with uninitialised memory filled with NaN, so that an output
-element which an operator does not write shows.
+"""Shared fixtures. Every test runs with uninitialised memory filled with NaN, which shows each
+output element that an operator does not write.
 
-Several workers of pytest-xdist take whole files (--dist loadfile --no-loadscope-reorder): some
-share a folder, a measurement or an oracle's results among their tests."""
+Each worker of pytest-xdist takes whole files (--dist loadfile --no-loadscope-reorder), because the
+tests of some files share a folder, a measurement or the results of an oracle.
+"""
 
 import os
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ pytest.register_assert_rewrite("support")
 
 from support.file_order import sort_by_file  # noqa: E402
 
-# Without it cuBLAS raises in the strict mode below.
+# cuBLAS needs it in the strict mode below.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 # A worker of pytest-xdist has one core for itself and for the processes that its tests start.
@@ -36,7 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fills what torch.empty returns, in Python and in C++, with NaN (integers: the maximum)."""
+    """Fills what torch.empty returns, in Python and in C++, with NaN, or with the maximum for
+    integers.
+    """
     if request.node.get_closest_marker("not_poisoned"):
         yield
         return
@@ -60,8 +63,10 @@ def right_launches() -> Iterator[None]:
 
 @pytest.fixture
 def strictly_deterministic() -> Iterator[None]:
-    """torch.use_deterministic_algorithms(True). The fixture above sets it with warn_only, by which
-    no row of a batch is computed apart: all other tests see the batched code."""
+    """Runs the test under torch.use_deterministic_algorithms(True). The fixture above sets
+    warn_only, under which no row of a batch is computed separately, so all other tests check the
+    batched code.
+    """
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
@@ -71,7 +76,7 @@ def strictly_deterministic() -> Iterator[None]:
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The CPU and, where there is one, the GPU: the same tables run on both."""
+    """Runs the test on the CPU and, if there is one, on the GPU."""
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("no GPU")
     return torch.device(request.param)
@@ -79,7 +84,7 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def threads() -> Iterator[Callable[[int], None]]:
-    """Sets the number of torch's threads for the test."""
+    """Returns a function that sets the number of torch's threads for the test."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -87,7 +92,9 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """On a busy machine two threads wait for each other longer than tiny models compute."""
+    """Uses one thread. On a busy machine, two threads wait for each other longer than tiny models
+    compute.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -96,7 +103,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=[pytest.param("cuda", marks=pytest.mark.cuda)])
 def gpu(request: pytest.FixtureRequest) -> torch.device:
-    """A GPU that runs every kernel."""
+    """Returns a GPU that runs every kernel."""
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
     if torch.cuda.get_device_capability() < (8, 0):
@@ -106,9 +113,9 @@ def gpu(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def onednn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """retnet.ops.linear by oneDNN on any CPU for which torch has it."""
+    """Makes retnet.ops.linear use oneDNN on any CPU for which torch has it."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setenv("RETNET_CPU_LINEAR", "1")
-    # On an Arm without bfloat16 torch turns it off for good at its first product of bfloat16.
+    # On an Arm CPU without bfloat16, torch turns oneDNN off for good at its first bfloat16 product.
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// One kernel for each thing that the checker must detect, written as the real kernels are. kBug
-// injects the bug; without it the same kernel must give no finding.
+// One kernel for each fault that the checker must detect, written as the real kernels are. kBug
+// injects the bug. Without it, the same kernel must give no finding.
 #include "simt/bug_kernels.h"
 
 #include <iterator>
@@ -55,7 +55,7 @@ __global__ void shared_written_twice(Params p) {
   p.out[global_index()] = sX[threadIdx.x];
 }
 
-// bf16 elements side by side belong to different threads: no race. One apart: a race.
+// Neighbouring bf16 elements belong to different threads, which is no race. A shift by one is a race.
 template <bool kBug>
 __global__ void adjacent_halves(Params p) {
   RETNET_SHARED(uint16_t, sX, [kBugThreads + 1]);
@@ -186,7 +186,7 @@ __global__ void wait_for_copy(Params p) {
   prim::cp_async_wait<0>();
 }
 
-// Two stages in flight, of which the older is used.
+// Two stages are in flight, and the older one is used.
 template <bool kBug>
 __global__ void wait_for_enough_groups(Params p) {
   RETNET_SHARED(float, sX, [2][kBugThreads]);
@@ -200,7 +200,7 @@ __global__ void wait_for_enough_groups(Params p) {
   prim::cp_async_wait<0>();
 }
 
-// A thread's wait covers its own copies only.
+// The wait of a thread covers only its own copies.
 template <bool kBug>
 __global__ void barrier_after_wait(Params p) {
   RETNET_SHARED(float, sX, [kBugThreads]);
@@ -270,7 +270,7 @@ __global__ void ldmatrix_without_barrier(Params p) {
   load_one_matrix<kBug>(p, !kBug, [](uint32_t address) { return address; });
 }
 
-// Each lane writes the very row whose address it gives; the others receive it.
+// Each lane writes the row whose address it gives, and the others receive it.
 template <bool kBug>
 __global__ void ldmatrix_of_own_row(Params p) {
   RETNET_SHARED(uint32_t, sX, [kBugThreads][4]);

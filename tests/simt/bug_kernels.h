@@ -10,8 +10,8 @@
 
 namespace retnet::simt {
 
-// A small kernel, right or with one bug injected. It runs as kBugBlocks blocks of kBugThreads
-// threads; `in` and `out` hold one float for each thread.
+// A small kernel, correct or with one bug injected. It runs as kBugBlocks blocks of kBugThreads
+// threads. `in` and `out` hold one float for each thread.
 inline constexpr int kBugBlocks = 2;
 inline constexpr int kBugThreads = 64;
 

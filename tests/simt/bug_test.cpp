@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The checker on kernels with one injected bug each, and on the same kernels without it.
+// Runs the checker on kernels with one injected bug each, and on the same kernels without it.
 #include <cmath>
 #include <cstdio>
 #include <numeric>
@@ -95,7 +95,7 @@ TEST_CASE("every kind of finding has its bug") {
   }
 }
 
-// Hidden: `simt_test "[.table]"` prints what each bug gives.
+// This test is hidden. `simt_test "[.table]"` prints the findings of each bug.
 TEST_CASE("table of bugs", "[.table]") {
   for (const BugCase& bug_case : bug_cases()) {
     std::printf("%s:\n%s", bug_case.name, run(bug_case, true, {}).to_string().c_str());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// As bug_kernels.cpp, for clusters: the two blocks exchange values through shared memory.
+// As bug_kernels.cpp, but for clusters. The two blocks exchange values through shared memory.
 #include "kernels/cuda/prim/prim.cuh"
 #include "simt/bug_kernels.h"
 

@@ -20,7 +20,7 @@ __global__ void shared_stride_kernel(int stride, float* out) {
 __global__ void matrix_rows_kernel(bool swizzle, float* out) {
   RETNET_DYNAMIC_SHARED(smem);
   const int lane = threadIdx.x;
-  // The 16-byte chunk `chunk` of row `row`: swizzled rows start in different banks.
+  // Returns the 16-byte chunk `chunk` of row `row`. Swizzled rows start in different banks.
   const auto offset = [&](int row, int chunk) {
     return static_cast<uint32_t>(row * 128 + (swizzle ? chunk ^ row : chunk) * 16);
   };

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The counters, by cases whose counts are known by hand, and what the instructions compute.
+// Tests the counters by cases whose counts are known by hand, and what the instructions compute.
 #include <cmath>
 #include <vector>
 

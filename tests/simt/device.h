@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What emulated kernels call: the runtime's functions behind the names of emulate.h. Each acts for
-// the CUDA thread that is running (or whole warps and blocks, once enough threads have called), and
-// checks before it acts. The caller's return address identifies the instruction, so these must be
-// called from always-inlined code.
+// The functions that emulated kernels call, by the names in emulate.h. Each acts for the CUDA thread
+// that is running (or for whole warps and blocks, once enough threads have called), and checks
+// before it acts. The return address of the caller identifies the instruction, so these functions
+// must be called from always-inlined code.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -13,18 +13,20 @@
 
 namespace retnet::simt {
 
-// By value and constant for the life of a thread: the compiler may keep them in registers.
+// They are returned by value and constant for the life of a thread, so the compiler may keep them in
+// registers.
 __attribute__((const)) uint3 thread_index();
 __attribute__((const)) uint3 block_index();
 __attribute__((const)) dim3 block_dim();
 __attribute__((const)) dim3 grid_dim();
 
-// The block's array of this size that belongs to `key`, the same for all threads; uninitialised.
+// Returns the array of the block with this size that belongs to `key`. It is the same for all threads
+// and uninitialised.
 void* static_shared(const void* key, size_t bytes, size_t alignment);
 void* dynamic_shared();
 uint32_t shared_address(const void* ptr);
 
-// One access instruction of `bytes` bytes; the address must be a multiple of them.
+// Makes one access of `bytes` bytes. The address must be a multiple of them.
 void load(void* dst, const void* src, size_t bytes);
 void store(void* dst, const void* src, size_t bytes);
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Takes the place of kernels/cuda/prim/cuda.cuh and what that includes (cluster.cuh, tensor_core.cuh)
-// where kernels run on the CPU (RETNET_EMULATE): the same names with the same meaning, and what kernels use of the CUDA
-// language. Nothing here touches the emulated memory itself: that is the runtime's part, or the
-// compiler's instrumentation of the kernel's own loads and stores.
+// Replaces kernels/cuda/prim/cuda.cuh and what that includes (cluster.cuh, tensor_core.cuh) if
+// kernels run on the CPU (RETNET_EMULATE). It has the same names with the same meaning, and the parts
+// of the CUDA language that kernels use. Nothing here touches the emulated memory itself. The runtime
+// does, and the compiler instruments the loads and stores of the kernels.
 #pragma once
 
 #ifndef __SANITIZE_THREAD__
@@ -28,7 +28,7 @@
 #define gridDim (::retnet::simt::grid_dim())
 
 #define RETNET_DEVICE inline __attribute__((always_inline))
-// Loops stay loops, so that an index past a register array is seen by UBSan at run time.
+// Loops stay loops, so that UBSan sees an index past a register array at run time.
 #define RETNET_UNROLL
 #define RETNET_UNROLL_BY(count)
 #define RETNET_SHARED(type, name, extents)                                        \
@@ -53,7 +53,7 @@ RETNET_DEVICE float rsqrt(float x) { return 1.0f / std::sqrt(x); }
 RETNET_DEVICE double fma(double x, double y, double z) { return std::fma(x, y, z); }
 RETNET_DEVICE double rint(double x) { return std::nearbyint(x); }
 RETNET_DEVICE float reciprocal(float x) {
-  // Subnormal operands and results are zeros, as the instruction has them.
+  // Subnormal operands and results become zeros, as in the instruction.
   const float magnitude = std::fabs(x);
   if (magnitude > 0x1p126f) return std::copysign(0.0f, x);
   return 1.0f / (magnitude < 0x1p-126f ? std::copysign(0.0f, x) : x);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// bfloat16 and float16 to and from float in integer arithmetic, rounding to nearest even: the bits
-// that the GPU's conversions give, on any CPU.
+// Converts bfloat16 and float16 to and from float in integer arithmetic, and rounds to nearest even.
+// On any CPU, this gives the bits of the conversions of a GPU.
 #pragma once
 
 #include <bit>
@@ -38,7 +38,7 @@ inline uint16_t float_to_float16(float value) {
   if (magnitude > 0x7f800000u) return 0x7fff;           // the NaN that the GPU produces
   if (magnitude >= 0x477ff000u) return sign | 0x7c00u;  // rounds to 2^16 or more: infinity
   if (magnitude < 0x33000001u) return sign;             // at most 2^-25: rounds to zero
-  // The significand with its hidden bit, of which `drop` low bits do not fit.
+  // The significand with its hidden bit. Its `drop` low bits do not fit.
   const int exponent = static_cast<int>(magnitude >> 23) - 127;
   const uint32_t significand = (magnitude & 0x7fffffu) | 0x800000u;
   const int drop = exponent >= -14 ? 13 : 13 + (-14 - exponent);

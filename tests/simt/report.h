@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a run of emulated kernels tells: findings (each a bug) and counts (what decides speed).
+// The results of a run of emulated kernels: findings, each of which is a bug, and counts, which
+// determine the speed.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +45,7 @@ enum class FindingKind {
 
 const char* name(FindingKind kind);
 
-// The first of all findings of one kind at one place; `count` tells how many there were.
+// The first of all findings of one kind at one place. `count` is their number.
 struct Finding {
   FindingKind kind;
   std::string where;  // file:line of the instruction, or empty
@@ -99,7 +100,7 @@ struct Counters {
 struct LaunchCounters {
   Counters total;
   std::vector<Counters> blocks;  // in the order of their linear index
-  // 32 bytes for each sector that the launch touches at all: the least that device memory moves.
+  // 32 bytes for each sector that the launch touches. Device memory moves at least these.
   uint64_t unique_read_bytes = 0;
   uint64_t unique_written_bytes = 0;
   size_t static_shared_bytes = 0;

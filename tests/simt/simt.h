@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Runs CUDA kernels' own source on the CPU under a checker: what tests call. See README.md.
+// Runs the source of CUDA kernels on the CPU under a checker. Tests call this interface. See README.md.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@
 
 namespace retnet::simt {
 
-// Of blocks, warps and lanes alike. A warp runs as far as it can before the next one.
+// The order of blocks, warps and lanes. A warp runs as far as it can before the next one.
 enum class Order { kAscending, kDescending, kRandom };
 
 // Device memory that is not the Simulator's: `name` stands for it in findings.
@@ -53,7 +53,7 @@ struct Touched {
 
 struct Implementation;
 
-// The emulated device: its memory, and the launches of this thread while it lives.
+// The emulated device. It owns its memory, and the launches of this thread run on it while it lives.
 class Simulator {
  public:
   explicit Simulator(const Options& options = {});
@@ -82,7 +82,7 @@ class Simulator {
     return static_cast<T*>(allocate(count * sizeof(T), Use::kWorkspace, name, offset));
   }
 
-  // All since construction; complete once finish() has looked for unwritten outputs.
+  // The report since construction. It is complete once finish() has looked for unwritten outputs.
   const Report& report() const;
   const Report& finish();
   std::vector<Touched> touched() const;

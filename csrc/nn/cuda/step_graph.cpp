@@ -14,7 +14,8 @@ namespace retnet::nn {
 
 namespace {
 
-/// A stream that starts after the current one's work, and whose work the current one waits for.
+/// Makes another stream the current one. It starts after the work of the stream before, which waits
+/// for it in `join`.
 class StreamBeside {
  public:
   explicit StreamBeside(const torch::Device& device)
@@ -69,7 +70,7 @@ StepGraph record_step(const torch::Device& device, const std::function<void()>& 
     }
     graph->capture_end();
   } catch (const std::exception& error) {
-    const std::string message = error.what();  // with a backtrace behind its first line
+    const std::string message = error.what();  // a backtrace follows its first line
     return {{}, "recording it failed: " + message.substr(0, message.find('\n'))};
   }
   return {[graph] { graph->replay(); }, ""};

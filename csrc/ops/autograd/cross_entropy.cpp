@@ -17,7 +17,7 @@ at::Tensor cross_entropy_autograd(const at::Tensor& logits, const at::Tensor& ta
   return cross_entropy_with_gradient_(logits, targets, ignore_index);
 }
 
-/// The dispatcher does not count a change in place by itself.
+/// Increments the version of the argument that is written. The dispatcher does not do it by itself.
 at::Tensor cross_entropy_inplace(const at::Tensor& logits, const at::Tensor& targets,
                                  int64_t ignore_index) {
   auto loss = [&] {

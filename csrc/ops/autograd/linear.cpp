@@ -15,13 +15,14 @@ using torch::autograd::isFwGradDefined;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-/// Its derivatives are linear layers and matrix products, which have derivatives again.
+/// The derivatives of a linear layer are linear layers and matrix products, which have derivatives
+/// again.
 class LinearFunction : public torch::autograd::Function<LinearFunction> {
  public:
   static Variable forward(AutogradContext* ctx, const Variable& x, const Variable& weight,
                           const std::optional<at::Tensor>& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    // Each is kept for the other's gradient alone.
+    // x is kept only for the gradient of weight, and weight only for the gradient of x.
     ctx->save_for_backward(
         {weight.requires_grad() ? x : at::Tensor(), x.requires_grad() ? weight : at::Tensor()});
     ctx->saved_data["bias"] = bias.has_value();
@@ -33,7 +34,7 @@ class LinearFunction : public torch::autograd::Function<LinearFunction> {
     variable_list result(3);
     if (!grads[0].defined()) return result;
     const auto saved = ctx->get_saved_variables();
-    // Not flatten: the vmap of batched gradients has no rule for it.
+    // flatten() is not used, because the vmap of batched gradients has no rule for it.
     const auto rows = [](const at::Tensor& t) { return t.reshape({-1, t.size(-1)}); };
     if (ctx->needs_input_grad(0)) result[0] = ops::linear(grads[0], saved[1].t());
     if (ctx->needs_input_grad(1)) result[1] = rows(grads[0]).t().mm(rows(saved[0]));
@@ -50,7 +51,8 @@ bool needs_gradient(const at::Tensor& x, const at::Tensor& weight,
          (x.requires_grad() || weight.requires_grad() || (bias && bias->requires_grad()));
 }
 
-/// Where torch alone has a derivative: forward mode, and torch.func's transforms (vmap has a rule).
+/// Whether only torch's linear has the derivative. That is so in forward mode and under the
+/// transforms of torch.func, except vmap, which has a rule.
 bool is_transformed(const at::Tensor& x, const at::Tensor& weight,
                     const std::optional<at::Tensor>& bias) {
   return at::functorch::maybeCurrentDynamicLayer() || isFwGradDefined(x) ||

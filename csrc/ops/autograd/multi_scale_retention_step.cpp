@@ -32,7 +32,7 @@ at::Tensor multi_scale_retention_step_autograd(
                                     bias, eps, norm, style, scale, slots);
 }
 
-/// The dispatcher does not count a change in place by itself.
+/// Increments the version of the argument that is written. The dispatcher does not do it by itself.
 at::Tensor multi_scale_retention_step_inplace(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& gate,
     const at::Tensor& log_decay, const at::Tensor& state, const at::Tensor& positions,

@@ -12,8 +12,8 @@
 
 namespace retnet::ops {
 
-/// Raises when one of the named inputs requires grad while grad mode is on: the result would lack a
-/// gradient without a word. `why` says what to know or do about it.
+/// Raises if one of the named inputs requires grad while grad mode is on. Otherwise the result
+/// would silently lack a gradient. `why` says why there is none, or what the user can do.
 inline void refuse_gradient(
     const char* op, std::initializer_list<std::pair<const char*, std::optional<at::Tensor>>> inputs,
     const char* why) {
@@ -24,8 +24,9 @@ inline void refuse_gradient(
   }
 }
 
-/// Joins the results of a backward operator to the graph by a node that raises when it is
-/// differentiated: without it a second derivative would silently lack this operator's part.
+/// Joins the results of a backward operator to the graph by a node that raises if it is
+/// differentiated. Without the node, a second derivative would silently lack the part of this
+/// operator.
 inline void refuse_double_backward(const std::string& op,
                                    std::initializer_list<std::optional<at::Tensor>> inputs,
                                    std::initializer_list<at::Tensor*> results) {
@@ -35,7 +36,8 @@ inline void refuse_double_backward(const std::string& op,
     if (x && x->defined() && x->requires_grad()) tracked.push_back(*x);
   }
   if (tracked.empty()) return;
-  // Torch's own type of owner: a shared_ptr until torch 2.14, an intrusive_ptr from 2.15 on.
+  // The type by which torch owns a node is a shared_ptr until torch 2.14 and an intrusive_ptr from
+  // 2.15 on.
   const decltype(torch::autograd::Edge::function) node(std::make_unique<torch::autograd::Error>(
       op + ": double backward is not supported", torch::autograd::collect_next_edges(tracked)));
   for (auto* result : results) {

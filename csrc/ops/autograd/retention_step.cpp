@@ -20,7 +20,7 @@ at::Tensor retention_step_autograd(const at::Tensor& q, const at::Tensor& k, con
   return retention_step(q, k, v, log_decay, state, scale, slots);
 }
 
-/// The dispatcher does not count a change in place by itself.
+/// Increments the version of the argument that is written. The dispatcher does not do it by itself.
 at::Tensor retention_step_inplace(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                   const at::Tensor& log_decay, const at::Tensor& state,
                                   std::optional<double> scale,

@@ -14,7 +14,7 @@ at::Tensor cross_entropy_with_gradient_(const at::Tensor& logits, const at::Tens
   check_cross_entropy_memory(logits, targets, ignore_index);
   const auto ignored = targets.eq(ignore_index).unsqueeze_(1);  // [N, 1]
   const auto index = targets.unsqueeze(1).masked_fill(ignored, 0);
-  // The logits themselves, or a copy in float32; then each step in its place.
+  // x is the logits themselves or a copy in float32. All that follows overwrites it.
   const auto x = logits.to(accumulate_dtype(logits));
   x.sub_(x.amax(1, /*keepdim=*/true));
   const auto at_target = x.gather(1, index);

@@ -10,14 +10,15 @@
 #include <vector>
 
 #include "ops/check.h"
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/gated_group_norm.h"
 
 namespace retnet::ops {
 namespace composite {
 namespace {
 
-/// x [..., Dv] normalised over its channels, and the factor that does it: [..., 1].
+/// x [..., Dv] normalised over its channels, and the factor [..., 1] by which the centred values
+/// were multiplied.
 struct Normed {
   at::Tensor value, inverse_deviation;
 };
@@ -29,7 +30,7 @@ Normed normalise(const at::Tensor& x, double eps, std::string_view norm) {
   return {centred * factor, factor};
 }
 
-/// normed * weight + bias, as a tensor of its own where either is given.
+/// Returns normed * weight + bias. The result is a new tensor if weight or bias is given.
 at::Tensor affine(const at::Tensor& normed, const std::optional<at::Tensor>& weight,
                   const std::optional<at::Tensor>& bias) {
   auto result = normed;
@@ -43,7 +44,7 @@ bool is_split(const at::Tensor& x) {
   return batch_invariance_required() && x.dim() >= 3 && x.numel() > 0;
 }
 
-/// x rounded to the dtype of `input`, contiguous whatever the strides of what it came from.
+/// Returns x rounded to the dtype of `input`, as a contiguous tensor.
 at::Tensor rounded_like(const at::Tensor& x, const at::Tensor& input) {
   return x.to(input.scalar_type()).contiguous();
 }
@@ -68,7 +69,8 @@ at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<at::Tensor>
         accumulate_gated_group_norm(x.to(accumulate_dtype(x)), gate, weight, bias, eps, norm), x);
   };
   if (!is_split(x)) return forward(x, gate);
-  return each_row(x.size(0), [&](int64_t b) { return forward(row_of(x, b), row_of(gate, b)); });
+  return each_batch_entry(
+      x.size(0), [&](int64_t b) { return forward(batch_entry(x, b), batch_entry(gate, b)); });
 }
 
 namespace {
@@ -87,13 +89,15 @@ Grads backward_of(const at::Tensor& grad_out, const at::Tensor& x,
   if (gate) {
     const auto g = gate->to(dtype), s = g.sigmoid();
     if (needed[1]) {
-      const auto slope = (1 - s).mul_(g).add_(1).mul_(s);
-      grad_gate = rounded_like(slope.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
+      const auto swish_derivative = (1 - s).mul_(g).add_(1).mul_(s);
+      grad_gate = rounded_like(
+          swish_derivative.mul_(affine(normed, weight, bias)).mul_(grad_affine), *gate);
     }
     grad_affine = grad_affine * s.mul_(g);
   }
   if (bias && needed[3]) {
-    // A copy, since where there is nothing to sum over this is grad_out itself.
+    // The result is copied. If there is nothing to sum over, sum_to returns its argument, which can
+    // be grad_out itself.
     grad_bias = at::sum_to(grad_affine, bias->sizes())
                     .to(bias->scalar_type(), /*non_blocking=*/false, /*copy=*/true,
                         at::MemoryFormat::Contiguous);
@@ -125,10 +129,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
       backward_of(grad_out, x, gate, weight, bias, eps, norm, {false, false, of_weight, of_bias});
   std::vector<at::Tensor> grad_x, grad_gate;
   for (int64_t b = 0; b < x.size(0); ++b) {
-    auto row = backward_of(row_of(grad_out, b), row_of(x, b), row_of(gate, b), weight, bias, eps,
-                           norm, {of_x, of_gate, false, false});
-    grad_x.push_back(std::get<0>(row));
-    grad_gate.push_back(std::get<1>(row));
+    auto entry = backward_of(batch_entry(grad_out, b), batch_entry(x, b), batch_entry(gate, b),
+                             weight, bias, eps, norm, {of_x, of_gate, false, false});
+    grad_x.push_back(std::get<0>(entry));
+    grad_gate.push_back(std::get<1>(entry));
   }
   if (of_x) std::get<0>(grads) = at::cat(grad_x);
   if (gate && of_gate) std::get<1>(grads) = at::cat(grad_gate);

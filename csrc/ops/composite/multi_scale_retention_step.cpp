@@ -4,7 +4,7 @@
 #include <ATen/TensorOperators.h>
 #include <torch/library.h>
 
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/gated_group_norm.h"
 #include "ops/composite/multi_scale_retention_step.h"
 #include "ops/composite/retention_step.h"
@@ -49,14 +49,14 @@ at::Tensor multi_scale_retention_step(
         accumulate_retention_step(rotate(q, rotation, dtype), rotate(k, rotation, dtype),
                                   v.to(dtype), log_decay, state, scale, slots);
     const auto out = accumulate_gated_group_norm(retained, gate, weight, bias, eps, norm);
-    clear_skipped_rows_(out, slots);
+    clear_skipped_(out, slots);
     return out.to(q.scalar_type()).contiguous();
   };
   if (!batch_invariance_required() || q.size(0) == 0) return step(q, k, v, gate, positions, slots);
-  const auto row_slots = slots_or_rows(slots, q);
-  return each_row(q.size(0), [&](int64_t b) {
-    return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(gate, b), row_of(positions, b),
-                row_of(row_slots, b));
+  const auto all_slots = slots_or_batch_entries(slots, q);
+  return each_batch_entry(q.size(0), [&](int64_t b) {
+    return step(batch_entry(q, b), batch_entry(k, b), batch_entry(v, b), batch_entry(gate, b),
+                batch_entry(positions, b), batch_entry(all_slots, b));
   });
 }
 

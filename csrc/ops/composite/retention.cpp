@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "ops/check.h"
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/retention.h"
 
 namespace retnet::ops {
@@ -20,7 +20,8 @@ namespace composite {
 
 at::Tensor heads_first(const at::Tensor& x, int64_t first, int64_t n, const Decay& decay) {
   if (!x.defined()) return x;
-  // If batch invariance is required, contiguous tensors are copied too: alignment chooses code.
+  // If batch invariance is required, contiguous tensors are copied too, because alignment chooses
+  // code.
   return x.narrow(1, first, n)
       .transpose(1, 2)
       .to(decay.dtype(), /*non_blocking=*/false, /*copy=*/batch_invariance_required(),
@@ -64,25 +65,27 @@ using composite::Inputs;
 using composite::OutputGrads;
 using composite::Outputs;
 
-/// Half-way between the work inside a chunk, which grows with its size, and the size at which
-/// batched matrix products reach their speed.
+/// The default is a compromise. The work inside a chunk grows with its size, but batched matrix
+/// products reach their speed only above some size.
 constexpr int64_t kDefaultChunkSize = 64;
 
-/// A run of tokens of one or more sequences of equal length: rows of the batch, or a packed one.
+/// Tokens of consecutive sequences of equal length: entries of the batch, or one packed sequence.
 struct Span {
-  int64_t row, batch_row, num_rows;  // of the state, of the batch
+  int64_t sequence;     // the first one, as an index into the states
+  int64_t batch_entry;  // that of the first sequence
+  int64_t num_sequences;
   int64_t first_token, num_tokens;
 };
 
-/// One span for each packed sequence, or for each row of the batch if batch invariance is required;
-/// otherwise one for the whole batch. Reads cu_seqlens on the host.
+/// One span for each packed sequence. Without packed sequences, one span for the whole batch, or one
+/// for each batch entry if batch invariance is required. Reads cu_seqlens on the host.
 std::vector<Span> split_into_spans(const char* op, const at::Tensor& q,
                                    const std::optional<at::Tensor>& cu_seqlens) {
   const int64_t T = q.size(1);
   if (!cu_seqlens) {
-    const int64_t rows = composite::batch_invariance_required() ? 1 : q.size(0);
+    const int64_t at_once = composite::batch_invariance_required() ? 1 : q.size(0);
     std::vector<Span> spans;
-    for (int64_t row = 0; row < q.size(0); row += rows) spans.push_back({row, row, rows, 0, T});
+    for (int64_t b = 0; b < q.size(0); b += at_once) spans.push_back({b, b, at_once, 0, T});
     return spans;
   }
   const auto bounds = composite::packed_bounds(op, q, *cu_seqlens);
@@ -95,11 +98,12 @@ std::vector<Span> split_into_spans(const char* op, const at::Tensor& q,
 }
 
 at::Tensor span_states(const std::optional<at::Tensor>& state, const Span& span) {
-  return state && state->defined() ? state->narrow(0, span.row, span.num_rows) : at::Tensor();
+  return state && state->defined() ? state->narrow(0, span.sequence, span.num_sequences)
+                                   : at::Tensor();
 }
 
 at::Tensor span_tokens(const std::optional<at::Tensor>& x, const Span& span) {
-  return x && x->defined() ? x->narrow(0, span.batch_row, span.num_rows)
+  return x && x->defined() ? x->narrow(0, span.batch_entry, span.num_sequences)
                                  .narrow(1, span.first_token, span.num_tokens)
                            : at::Tensor();
 }
@@ -183,7 +187,7 @@ composite::retention_backward(
     for (const auto& x : {target.q, target.k, target.v, target.initial_state}) {
       if (x.defined()) x.zero_();
     }
-    // Without a token the final state is a copy of the initial one.
+    // If there is no token, the final state is a copy of the initial one.
     if (target.initial_state.defined() && grad.final_state.defined()) {
       target.initial_state.copy_(grad.final_state);
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Retention composed of ATen ops. It runs on every device and dtype that has no kernel of ours, and
-// is the yardstick for the error and the speed of the kernels. `retention.cpp` checks, splits
-// packed batches and calls one of the three forms; a form sees a batch of equally long sequences.
+// Retention composed of ATen ops. It runs on every device and dtype that has no kernel, and is the
+// yardstick for the error and the speed of the kernels. `retention.cpp` checks, splits packed
+// batches and calls one of the three forms. A form sees a batch of equally long sequences.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -42,7 +42,7 @@ struct Inputs {
   int64_t num_tokens() const { return q.size(1); }
 };
 
-/// The tensors that a form writes, of any dtype and strides. It writes each element.
+/// The tensors that a form writes, of any dtype and strides. The form writes each element.
 struct Outputs {
   at::Tensor out;          // [B, T, H, Dv]
   at::Tensor final_state;  // [B, H, Dk, Dv]

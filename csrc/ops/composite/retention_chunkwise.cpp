@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise form (Eq. 7): inside a chunk as the parallel form, across chunks as the recurrent
-// one. A group of chunks goes through batched matrix products together; the groups follow one
-// another, so that memory beyond inputs and outputs does not depend on T. With L the length of a
-// chunk, i and j positions in it and S the state at its start:
+// The chunkwise form (Eq. 7) works like the parallel form inside a chunk and like the recurrent
+// form across chunks. A group of chunks goes through batched matrix products together. The groups
+// follow one another, so that the memory beyond inputs and outputs does not depend on T. With L the
+// length of a chunk, i and j positions in it and S the state at its start:
 //
 //     out_i = scale sum_{j <= i} gamma^(i-j) (q_i . k_j) v_j + scale gamma^(i+1) q_i S
 //     S    <- gamma^L S + sum_j gamma^(L-1-j) k_j^T v_j
@@ -21,8 +21,8 @@
 namespace retnet::ops::composite {
 namespace {
 
-/// The working set of a group of chunks, in elements: small enough for a cache, large enough for
-/// batched products.
+/// The working set of a group of chunks, in elements. It is small enough for a cache and large
+/// enough for batched products.
 constexpr int64_t kGroupElements = int64_t{1} << 20;
 
 /// Consecutive chunks of one length.
@@ -31,7 +31,8 @@ struct Group {
   int64_t num_tokens() const { return num_chunks * chunk_size; }
 };
 
-/// All tokens in groups of whole chunks; the rest of the last chunk is a group of its own.
+/// Splits all tokens into groups of whole chunks. If the last chunk is shorter, it is a group of
+/// its own.
 std::vector<Group> split_into_groups(const Inputs& in) {
   const int64_t T = in.num_tokens(), C = in.chunk_size, Dk = in.q.size(3), Dv = in.v.size(3);
   const int64_t elements = in.q.size(0) * in.q.size(2) * (Dk * Dv + C * (2 * Dk + 2 * Dv + C));
@@ -46,7 +47,7 @@ std::vector<Group> split_into_groups(const Inputs& in) {
   return groups;
 }
 
-/// The powers of gamma a chunk of length L needs, shaped to multiply [B, H, chunks, L, ...].
+/// The powers of gamma that a chunk of length L needs, shaped to multiply [B, H, chunks, L, ...].
 struct ChunkDecay {
   ChunkDecay(const Decay& decay, double scale, int64_t L)
       : length(L),
@@ -62,8 +63,8 @@ struct ChunkDecay {
   at::Tensor position;      // [L, 1]        i
 };
 
-/// The tables of the current group's chunk length: computed for the first group, and once more
-/// where a shorter last chunk ends (or, in reverse, begins) the sequence.
+/// The tables for the chunk length of the current group. They are computed for the first group, and
+/// once more for the next length if the last chunk of the sequence is shorter.
 class ChunkDecays {
  public:
   explicit ChunkDecays(const Inputs& in) : in_(in) {}
@@ -79,7 +80,7 @@ class ChunkDecays {
   std::optional<ChunkDecay> current_;
 };
 
-/// The tokens of a group, [B, H, chunks, L, D].
+/// Returns the tokens of a group, [B, H, chunks, L, D].
 at::Tensor load_chunks(const at::Tensor& x, const Group& group, const Decay& decay) {
   if (!x.defined()) return x;
   return heads_first(x, group.first_token, group.num_tokens(), decay)
@@ -92,8 +93,9 @@ void store_chunks(const at::Tensor& target, const Group& group, const at::Tensor
 
 at::Tensor transposed(const at::Tensor& x) { return x.transpose(-1, -2); }
 
-/// x[..., c, :, :] of every chunk c is replaced by the state at the chunk's start, and `state`
-/// moves on past the group: state <- gamma^L state + x_c. Reverse runs from the last chunk.
+/// Replaces x[..., c, :, :] of each chunk c by the state at the start of the chunk. `state` becomes
+/// the state after the group, by state <- gamma^L state + x_c for each chunk. If `reverse`, the
+/// last chunk comes first.
 void scan_(at::Tensor& x, at::Tensor& state, const Decay& decay, int64_t L, bool reverse = false) {
   const int64_t num_chunks = x.size(2);
   for (int64_t n = 0; n < num_chunks; ++n) {
@@ -128,7 +130,8 @@ void chunkwise_forward(const Inputs& in, const Outputs& out) {
 
 namespace {
 
-/// grad_q and grad_log_decay: forward in time, with the state and its derivative in log_decay,
+/// Computes grad_q and grad_log_decay forward in time, with the state and its derivative in
+/// log_decay,
 ///     S' <- gamma^L (S' + L S) + sum_j (L-1-j) gamma^(L-1-j) k_j^T v_j.
 void backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
   const auto& decay = in.decay;
@@ -174,9 +177,9 @@ void backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad, cons
   if (out.q.defined() && !grad.out.defined()) out.q.zero_();
 }
 
-/// grad_k, grad_v and grad_initial_state: backward in time. dS is the gradient of the state at the
-/// end of a chunk as its last token sees it, undecayed. It is grad_final_state for the last chunk,
-/// and before a chunk
+/// Computes grad_k, grad_v and grad_initial_state backward in time. dS is the gradient of the state
+/// at the end of a chunk, undecayed, as its last token sees it. It is grad_final_state for the last
+/// chunk, and before a chunk
 ///     dS <- gamma^L dS + sum_i scale gamma^(i+1) q_i^T grad_out_i.
 void backward_of_k_v_and_state(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
   const auto& decay = in.decay;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The parallel form (Eq. 5): (Q K^T * D) V over all pairs of tokens, quadratic in T. Rows of the
-// score matrix are taken a block at a time, each against the tokens up to the block's end.
+// The parallel form (Eq. 5) computes (Q K^T * D) V over all pairs of tokens, so its cost is
+// quadratic in T. It takes a block of rows of the score matrix at a time, with the tokens up to the
+// end of the block.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/matmul.h>
@@ -41,7 +42,7 @@ at::Tensor decayed_initial_state(const Inputs& in) {
   return S;
 }
 
-/// The initial state as the output sees it: nothing where gamma = 0.
+/// Returns the initial state as the output sees it. It is zero if gamma = 0.
 at::Tensor visible_initial_state(const Inputs& in) {
   auto S = state_or_zeros(in.initial_state, in);
   in.decay.zero_where_gamma_is_zero_(S);
@@ -80,7 +81,7 @@ void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGra
     return at::arange(first, first + n, k.options()).unsqueeze(-1);
   };
 
-  // Through the final state: gamma^T S_0 + sum_j gamma^(T-1-j) k_j^T v_j.
+  // First come the gradients through the final state, gamma^T S_0 + sum_j gamma^(T-1-j) k_j^T v_j.
   auto grad_state = state_or_zeros(grad.final_state, in);
   auto grad_k = at::matmul(v, grad_state.transpose(-1, -2)).mul_(weight);
   auto grad_v = at::matmul(k, grad_state).mul_(weight);
@@ -91,7 +92,7 @@ void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGra
   }
   decay.decay_(grad_state, T);
 
-  // Through the output, a block of rows at a time.
+  // Then come those through the output, a block of rows at a time.
   if (!grad.out.defined() && out.q.defined()) out.q.zero_();
   const auto S0 = visible_initial_state(in);
   for_each_block(grad.out.defined() ? T : 0, [&](int64_t first, int64_t n) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The recurrent form (Eq. 6): token by token, with a state of O(Dk Dv) and nothing else kept.
+// The recurrent form (Eq. 6) goes token by token. It keeps a state of O(Dk Dv) and nothing else.
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/matmul.h>
 
@@ -9,12 +9,12 @@
 namespace retnet::ops::composite {
 namespace {
 
-/// Token t of x [B, T, H, D] as a row vector [B, H, 1, D] of the decay's dtype.
+/// Returns token t of x [B, T, H, D] as a row vector [B, H, 1, D] of the dtype of the decay.
 at::Tensor row(const at::Tensor& x, int64_t t, const Decay& decay) {
   return heads_first(x, t, 1, decay);
 }
 
-/// Token t of x as a column vector [B, H, D, 1].
+/// Returns token t of x as a column vector [B, H, D, 1].
 at::Tensor column(const at::Tensor& x, int64_t t, const Decay& decay) {
   return row(x, t, decay).transpose(-1, -2);
 }
@@ -33,7 +33,7 @@ void recurrent_forward(const Inputs& in, const Outputs& out) {
 
 namespace {
 
-/// Forward in time, with the state S and, for the gradient of log_decay, its derivative S'.
+/// Goes forward in time, with the state S and, for the gradient of log_decay, its derivative S'.
 void recurrent_backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad,
                                            const InputGrads& out) {
   const auto& decay = in.decay;
@@ -63,7 +63,7 @@ void recurrent_backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& 
   if (out.q.defined() && !grad.out.defined()) out.q.zero_();
 }
 
-/// Backward in time, with the gradient of the state.
+/// Goes backward in time, with the gradient of the state.
 void recurrent_backward_of_k_v_and_state(const Inputs& in, const OutputGrads& grad,
                                          const InputGrads& out) {
   const auto& decay = in.decay;

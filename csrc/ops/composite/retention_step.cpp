@@ -12,8 +12,8 @@
 #include <cmath>
 
 #include "ops/check.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/decay.h"
-#include "ops/composite/deterministic.h"
 #include "ops/retention_step.h"
 #include "ops/state.h"
 
@@ -21,7 +21,7 @@ namespace retnet::ops {
 namespace composite {
 namespace {
 
-/// state <- gamma state + k^T v, row by row.
+/// state <- gamma state + k^T v, for each batch entry and head.
 void update_(at::Tensor& state, const at::Tensor& k, const at::Tensor& v,
              const at::Tensor& log_decay) {
   Decay(log_decay).decay_(state, 1);
@@ -32,19 +32,21 @@ at::Tensor multiply_q_state(const at::Tensor& q, const at::Tensor& state, double
   return at::matmul(q.unsqueeze(-2), state).squeeze(-2).mul_(scale);
 }
 
-/// The rows of state that slots name, updated, as a copy [B, H, Dk, Dv] that is also written back.
-/// slots are not read on the host. A skipped row takes the token and the slot of the first row that
-/// is not, so that several rows write, but all the same values; where every row is skipped, all
-/// write back what they have read.
-at::Tensor update_rows_(const at::Tensor& state, const at::Tensor& k, const at::Tensor& v,
-                        const at::Tensor& log_decay, const at::Tensor& slots) {
+/// Updates the states that slots name. Returns them as a copy [B, H, Dk, Dv], which is also written
+/// back. slots are not read on the host:
+///
+/// - A skipped batch entry takes the token and the slot of the first one that is not skipped. Several
+///   entries then write one state, all with the same values.
+/// - If all entries are skipped, they write back what they have read.
+at::Tensor update_slots_(const at::Tensor& state, const at::Tensor& k, const at::Tensor& v,
+                         const at::Tensor& log_decay, const at::Tensor& slots) {
   const auto used = slots.ge(0);
-  const auto row = at::where(used, at::arange(slots.size(0), slots.options().dtype(at::kLong)),
-                             used.to(at::kInt).argmax());
-  const auto slot = slots.index_select(0, row).clamp_min_(0).to(at::kLong);
+  const auto entry = at::where(used, at::arange(slots.size(0), slots.options().dtype(at::kLong)),
+                               used.to(at::kInt).argmax());
+  const auto slot = slots.index_select(0, entry).clamp_min_(0).to(at::kLong);
   const auto before = state.index_select(0, slot);
   auto after = before.clone();
-  update_(after, k.index_select(0, row), v.index_select(0, row), log_decay);
+  update_(after, k.index_select(0, entry), v.index_select(0, entry), log_decay);
   state.index_copy_(0, slot, at::where(used.any(), after, before));
   return after;
 }
@@ -56,19 +58,19 @@ at::Tensor accumulate_retention_step(const at::Tensor& q, const at::Tensor& k, c
                                      std::optional<double> scale,
                                      const std::optional<at::Tensor>& slots) {
   const double factor = scale ? *scale : 1.0 / std::sqrt(static_cast<double>(q.size(2)));
-  // No row, no head, or (with no slot at all) nothing but skipped rows.
+  // There is no batch entry, no head, or no slot at all, so that all entries are skipped.
   if (v.numel() == 0 || state.numel() == 0) return at::zeros(v.sizes(), v.options());
-  if (slots) return multiply_q_state(q, update_rows_(state, k, v, log_decay, *slots), factor);
+  if (slots) return multiply_q_state(q, update_slots_(state, k, v, log_decay, *slots), factor);
   auto target = state;
   update_(target, k, v, log_decay);
   return multiply_q_state(q, target, factor);
 }
 
-void clear_skipped_rows_(const at::Tensor& out, const std::optional<at::Tensor>& slots) {
+void clear_skipped_(const at::Tensor& out, const std::optional<at::Tensor>& slots) {
   if (slots) out.masked_fill_(slots->lt(0).view({-1, 1, 1}), 0.0);
 }
 
-at::Tensor slots_or_rows(const std::optional<at::Tensor>& slots, const at::Tensor& q) {
+at::Tensor slots_or_batch_entries(const std::optional<at::Tensor>& slots, const at::Tensor& q) {
   return slots ? *slots : at::arange(q.size(0), q.options().dtype(at::kInt));
 }
 
@@ -83,13 +85,13 @@ at::Tensor retention_step(const at::Tensor& q, const at::Tensor& k, const at::Te
     const auto dtype = state.scalar_type();
     const auto out = accumulate_retention_step(q.to(dtype), k.to(dtype), v.to(dtype), log_decay,
                                                state, scale, slots);
-    clear_skipped_rows_(out, slots);
+    clear_skipped_(out, slots);
     return out.to(q.scalar_type());
   };
   if (!batch_invariance_required() || q.size(0) == 0) return step(q, k, v, slots);
-  const auto row_slots = slots_or_rows(slots, q);
-  return each_row(q.size(0), [&](int64_t b) {
-    return step(row_of(q, b), row_of(k, b), row_of(v, b), row_of(row_slots, b));
+  const auto all_slots = slots_or_batch_entries(slots, q);
+  return each_batch_entry(q.size(0), [&](int64_t b) {
+    return step(batch_entry(q, b), batch_entry(k, b), batch_entry(v, b), batch_entry(all_slots, b));
   });
 }
 

@@ -14,7 +14,7 @@ namespace retnet::ops {
 namespace composite {
 namespace {
 
-/// Views of the first and the second channel of each pair: [..., Dk/2] each.
+/// Returns views of the first and the second channel of each pair, [..., Dk/2] each.
 std::pair<at::Tensor, at::Tensor> pairs_of(const at::Tensor& x, bool interleaved) {
   const int64_t half = x.size(-1) / 2;
   if (!interleaved) return {x.narrow(-1, 0, half), x.narrow(-1, half, half)};
@@ -22,7 +22,7 @@ std::pair<at::Tensor, at::Tensor> pairs_of(const at::Tensor& x, bool interleaved
   return {pairs.select(-1, 0), pairs.select(-1, 1)};
 }
 
-/// The turn by the negative angles.
+/// Returns the rotation by the negative angles.
 Rotation inverse(const Rotation& rotation) {
   return {rotation.cos, rotation.sin.neg(), rotation.interleaved};
 }

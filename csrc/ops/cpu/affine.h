@@ -8,7 +8,7 @@
 
 namespace retnet::ops::cpu {
 
-/// weight or bias of a norm, [Dv] for all heads or [H, Dv], as dense floats.
+/// The weight or bias of a norm, [Dv] for all heads or [H, Dv], as dense floats.
 class Affine {
  public:
   explicit Affine(const std::optional<at::Tensor>& x) {
@@ -18,8 +18,8 @@ class Affine {
             .contiguous();
     per_head_ = x->dim() == 2;
   }
-  /// Of one head; null if x is absent.
-  const float* row(int64_t head) const {
+  /// The values for one head; null if x is absent.
+  const float* of_head(int64_t head) const {
     if (!floats_.defined()) return nullptr;
     return floats_.const_data_ptr<float>() + (per_head_ ? head * floats_.size(1) : 0);
   }

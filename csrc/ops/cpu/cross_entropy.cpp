@@ -45,7 +45,7 @@ at::Tensor cross_entropy_cpu(const at::Tensor& logits, const at::Tensor& targets
       }
     }
   });
-  // Added in order, so that the sum does not depend on which thread took which row.
+  // The losses are added in order, so that the sum does not depend on which thread took which row.
   const double loss = std::accumulate(losses.begin(), losses.end(), 0.0);
   return at::scalar_tensor(loss, logits.options().dtype(at::kFloat));
 }

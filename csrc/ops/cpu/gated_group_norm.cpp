@@ -20,19 +20,22 @@ namespace {
 // Each task also has its own partial sums of the gradients of weight and bias.
 constexpr int64_t kTokensPerTask = 32;
 
-/// A tensor [..., H, Dv] of the kernel's dtype as dense rows, one for each token and head.
-struct Rows {
-  explicit Rows(const at::Tensor& x) : tensor(x.contiguous()) {}
-  explicit Rows(const std::optional<at::Tensor>& x)
-      : tensor(x && x->defined() ? x->contiguous() : at::Tensor()) {}
-  /// Null if the tensor is absent.
-  const void* row(int64_t row) const {
-    if (!tensor.defined()) return nullptr;
-    return static_cast<const char*>(tensor.const_data_ptr()) +
-           row * tensor.size(-1) * static_cast<int64_t>(tensor.element_size());
+/// A contiguous tensor [..., H, Dv]: the tokens of all heads as the kernel takes them, one by one.
+struct DenseTokens {
+  explicit DenseTokens(const std::optional<at::Tensor>& x) {
+    if (!x || !x->defined()) return;
+    tensor = x->contiguous();
+    heads = x->size(-2);
+    head_bytes = x->size(-1) * static_cast<int64_t>(x->element_size());
   }
-  void* mutable_row(int64_t r) const { return const_cast<void*>(row(r)); }
+  /// The Dv channels of a token in a head; null if the tensor is absent.
+  const void* at(int64_t token, int64_t head) const {
+    if (!tensor.defined()) return nullptr;
+    return static_cast<const char*>(tensor.const_data_ptr()) + (token * heads + head) * head_bytes;
+  }
+  void* mutable_at(int64_t token, int64_t head) const { return const_cast<void*>(at(token, head)); }
   at::Tensor tensor;
+  int64_t heads = 0, head_bytes = 0;
 };
 
 /// A call that the kernel supports.
@@ -52,14 +55,19 @@ struct Call {
         centred(norm == "layer") {}
 
   retnet::kernels::cpu::GatedNormParams make_params(int64_t token, int64_t head) const {
-    const int64_t r = token * heads + head;
-    return {channels,       eps,    centred, x.row(r), gate.row(r), weight.row(head),
-            bias.row(head), nullptr};
+    return {channels,
+            eps,
+            centred,
+            x.at(token, head),
+            gate.at(token, head),
+            weight.of_head(head),
+            bias.of_head(head),
+            nullptr};
   }
   int64_t num_tasks() const { return (tokens + kTokensPerTask - 1) / kTokensPerTask; }
-  /// Calls f(task, token, head, workspace) for all rows.
+  /// Calls f(task, token, head, workspace) for each token of each head.
   template <class Function>
-  void each_row(size_t workspace_bytes, const Function& f) const {
+  void each_token(size_t workspace_bytes, const Function& f) const {
     cpu::run_tasks(num_tasks(), workspace_bytes, [&](int64_t task, void* workspace) {
       const int64_t end = std::min(tokens, (task + 1) * kTokensPerTask);
       for (int64_t t = task * kTokensPerTask; t < end; ++t) {
@@ -69,26 +77,29 @@ struct Call {
   }
 
   const retnet::kernels::cpu::KernelTable& kernels;
-  Rows x, gate;
+  DenseTokens x, gate;
   cpu::Affine weight, bias;
   int64_t heads, channels, tokens;
   float eps;
   bool centred;
 };
 
-bool is_supported(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
+bool supports_gated_group_norm(const at::Tensor& x) {
+  return x.scalar_type() != at::kDouble && x.numel() > 0;
+}
 
 at::Tensor gated_group_norm_cpu(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                                 const std::optional<at::Tensor>& weight,
                                 const std::optional<at::Tensor>& bias, double eps,
                                 std::string_view norm) {
-  if (!is_supported(x)) return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
+  if (!supports_gated_group_norm(x))
+    return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
   check_gated_group_norm("gated_group_norm", x, gate, weight, bias, eps, norm);
   const Call call(x, gate, weight, bias, eps, norm);
-  const Rows out(cpu::empty_output(x.sizes(), x.options()));
-  call.each_row(0, [&](int64_t, int64_t token, int64_t head, void*) {
+  const DenseTokens out(cpu::empty_output(x.sizes(), x.options()));
+  call.each_token(0, [&](int64_t, int64_t token, int64_t head, void*) {
     auto p = call.make_params(token, head);
-    p.out = out.mutable_row(token * call.heads + head);
+    p.out = out.mutable_at(token, head);
     call.kernels.gated_norm(p);
   });
   return out.tensor;
@@ -101,11 +112,11 @@ struct PartialSums {
     like = *parameter;
     floats.resize(tasks * like.numel());
   }
-  float* row(int64_t task, int64_t head) {
+  float* of_head(int64_t task, int64_t head) {
     if (floats.empty()) return nullptr;
     return floats.data() + task * like.numel() + (like.dim() == 2 ? head * like.size(1) : 0);
   }
-  /// The sum over the tasks, in order and in float64.
+  /// Returns the sum over the tasks, which is taken in order and in float64.
   at::Tensor total() const {
     if (floats.empty()) return {};
     std::vector<double> sums(like.numel());
@@ -123,7 +134,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
     const at::Tensor& grad_out, const at::Tensor& x, const std::optional<at::Tensor>& gate,
     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias, double eps,
     std::string_view norm, std::array<bool, 4> output_mask) {
-  if (!is_supported(x)) {
+  if (!supports_gated_group_norm(x)) {
     return composite::gated_group_norm_backward(grad_out, x, gate, weight, bias, eps, norm,
                                                 output_mask);
   }
@@ -132,20 +143,20 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
   const Call call(x, gate, weight, bias, eps, norm);
   const auto [needs_x, needs_gate, needs_weight, needs_bias] = output_mask;
   const auto empty_grad = [&](bool needed) {
-    return Rows(needed ? std::optional(cpu::empty_output(x.sizes(), x.options())) : std::nullopt);
+    return DenseTokens(needed ? std::optional(cpu::empty_output(x.sizes(), x.options()))
+                              : std::nullopt);
   };
-  const Rows grad_out_rows(grad_out), grad_x = empty_grad(needs_x),
-                                      grad_gate = empty_grad(needs_gate && gate);
+  const DenseTokens dense_grad_out(grad_out), grad_x = empty_grad(needs_x),
+                                              grad_gate = empty_grad(needs_gate && gate);
   PartialSums grad_weight(needs_weight, weight, call.num_tasks()),
       grad_bias(needs_bias, bias, call.num_tasks());
-  call.each_row(call.channels * sizeof(float),
-                [&](int64_t task, int64_t token, int64_t head, void* workspace) {
-                  const int64_t r = token * call.heads + head;
-                  call.kernels.gated_norm_grad(
-                      {call.make_params(token, head), grad_out_rows.row(r), grad_x.mutable_row(r),
-                       grad_gate.mutable_row(r), grad_weight.row(task, head),
-                       grad_bias.row(task, head), static_cast<float*>(workspace)});
-                });
+  call.each_token(call.channels * sizeof(float), [&](int64_t task, int64_t token, int64_t head,
+                                                     void* workspace) {
+    call.kernels.gated_norm_grad({call.make_params(token, head), dense_grad_out.at(token, head),
+                                  grad_x.mutable_at(token, head), grad_gate.mutable_at(token, head),
+                                  grad_weight.of_head(task, head), grad_bias.of_head(task, head),
+                                  static_cast<float*>(workspace)});
+  });
   return {grad_x.tensor, grad_gate.tensor, grad_weight.total(), grad_bias.total()};
 }
 

@@ -32,7 +32,7 @@ bool is_known_on_cpu(const at::Tensor& x, at::ScalarType dtype) {
          x.layout() == at::kStrided && !x.unsafeGetTensorImpl()->has_symbolic_sizes_strides();
 }
 
-/// The environment variable RETNET_CPU_LINEAR: "0", "1", or "" if it is not set.
+/// Returns the environment variable RETNET_CPU_LINEAR: "0", "1", or "" if it is not set.
 std::string linear_setting() {
   const auto value = c10::utils::get_env("RETNET_CPU_LINEAR").value_or("");
   TORCH_CHECK_VALUE(value.empty() || value == "0" || value == "1",
@@ -71,7 +71,7 @@ at::Tensor linear_by_few_rows(const at::Tensor& x, const at::Tensor& weight,
   auto out = at::empty(sizes, x.options());
   auto* out_ptr = static_cast<BFloat16*>(out.mutable_data_ptr());
   const int64_t stride = weight.stride(0);
-  // Rows of the weight that a thread takes at once.
+  // The number of rows of the weight that a thread takes at once.
   const int64_t rows =
       std::max<int64_t>(1, kWeightsPerTask / in_features / kLinearRowMultiple) * kLinearRowMultiple;
   cpu::run_tasks((out_features + rows - 1) / rows, 0, [&](int64_t task, void*) {
@@ -86,7 +86,7 @@ at::Tensor linear_by_few_rows(const at::Tensor& x, const at::Tensor& weight,
 // Many tokens of float32
 // -------------------------------------------------------------------------------------------------
 
-// oneDNN copies the weight into a layout of its own, which does not pay for small products.
+// oneDNN copies the weight into a layout of its own. The copy does not pay for small products.
 constexpr int64_t kOnednnRows = 128, kOnednnChannels = 256;
 
 using Scalars = c10::List<std::optional<at::Scalar>>;
@@ -94,7 +94,7 @@ using OnednnLinear = at::Tensor(const at::Tensor&, const at::Tensor&,
                                 const std::optional<at::Tensor>&, std::string_view, Scalars,
                                 std::optional<std::string_view>);
 
-/// The operator of torch, which not every build of torch has.
+/// Returns the operator of torch, or nothing if this build of torch does not have it.
 const std::optional<c10::TypedOperatorHandle<OnednnLinear>>& onednn_linear() {
   static const auto op = [] {
     const auto found = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});

@@ -43,15 +43,15 @@ at::Tensor multi_scale_retention_step_cpu(
   check_multi_scale_retention_step(q, k, v, gate, log_decay, state, positions, frequencies, weight,
                                    bias, eps, norm, style, slots);
   composite::check_step_memory(q, k, v, gate, log_decay, state, frequencies, weight, bias);
-  const int64_t H = q.size(1), Dk = q.size(2), Dv = v.size(2);
-  const cpu::Affine weight_rows(weight), bias_rows(bias);
+  const int64_t Dk = q.size(2), Dv = v.size(2);
+  const cpu::Affine dense_weight(weight), dense_bias(bias);
   const Rotations rotations(positions, frequencies);
   const auto& set = cpu::instruction_set();
-  const cpu::FloatRows gate_rows(set, gate);
-  const auto body = [&](int64_t row, const auto& p, const auto& decode_step, float* workspace) {
-    const int64_t b = row / H, h = row % H;
+  const cpu::FloatTokens gate_tokens(set, gate);
+  const auto body = [&](int64_t b, int64_t h, const auto& p, const auto& decode_step,
+                        float* workspace) {
     float *rotated_q = workspace, *rotated_k = rotated_q + Dk, *retained = rotated_k + Dk,
-          *gate_row = retained + Dv;
+          *own_gate = retained + Dv;
     const auto rotate = [&](const float* x, float* out) {
       set.float32.rotary({rotations.pairs, style == "interleaved",
                           rotations.cos.data() + b * rotations.pairs,
@@ -64,9 +64,9 @@ at::Tensor multi_scale_retention_step_cpu(
     rotated.k = rotated_k;
     rotated.out = retained;
     decode_step(rotated);
-    gate_rows.load(row, gate_row);
-    set.float32.gated_norm({Dv, static_cast<float>(eps), norm == "layer", retained, gate_row,
-                            weight_rows.row(h), bias_rows.row(h), p.out});
+    gate_tokens.load(b, h, own_gate);
+    set.float32.gated_norm({Dv, static_cast<float>(eps), norm == "layer", retained, own_gate,
+                            dense_weight.of_head(h), dense_bias.of_head(h), p.out});
   };
   return cpu::run_decode_step(q, k, v, log_decay, state, scale, slots, 2 * Dk + 2 * Dv, body);
 }

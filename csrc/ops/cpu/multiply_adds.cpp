@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// torch.ops.retnet._multiply_adds(dtype, steps): the most that the instruction set of the kernels
-// can do. Benchmarks time it.
+// Benchmarks time torch.ops.retnet._multiply_adds(dtype, steps) to find the most that the
+// instruction set of the kernels can do.
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 

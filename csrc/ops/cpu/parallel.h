@@ -11,13 +11,15 @@
 namespace retnet::ops::cpu {
 
 /// Runs task(i, workspace) for i in [0, num_tasks) on the threads of torch, each with a workspace
-/// of its own. A thread that is done takes the next task, so that unequal tasks spread evenly.
+/// of its own. A thread that has finished a task takes the next one, so that unequal tasks spread
+/// evenly.
 template <class Task>
 void run_tasks(int64_t num_tasks, size_t workspace_bytes, const Task& task) {
-  constexpr size_t kLine = 64;  // bytes of a cache line: threads share none
+  constexpr size_t kLine = 64;  // bytes of a cache line; no two threads share one
   const auto bytes = (workspace_bytes + kLine - 1) / kLine * kLine;
   const auto threads = std::min<int64_t>(num_tasks, at::get_num_threads());
-  // One block of this thread. In the heaps of the others, blocks that come and go leave gaps.
+  // This thread allocates one block for all threads. In their own heaps, blocks that come and go
+  // would leave gaps.
   const auto memory = c10::GetCPUAllocator()->allocate(threads * bytes);
   std::atomic<int64_t> next{0};
   at::parallel_for(0, threads, 1, [&](int64_t thread, int64_t) {

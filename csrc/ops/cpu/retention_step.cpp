@@ -21,7 +21,7 @@ at::Tensor retention_step_cpu(const at::Tensor& q, const at::Tensor& k, const at
   check_state_memory(op, state, {{"q", q}, {"k", k}, {"v", v}, {"log_decay", log_decay}});
   return cpu::run_decode_step(
       q, k, v, log_decay, state, scale, slots, 0,
-      [](int64_t, const auto& p, const auto& decode_step, float*) { decode_step(p); });
+      [](int64_t, int64_t, const auto& p, const auto& decode_step, float*) { decode_step(p); });
 }
 
 }  // namespace

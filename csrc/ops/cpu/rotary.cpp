@@ -16,10 +16,12 @@ namespace {
 
 constexpr int64_t kGrain = 32768;  // elements that are worth another thread
 
-bool is_supported(const at::Tensor& x) { return x.scalar_type() != at::kDouble && x.numel() > 0; }
+bool supports_rotary(const at::Tensor& x) {
+  return x.scalar_type() != at::kDouble && x.numel() > 0;
+}
 
-/// q and k [..., H, Dk] rotated in one pass, by the negative angles if `inverse`. An undefined one
-/// stays undefined.
+/// Rotates q and k [..., H, Dk] in one pass, by the negative angles if `inverse`. An undefined
+/// tensor stays undefined.
 std::tuple<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor& k,
                                           const at::Tensor& positions,
                                           const at::Tensor& frequencies, std::string_view style,
@@ -39,7 +41,7 @@ std::tuple<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor&
   const auto dense_positions = positions.to(at::kLong).contiguous();
   const auto dense_frequencies = frequencies.contiguous();
   const auto cos_sin = cpu::instruction_set().cos_sin;
-  const auto rotate_row = cpu::kernels_for(cpu::instruction_set(), any.scalar_type()).rotary;
+  const auto rotate_head = cpu::kernels_for(cpu::instruction_set(), any.scalar_type()).rotary;
   const auto bytes = static_cast<int64_t>(any.element_size());
   const int64_t grain = std::max<int64_t>(1, kGrain / (H * Dk));
   at::parallel_for(0, any.numel() / (H * Dk), grain, [&](int64_t begin, int64_t end) {
@@ -53,9 +55,10 @@ std::tuple<at::Tensor, at::Tensor> rotate(const at::Tensor& q, const at::Tensor&
       for (const auto& [from, to] : all) {
         const auto* x = static_cast<const char*>(from.const_data_ptr());
         auto* out = static_cast<char*>(to.mutable_data_ptr());
-        for (int64_t row = token * H; row < (token + 1) * H; ++row) {
-          rotate_row({pairs, style == "interleaved", cos.data(), sin.data(), x + row * Dk * bytes,
-                      out + row * Dk * bytes});
+        for (int64_t h = 0; h < H; ++h) {
+          const int64_t offset = (token * H + h) * Dk * bytes;
+          rotate_head(
+              {pairs, style == "interleaved", cos.data(), sin.data(), x + offset, out + offset});
         }
       }
     }
@@ -68,7 +71,7 @@ std::tuple<at::Tensor, at::Tensor> rotary_cpu(const at::Tensor& q, const at::Ten
                                               const at::Tensor& frequencies,
                                               std::string_view style) {
   check_rotary("rotary", q, k, positions, frequencies, style);
-  if (!is_supported(q)) return composite::rotary(q, k, positions, frequencies, style);
+  if (!supports_rotary(q)) return composite::rotary(q, k, positions, frequencies, style);
   return rotate(q, k, positions, frequencies, style, false);
 }
 
@@ -80,7 +83,7 @@ std::tuple<at::Tensor, at::Tensor> rotary_backward_cpu(
   const at::Tensor grad_q = output_mask[0] ? grad_rotated_q.value_or(at::Tensor()) : at::Tensor();
   const at::Tensor grad_k = output_mask[1] ? grad_rotated_k.value_or(at::Tensor()) : at::Tensor();
   const auto& any = grad_q.defined() ? grad_q : grad_k;
-  if (!any.defined() || !is_supported(any)) {
+  if (!any.defined() || !supports_rotary(any)) {
     return composite::rotary_backward(grad_rotated_q, grad_rotated_k, positions, frequencies, style,
                                       output_mask);
   }

@@ -8,8 +8,8 @@
 #include <cmath>
 
 #include "kernels/cuda/retention/decode_step/cost_model.h"
+#include "ops/cuda/device.h"
 #include "ops/cuda/dtype.h"
-#include "ops/cuda/retention.h"
 
 namespace retnet::ops::cuda {
 
@@ -30,7 +30,7 @@ std::optional<DecodeStepLaunch> prepare_decode_step(
   p.head_dim_qk = q.size(2);
   p.head_dim_v = v.size(2);
   p.dtype = *dtype;
-  if (!kernels::cuda::decode_step_supported(p)) return std::nullopt;
+  if (!kernels::cuda::supports_decode_step(p)) return std::nullopt;
   p.scale = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(p.head_dim_qk))));
   const auto set = [&](const at::Tensor& x, const void*& ptr, int64_t& stride_b,
                        int64_t& stride_h) {

@@ -17,19 +17,20 @@ struct DecodeStepLaunch {
   kernels::cuda::DecodeStepParams params;
   std::vector<at::Tensor> owners;
 
-  /// t, or a copy, with a contiguous last dimension; kept until the launch.
+  /// Returns t, or a copy if its last dimension is not contiguous. The tensor is kept until the launch.
   at::Tensor keep_contiguous(const at::Tensor& t);
 };
 
-/// The launch for the retention of a checked call, or nothing if the kernel does not take it:
-/// - float64,
-/// - heads wider than its limit,
-/// - a state whose last dimension is not contiguous.
+/// Returns the launch for the retention of a checked call. Returns nothing if the kernel does not
+/// support the call, because
+/// - it has float64 tensors,
+/// - its heads are wider than the limit of the kernel, or
+/// - the last dimension of its state is not contiguous.
 std::optional<DecodeStepLaunch> prepare_decode_step(
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const at::Tensor& state, std::optional<double> scale, const std::optional<at::Tensor>& slots);
 
-/// Launches it on the current stream; out [B, H, Dv].
+/// Launches the kernel on the current stream. Returns out [B, H, Dv].
 at::Tensor run(DecodeStepLaunch& launch, const at::Tensor& v);
 
 }  // namespace retnet::ops::cuda

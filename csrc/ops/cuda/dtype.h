@@ -9,7 +9,7 @@
 
 namespace retnet::ops::cuda {
 
-/// The dtype as kernels name it, or nothing if they have none.
+/// Returns the dtype as kernels name it, or nothing if no kernel supports it.
 inline std::optional<kernels::cuda::DType> kernel_dtype(const at::Tensor& t) {
   switch (t.scalar_type()) {
     case at::kFloat:

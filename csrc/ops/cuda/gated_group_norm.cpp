@@ -16,25 +16,25 @@ namespace {
 
 using cuda::kernel_dtype;
 
-/// t [..., H, Dv] as [N, H, Dv] with contiguous channels: a view if the strides allow it.
-at::Tensor as_rows(const at::Tensor& t) {
-  const auto rows = t.reshape({-1, t.size(-2), t.size(-1)});
-  return rows.stride(-1) == 1 ? rows : rows.contiguous();
+/// Returns t [..., H, Dv] as [N, H, Dv] with contiguous channels. It is a view if the strides allow it.
+at::Tensor flatten_tokens(const at::Tensor& t) {
+  const auto tokens = t.reshape({-1, t.size(-2), t.size(-1)});
+  return tokens.stride(-1) == 1 ? tokens : tokens.contiguous();
 }
 
-std::optional<at::Tensor> as_rows(const std::optional<at::Tensor>& t) {
-  return t ? std::optional(as_rows(*t)) : std::nullopt;
+std::optional<at::Tensor> flatten_tokens(const std::optional<at::Tensor>& t) {
+  return t ? std::optional(flatten_tokens(*t)) : std::nullopt;
 }
 
-/// weight or bias with contiguous channels.
+/// Returns weight or bias with contiguous channels.
 std::optional<at::Tensor> contiguous_channels(const std::optional<at::Tensor>& t) {
   return t ? std::optional(t->stride(-1) == 1 ? *t : t->contiguous()) : std::nullopt;
 }
 
 int64_t stride_h(const at::Tensor& affine) { return affine.dim() == 2 ? affine.stride(0) : 0; }
 
-/// The parameters that forward and backward share, or nothing if no kernel takes the dtype of x. `x`
-/// and `gate` are [N, H, Dv].
+/// Returns the parameters that forward and backward share, or nothing if no kernel supports the dtype
+/// of x. `x` and `gate` are [N, H, Dv].
 template <class Params>
 std::optional<Params> make_params(const at::Tensor& x, const std::optional<at::Tensor>& gate,
                                   const std::optional<at::Tensor>& weight,
@@ -79,12 +79,12 @@ at::Tensor gated_group_norm_cuda(const at::Tensor& x, const std::optional<at::Te
   auto out = at::empty(x.sizes(), x.options());
   if (x.numel() == 0) return out;
 
-  const auto rows = as_rows(x);
-  const auto gate_rows = as_rows(gate);
+  const auto x_tokens = flatten_tokens(x);
+  const auto gate_tokens = flatten_tokens(gate);
   const auto w = contiguous_channels(weight), b = contiguous_channels(bias);
-  auto p = make_params<kernels::cuda::GatedGroupNormParams>(rows, gate_rows, w, b, eps, norm);
+  auto p = make_params<kernels::cuda::GatedGroupNormParams>(x_tokens, gate_tokens, w, b, eps, norm);
   if (p) p->out_ptr = out.mutable_data_ptr();
-  if (!p || !kernels::cuda::gated_group_norm_supported(*p)) {
+  if (!p || !kernels::cuda::supports_gated_group_norm(*p)) {
     return composite::gated_group_norm(x, gate, weight, bias, eps, norm);
   }
   C10_CUDA_CHECK(kernels::cuda::launch_gated_group_norm(*p, c10::cuda::getCurrentCUDAStream()));
@@ -104,16 +104,16 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
   };
   if (x.numel() == 0) return fall_back();
 
-  const auto rows = as_rows(x), grad_rows = as_rows(grad_out);
-  const auto gate_rows = as_rows(gate);
+  const auto x_tokens = flatten_tokens(x), grad_out_tokens = flatten_tokens(grad_out);
+  const auto gate_tokens = flatten_tokens(gate);
   const auto w = contiguous_channels(weight), b = contiguous_channels(bias);
-  auto p =
-      make_params<kernels::cuda::GatedGroupNormBackwardParams>(rows, gate_rows, w, b, eps, norm);
+  auto p = make_params<kernels::cuda::GatedGroupNormBackwardParams>(x_tokens, gate_tokens, w, b,
+                                                                    eps, norm);
   if (!p) return fall_back();
-  p->grad_out_ptr = grad_rows.const_data_ptr();
-  p->grad_out_stride_n = grad_rows.stride(0);
-  p->grad_out_stride_h = grad_rows.stride(1);
-  if (!kernels::cuda::gated_group_norm_supported(*p)) return fall_back();
+  p->grad_out_ptr = grad_out_tokens.const_data_ptr();
+  p->grad_out_stride_n = grad_out_tokens.stride(0);
+  p->grad_out_stride_h = grad_out_tokens.stride(1);
+  if (!kernels::cuda::supports_gated_group_norm(*p)) return fall_back();
 
   at::Tensor grad_x, grad_gate, grad_weight, grad_bias;  // the last two in float32 until the end
   if (output_mask[0]) {

@@ -11,7 +11,7 @@
 namespace retnet::ops {
 namespace {
 
-/// weight or bias [Dv] or [H, Dv].
+/// Sets the parameters of weight or bias, which is [Dv] or [H, Dv].
 void set_affine(cuda::DecodeStepLaunch& launch, const std::optional<at::Tensor>& affine,
                 const void*& ptr, int64_t& stride_h, kernels::cuda::DType& dtype) {
   if (!affine) return;

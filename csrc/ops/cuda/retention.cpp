@@ -9,26 +9,15 @@
 
 #include <cmath>
 
-#include "kernels/cuda/retention/log_decay_grad/plan.h"
-#include "ops/composite/deterministic.h"
+#include "kernels/cuda/retention/grad_log_decay/plan.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/retention.h"
+#include "ops/cuda/device.h"
 #include "ops/retention.h"
 #include "ops/retention_plan.h"
 
 namespace retnet::ops {
 namespace cuda {
-
-kernels::cuda::DeviceLimits device_limits(c10::DeviceIndex device) {
-  const auto attribute = [&](cudaDeviceAttr name) {
-    int value = 0;
-    C10_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, device));
-    return value;
-  };
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) +
-              attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount),
-          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
-}
 
 kernels::cuda::RetentionOperand make_operand(const at::Tensor& x) {
   return {x.const_data_ptr(), x.stride(0), x.stride(1), x.stride(2)};
@@ -72,15 +61,15 @@ ChunkwiseLaunch plan_gradient(kernels::cuda::ChunkwisePass pass,
 
 const char* backward_unsupported_reason(const ChunkwiseLaunch& forward,
                                         const kernels::cuda::DeviceLimits& device,
-                                        bool needs_log_decay_grad) {
+                                        bool needs_grad_log_decay) {
   if (forward.plan.unsupported_reason != nullptr) return forward.plan.unsupported_reason;
-  for (const auto pass : {kernels::cuda::ChunkwisePass::kGradQ,  // kGradK: the same
+  for (const auto pass : {kernels::cuda::ChunkwisePass::kGradQ,  // kGradK has the same shape
                           kernels::cuda::ChunkwisePass::kGradV}) {
     const auto launch = plan_gradient(pass, forward.params, {}, device);
     if (launch.plan.unsupported_reason != nullptr) return launch.plan.unsupported_reason;
   }
-  if (!needs_log_decay_grad) return nullptr;
-  return kernels::cuda::log_decay_grad_plan(forward.params, device).unsupported_reason;
+  if (!needs_grad_log_decay) return nullptr;
+  return kernels::cuda::grad_log_decay_plan(forward.params, device).unsupported_reason;
 }
 
 bool can_read_in_place(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p) {

@@ -12,8 +12,6 @@
 
 namespace retnet::ops::cuda {
 
-kernels::cuda::DeviceLimits device_limits(c10::DeviceIndex device);
-
 /// A launch of the chunkwise kernel: its plan, and its parameters, whose pointers to device memory the
 /// caller sets.
 struct ChunkwiseLaunch {
@@ -21,23 +19,23 @@ struct ChunkwiseLaunch {
   kernels::cuda::ChunkwisePlan plan;
 };
 
-/// Plans the forward pass of a checked call; copies nothing.
+/// Plans the forward pass of a checked call. It copies nothing.
 ChunkwiseLaunch plan_forward(const at::Tensor& q, const at::Tensor& v, std::optional<double> scale,
                              std::string_view form, std::optional<int64_t> chunk_size,
                              const std::optional<at::Tensor>& cu_seqlens);
 
-/// Plans the pass of a gradient for a call whose forward pass the kernel takes. The plan chooses the
+/// Plans the pass of a gradient for a call whose forward pass the kernel supports. The plan chooses the
 /// chunk.
 ChunkwiseLaunch plan_gradient(kernels::cuda::ChunkwisePass pass,
                               const kernels::cuda::ChunkwiseParams& forward,
                               const kernels::cuda::ChunkwiseGradients& gradients,
                               const kernels::cuda::DeviceLimits& device);
 
-/// Why the kernels do not compute the gradients of a planned forward pass, that of log_decay among them if
-/// it is needed; null if they do.
+/// Returns why the kernels do not compute the gradients of a planned forward pass, or null if they do. The
+/// gradient of log_decay counts if it is needed.
 const char* backward_unsupported_reason(const ChunkwiseLaunch& forward,
                                         const kernels::cuda::DeviceLimits& device,
-                                        bool needs_log_decay_grad);
+                                        bool needs_grad_log_decay);
 
 kernels::cuda::RetentionOperand make_operand(const at::Tensor& x);
 
@@ -45,7 +43,8 @@ kernels::cuda::RetentionOperand make_operand(const at::Tensor& x);
 bool can_read_in_place(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p);
 at::Tensor in_place_or_copy(const at::Tensor& x, const kernels::cuda::ChunkwiseParams& p);
 
-/// Launches it. All pointers are set except the workspace, which is a temporary with the options.
+/// Launches the kernel. The caller has set all pointers except that of the workspace, which is a temporary
+/// tensor with these options.
 void run(ChunkwiseLaunch& launch, const at::TensorOptions& options);
 
 }  // namespace retnet::ops::cuda

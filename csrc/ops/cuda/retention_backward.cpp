@@ -6,8 +6,9 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
-#include "kernels/cuda/retention/log_decay_grad/launch.h"
+#include "kernels/cuda/retention/grad_log_decay/launch.h"
 #include "ops/composite/retention.h"
+#include "ops/cuda/device.h"
 #include "ops/cuda/retention.h"
 #include "ops/retention.h"
 
@@ -58,11 +59,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
     gradients.grad_initial_state_ptr = grad_initial_state.mutable_data_ptr<float>();
   }
   if (needs_log_decay) {
-    const auto plan = kernels::cuda::log_decay_grad_plan(p, device);
+    const auto plan = kernels::cuda::grad_log_decay_plan(p, device);
     const auto parts =
         at::empty({p.sequences, p.heads, plan.slices}, log_decay.options().dtype(at::kDouble));
-    gradients.log_decay_grad_ptr = parts.mutable_data_ptr<double>();
-    C10_CUDA_CHECK(kernels::cuda::launch_log_decay_grad({p, gradients}, plan,
+    gradients.grad_log_decay_ptr = parts.mutable_data_ptr<double>();
+    C10_CUDA_CHECK(kernels::cuda::launch_grad_log_decay({p, gradients}, plan,
                                                         c10::cuda::getCurrentCUDAStream()));
     grad_log_decay = parts.sum(at::IntArrayRef({0, 2})).to(log_decay.scalar_type());
   }

@@ -15,7 +15,7 @@ namespace retnet::ops {
 namespace {
 
 /// Rotates `q` and `k`, of which one may be undefined, into new tensors. Returns nothing if the kernel
-/// does not take them.
+/// does not support them.
 std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tensor k,
                                                          const at::Tensor& positions,
                                                          const at::Tensor& frequencies,
@@ -40,7 +40,7 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   const auto radians = frequencies.contiguous();
   p.frequency_ptr = radians.const_data_ptr<float>();
 
-  if (!kernels::cuda::rotary_supported(p)) return std::nullopt;  // whatever the layout of q and k
+  if (!kernels::cuda::supports_rotary(p)) return std::nullopt;  // whatever the layout of q and k
   const auto set = [&](kernels::cuda::RotaryOperand& operand, const at::Tensor& x) {
     if (!x.defined()) return;
     operand = {x.const_data_ptr(), x.stride(0), one_token ? 0 : x.stride(1), x.stride(-2)};
@@ -50,8 +50,8 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   }
   set(p.q, q);
   set(p.k, k);
-  if (!kernels::cuda::rotary_supported(
-          p)) {  // rows are not aligned to accesses; those of copies are
+  if (!kernels::cuda::supports_rotary(
+          p)) {  // the channels are not aligned to accesses, but those of copies are
     for (at::Tensor* x : {&q, &k}) {
       if (x->defined()) *x = x->clone(at::MemoryFormat::Contiguous);
     }

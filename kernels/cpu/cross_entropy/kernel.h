@@ -15,7 +15,8 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// n logits from column c on, and beyond them -infinity, which changes no maximum and no sum.
+/// Loads n logits from column c on. The lanes beyond them get -infinity, which changes no maximum
+/// and no sum.
 template <int kLanes, class Scalar>
 RETNET_INLINE F<kLanes> load_logits(const CrossEntropyParams& p, int64_t c, int64_t n) {
   auto x = load_channels<kLanes, Scalar>(p.logits, c, n);
@@ -23,7 +24,7 @@ RETNET_INLINE F<kLanes> load_logits(const CrossEntropyParams& p, int64_t c, int6
   return x;
 }
 
-/// The largest logit. It ignores NaN, which makes the sum NaN later.
+/// Returns the largest logit. It ignores NaN, which makes the sum NaN later.
 template <int kLanes, class Scalar>
 RETNET_INLINE float maximum(const CrossEntropyParams& p) {
   using V = F<kLanes>;
@@ -41,7 +42,8 @@ template <int kLanes, class Scalar>
 double cross_entropy(const CrossEntropyParams& p) {
   using V = F<kLanes>;
   const auto max = maximum<kLanes, Scalar>(p);
-  // By blocks, because one float32 sum of many terms would lose the last bits of each.
+  // The sum is taken by blocks, because one float32 sum of many terms would lose the last bits of
+  // each.
   constexpr int64_t kBlock = 64 * kLanes;
   double sum = 0;
   for (int64_t first = 0; first < p.classes; first += kBlock) {
@@ -62,7 +64,7 @@ double cross_entropy(const CrossEntropyParams& p) {
     const V e = load_channels<kLanes, float>(p.exponentials, c, n);
     store_channels<kLanes, Scalar>(p.logits, c, n, e * factor);
   });
-  // The difference is rounded once, and no term of it before.
+  // The difference is rounded once. Its terms are not rounded before.
   const V at_target = load_channels<kLanes, float>(p.exponentials, p.target, 1) * factor - 1.0F;
   store_channels<kLanes, Scalar>(p.logits, p.target, 1, at_target);
   return loss;

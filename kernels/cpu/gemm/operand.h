@@ -6,11 +6,11 @@
 //
 // An instruction set `Isa` has
 //     kLanes        floats of a vector
-//     kTileRows     rows of a register tile, which has two vectors of columns. 2 kTileRows sums,
-//     two
-//                   vectors of the right factor and one broadcast item have to fit the registers
-//     dot(sum, a, b), round(x, y)   if it multiplies pairs: sum + a.low b.low + a.high b.high, and
-//                   x followed by y, rounded to bfloat16
+//     kTileRows     rows of a register tile, which has two vectors of columns. The registers have to
+//                   hold 2 kTileRows sums, two vectors of the right factor and a broadcast item
+// An instruction set that multiplies pairs also has
+//     dot(sum, a, b)   sum + a.low b.low + a.high b.high
+//     round(x, y)      x followed by y, rounded to bfloat16
 #pragma once
 
 #include "kernels/cpu/simd/float16.h"

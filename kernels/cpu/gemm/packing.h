@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Between tensors and register tiles: tokens are packed into dense factors, and tiles are stored
-// into rows of a tensor.
+// The ways from tensors to register tiles and back. Tokens are packed into dense factors, and tiles
+// are stored into rows of a tensor.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +15,8 @@ inline constexpr int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
 
-/// The stride of packed rows of so many items: one cache line more. Rows a power of two apart fall
-/// into a few sets of the L1 cache, and evict one another.
+/// The stride of packed rows of `items` items. It is one cache line more, because rows that lie a
+/// power of two apart fall into a few sets of the L1 cache and evict one another.
 inline constexpr int64_t padded_stride(int64_t items) {
   constexpr int64_t kLineItems = 16;  // 32-bit items of a cache line
   return items + kLineItems;
@@ -29,8 +29,7 @@ struct OperandView {
   int64_t stride;     // of a row
   int64_t rows, columns;
 
-  /// Prefetches the line four rows below. Rows lie pages apart, where the hardware does not
-  /// prefetch.
+  /// Prefetches the line four rows below. The hardware does not, because rows lie pages apart.
   RETNET_INLINE void prefetch(int64_t row, int64_t column) const {
     if (row + 4 < rows && ptr != nullptr) __builtin_prefetch(ptr + (row + 4) * stride + column);
   }
@@ -43,7 +42,7 @@ struct OperandView {
                                       : load_first_as_float<kLanes>(p, columns - column);
   }
 
-  /// The bits of kCount 16-bit elements.
+  /// Returns the bits of kCount 16-bit elements.
   template <int kCount>
   RETNET_INLINE H<kCount> halves(int64_t row, int64_t column) const {
     H<kCount> x{};
@@ -55,7 +54,8 @@ struct OperandView {
   }
 };
 
-/// Packs tokens whose channels are the depth: rows of columns / kItemDepth items, `stride` apart.
+/// Packs tokens whose channels are the depth. A row has columns / kItemDepth items, and rows lie
+/// `stride` items apart.
 template <class Operand, class Scalar>
 RETNET_NOINLINE void pack_row_major(const OperandView<Scalar>& x, int64_t rows, int64_t columns,
                                     typename Operand::Item* to, int64_t stride) {
@@ -75,9 +75,9 @@ RETNET_NOINLINE void pack_row_major(const OperandView<Scalar>& x, int64_t rows, 
   }
 }
 
-/// Packs tokens that are themselves the depth, token r times weight[r] (null: 1). Items of
-/// kItemDepth tokens make a row. Rows are `stride` items apart and cut into blocks of `block`
-/// columns, which are `block_stride` items apart.
+/// Packs tokens that are themselves the depth. Token r is multiplied by weight[r], if weight is not
+/// null. Items of kItemDepth tokens make a row. Rows are `stride` items apart and cut into blocks
+/// of `block` columns. Blocks are `block_stride` items apart.
 template <class Operand, class Scalar>
 RETNET_NOINLINE void pack_depth_major(const OperandView<Scalar>& x, int64_t rows, int64_t columns,
                                       const float* weight, typename Operand::Item* to,

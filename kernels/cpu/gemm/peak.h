@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The most that an instruction set can do: multiply-adds between registers. Benchmarks report the
-// speed of kernels as a share of their rate.
+// Multiply-adds between registers are the most that an instruction set can do. Benchmarks report
+// the speed of kernels as a share of their rate.
 #pragma once
 
 #include "kernels/cpu/gemm/operand.h"
@@ -9,8 +9,8 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// Enough sums that none waits for its previous multiply-add, few enough for the registers of every
-/// instruction set.
+/// The number of sums. They are so many that none waits for its previous multiply-add, and so few
+/// that the registers of every instruction set hold them.
 constexpr int kPeakSums = 12;
 
 template <class Operand, int... i>

@@ -8,12 +8,13 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// Prefetches the tokens of the next chunk, some lines at a time, while the present chunk is worked
-/// on; without it packing waits for memory. It goes down a column of lines before it moves to the
-/// next one: rows lie in pages of their own, whose addresses are then translated side by side.
+/// Prefetches the tokens of the next chunk, some lines at a time, while the present chunk is
+/// computed. Without it, packing would wait for memory. It goes down a column of lines before it
+/// moves to the next one. Each row lies in a page of its own, and the addresses of these pages are
+/// then translated side by side.
 class Prefetcher {
  public:
-  /// Begins anew. What is added from now on is prefetched by `num_fetches` calls of `fetch`.
+  /// Starts again. `num_fetches` calls of `fetch` prefetch what is added from now on.
   void start(int64_t num_fetches) {
     count_ = part_ = 0;
     lines_ = row_ = column_ = 0;

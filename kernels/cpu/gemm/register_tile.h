@@ -30,9 +30,8 @@ struct RegisterTile {
   }
 
   /// sum += left right, over a depth of `depth` items.
-  ///   left   item (r, d) at left[r * left_row_stride + d * left_depth_stride]. It is broadcast
-  ///   item
-  ///          by item, so that a matrix and its transpose cost the same
+  ///   left   item (r, d) at left[r * left_row_stride + d * left_depth_stride]. Each item is
+  ///          broadcast, so that a matrix and its transpose cost the same
   ///   right  kTileColumns items of depth d at right + d * right_depth_stride
   RETNET_INLINE void multiply_add(const Item* left, int64_t left_row_stride,
                                   int64_t left_depth_stride, const Item* right,
@@ -46,8 +45,8 @@ struct RegisterTile {
     }
   }
 
-  /// Stores the tile as items of a factor whose depth are the tile's rows: `stride` items after one
-  /// another, each from kItemDepth rows.
+  /// Stores the tile as items of a factor whose depth is the rows of the tile. kItemDepth rows of
+  /// the tile make a row of items. These rows lie `stride` items apart.
   RETNET_INLINE void store_depth_major(Item* to, int64_t stride) const {
     store_depth_major(to, stride,
                       std::make_integer_sequence<int, 2 * kRows / Operand::kItemDepth>{});
@@ -107,7 +106,7 @@ struct TileRows {
 };
 
 /// Calls f(TileRows<n>, first row) for tiles of n rows that cover [0, rows), an even number. Tiles
-/// are as high as the instruction set allows; the last ones are lower.
+/// are as high as the instruction set allows, except the last ones.
 template <class Operand, class Function>
 RETNET_INLINE void each_tile(int64_t rows, const Function& f) {
   constexpr int kRows = Operand::Isa::kTileRows;
@@ -119,7 +118,7 @@ RETNET_INLINE void each_tile(int64_t rows, const Function& f) {
   for (; r < rows; r += 2) f(TileRows<2>{}, r);
 }
 
-/// How many tiles `each_tile` visits.
+/// The number of tiles that `each_tile` visits.
 template <class Operand>
 inline constexpr int64_t num_tiles(int64_t rows) {
   int64_t n = 0;

@@ -12,7 +12,7 @@ struct Portable {
 
 }  // namespace
 
-// The initialisation of kEmulated reads it.
+// It is constinit because the initialisation of kEmulated reads it.
 constinit const InstructionSet kPortable =
     make_instruction_set<Portable>("portable", [] { return true; });
 

@@ -17,7 +17,7 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// kLanes pairs from the first n < 2 kLanes elements; zeros beyond.
+/// Loads kLanes pairs from the first n < 2 kLanes elements. Zeros follow them.
 template <int kLanes>
 RETNET_INLINE U<kLanes> load_first_pairs(const BFloat16* p, int64_t n) {
   BFloat16 items[2 * kLanes] = {};
@@ -49,7 +49,8 @@ void pack_linear_token(const LinearTokenParams& p) {
   }
 }
 
-/// sum + the products of kLanes pairs of a row of the weight with those of a token at channel c.
+/// Returns sum + the products of kLanes pairs of a row of the weight with those of a token at
+/// channel c.
 template <class Operand>
 RETNET_INLINE F<Operand::kLanes> multiply_pairs(const U<Operand::kLanes>& weight,
                                                 const float* token, int64_t c,
@@ -63,7 +64,7 @@ RETNET_INLINE F<Operand::kLanes> multiply_pairs(const U<Operand::kLanes>& weight
   }
 }
 
-/// kOut rows of the weight from `first` on, with kTokens tokens.
+/// Multiplies kOut rows of the weight, from `first` on, with kTokens tokens.
 template <class Operand, int kOut, int kTokens>
 RETNET_INLINE void linear_rows(const LinearParams& p, int64_t first) {
   constexpr int kLanes = Operand::kLanes;
@@ -82,7 +83,7 @@ RETNET_INLINE void linear_rows(const LinearParams& p, int64_t first) {
     for (int o = 0; o < kOut; ++o) {
       const BFloat16* row = weight + o * p.weight_stride + c;
       // Prefetch the rows after these into the L2 cache. Past the last row the address lies beyond
-      // the weight; a prefetch does not fault.
+      // the weight, but a prefetch does not fault.
       if (c % 32 == 0) {
         const auto next = reinterpret_cast<uintptr_t>(row) + kOut * p.weight_stride * sizeof *row;
         __builtin_prefetch(reinterpret_cast<const void*>(next), 0, 2);
@@ -107,7 +108,7 @@ RETNET_INLINE void linear_rows(const LinearParams& p, int64_t first) {
   }
 }
 
-/// Takes as many rows of the weight at a time as leave registers for the sums of all tokens. The
+/// Takes as many rows of the weight at a time as registers can hold sums for, with all tokens. The
 /// more rows are read side by side, the more of the memory bandwidth is used.
 template <class Operand, int kTokens>
 void linear_tokens(const LinearParams& p) {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The linear layer of a decode step: a few tokens of bfloat16, bound by reading the weight.
+// The linear layer of a decode step. It multiplies a few tokens of bfloat16, and reading the weight
+// bounds its speed.
 #pragma once
 
 #include <cstdint>
@@ -10,10 +11,10 @@
 namespace retnet::kernels::cpu {
 
 constexpr int64_t kLinearMaxTokens = 4;
-/// The kernel is fastest on a multiple of so many rows of the weight.
+/// The kernel is fastest if the number of rows of the weight is a multiple of this.
 constexpr int64_t kLinearRowMultiple = 24;
 
-/// The floats that a packed token takes.
+/// The number of floats that a packed token takes.
 inline int64_t linear_token_size(int64_t in_features) { return (in_features + 31) / 32 * 32; }
 
 /// Packs a token as the linear kernel of the instruction set reads it.

@@ -11,7 +11,7 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// The statistics of a row, and its normalised channels.
+/// The statistics of a token of a head, and its normalised channels.
 template <int kLanes, class Scalar>
 struct Normed {
   using V = F<kLanes>;
@@ -87,7 +87,7 @@ void gated_norm_grad(const GatedNormGradParams& g) {
     }
     if (p.weight) grad *= load_channels<kLanes, float>(p.weight, c, n);
     store_channels<kLanes, float>(g.workspace, c, n, grad);
-    sum += grad;  // grad_out is zero beyond the row
+    sum += grad;  // grad_out is zero beyond the channels
     products += grad * x;
   });
   if (!g.grad_x) return;

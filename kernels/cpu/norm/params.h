@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gated group norm of one row, one token of one head. Rows are dense and of the kernel's dtype;
-// weight, bias and sums are float. A null pointer means absent, or not asked for.
+// The gated group norm of one token of one head. Its channels are dense and have the dtype of the
+// kernel. Weight, bias and sums are float. A null pointer stands for a tensor that is absent or not
+// asked for.
 #pragma once
 
 #include <cstdint>

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The pass backward in time, of `RetentionBackwardParams`: the gradients of k and v share dS, the
-// gradient of the state, which is carried as `grad_state` in blocks like the state of forward.h.
-// V dS^T reads dS as a left factor, item by item, so grad_k comes out transposed,
-// [head_dim_qk][kChunk], in floats. It is transposed back on its way out. If the operand is a pair
-// of bfloat16, dS has two copies: pairs along head_dim_qk for grad_v, and along head_dim_v for
-// grad_k.
+// The pass backward in time of `RetentionBackwardParams`. The gradients of k and v share dS, the
+// gradient of the state. It is carried as `grad_state`, in blocks like the state of forward.h. V
+// dS^T reads dS as a left factor, item by item, so grad_k comes out transposed,
+// [head_dim_qk][kChunk], in floats. It is transposed back when it is stored. If the operand is a
+// pair of bfloat16, dS has two copies, in pairs along head_dim_qk for grad_v and along head_dim_v
+// for grad_k.
 //
-// The blocks of dS are taken in groups, so that dS goes through the caches once a chunk: for each
+// The blocks of dS are taken in groups, so that dS goes through the caches once a chunk. For each
 // group the pass computes its part of grad_k, its columns of grad_v, and its update.
 #pragma once
 
@@ -28,7 +28,8 @@ struct BackwardWorkspace {
   using Item = typename Operand::Item;
   static constexpr int kItemDepth = Operand::kItemDepth;
   int64_t head_dim_qk, head_dim_v;  // padded to whole tiles
-  // In items: of tokens as rows of q's and of v's channels, and of tokens as depth of q's channels.
+  // In items: of tokens as rows of the channels of q and of v, and of tokens as depth with the
+  // channels of q.
   int64_t qk_row_stride, v_row_stride, qk_depth_stride;
   Workspace workspace;
   BlockedState<Operand> grad_state;
@@ -82,7 +83,8 @@ class BackwardPass {
   static constexpr int kItemDepth = Operand::kItemDepth, kLanes = Operand::kLanes;
   static constexpr int64_t kWidth = kTileColumns<Operand>;
   static constexpr int64_t kBlockItems = kChunk / kItemDepth * kWidth;  // of grad_out_blocks
-  // Columns of a group: sums of grad_k are long, and a group fits the L2 cache.
+  // Columns of a group. They are so many that sums of grad_k are long, and so few that a group fits
+  // the L2 cache.
   static constexpr int64_t kGroup = 64;
 
  public:
@@ -190,7 +192,7 @@ class BackwardPass {
                               kWidth, kBlockItems);
   }
 
-  /// The transposed scores, [j][i], from the diagonal's block on.
+  /// Computes the transposed scores, [j][i], from the block of the diagonal on.
   void compute_scores_transposed() {
     each_tile<Operand>(even_, [&](auto rows, int64_t j) {
       constexpr int kRows = decltype(rows)::value;
@@ -209,8 +211,8 @@ class BackwardPass {
     });
   }
 
-  /// The gradients of the scores with i as the depth, [i / kItemDepth][j], up to the diagonal, and
-  /// zeros from there to the end of its block.
+  /// Computes the gradients of the scores with i as the depth, [i / kItemDepth][j], up to the
+  /// diagonal. Zeros follow to the end of its block.
   void compute_grad_scores() {
     each_tile<Operand>(even_, [&](auto rows, int64_t i) {
       constexpr int kRows = decltype(rows)::value;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the two passes over the chunks of a sequence share: views of a chunk's tokens, and the
+// What the two passes over the chunks of a sequence share: views of the tokens of a chunk, and the
 // state.
 #pragma once
 
@@ -17,8 +17,8 @@ namespace {
 /// The stride of packed rows with one item for each token of a chunk.
 constexpr int64_t kChunkStride = padded_stride(kChunk);
 
-/// The first `columns` channels of the chunk that begins at token `first` of `tokens`. It has no
-/// tokens if `first` lies outside of the sequence.
+/// Returns a view of the first `columns` channels of the chunk that begins at token `first` of
+/// `tokens`. It has no tokens if `first` lies outside of the sequence.
 template <class Scalar>
 OperandView<Scalar> chunk_view(const TokenView& x, int64_t columns, int64_t first, int64_t tokens) {
   const auto* ptr = first < 0 ? nullptr : static_cast<const Scalar*>(x.ptr);
@@ -26,8 +26,8 @@ OperandView<Scalar> chunk_view(const TokenView& x, int64_t columns, int64_t firs
           columns};
 }
 
-/// A state [rows][columns], padded to whole tiles, in blocks of a tile's columns: in floats, and as
-/// items of a right factor whose depth are the rows.
+/// A state [rows][columns], padded to whole tiles, in blocks as wide as a tile. It is held in
+/// floats, and as items of a right factor whose depth is the rows.
 template <class Operand>
 struct BlockedState {
   using Item = typename Operand::Item;
@@ -61,7 +61,7 @@ struct BlockedState {
     }
   }
 
-  /// Reads a state of so many rows and columns, and pads it with zeros.
+  /// Reads a state of `num_rows` rows and `num_columns` columns, and pads it with zeros.
   void read(const StateView& x, int64_t num_rows, int64_t num_columns) {
     for (int64_t column = 0; column < columns; column += kWidth) {
       for (int64_t first = 0; first < rows; first += 2) {

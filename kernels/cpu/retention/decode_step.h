@@ -11,7 +11,7 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// Rows r .. r + kRows of the state, one vector V of columns from c on.
+/// Updates rows r .. r + kRows - 1 of the state, in one vector V of columns from c on.
 template <int kRows, class V>
 RETNET_INLINE void update_columns(const DecodeStepParams& p, int64_t r, int64_t c,
                                   const float (&k)[kRows], const float (&q)[kRows]) {
@@ -42,12 +42,12 @@ RETNET_INLINE void update_rows(const DecodeStepParams& p, int64_t r) {
     k[i] = p.k[r + i];
     q[i] = p.q[r + i];
   }
-  const int64_t rows = (kDistance + p.head_dim_v - 1) / p.head_dim_v;  // beyond those in work
+  const int64_t rows = (kDistance + p.head_dim_v - 1) / p.head_dim_v;  // ahead of those at hand
   const int64_t distance = (rows < kRows ? kRows : rows) * p.state_stride;
   int64_t c = 0;
   for (; c + kLine <= p.head_dim_v; c += kLine) {
     // A prefetch into the L2 cache is faster than one into the L1 cache. Past the last row the
-    // address lies beyond the state; a prefetch does not fault.
+    // address lies beyond the state, but a prefetch does not fault.
 #pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
       const auto row = reinterpret_cast<uintptr_t>(p.state + (r + i) * p.state_stride + c);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The pass forward in time, of `RetentionForwardParams`: the names are those of the retention op.
-// For grad_q: q = grad_out, k = v, v = k, grad_out = q, and the states are transposed.
+// The pass forward in time of `RetentionForwardParams`. The names are those of the retention op.
+// For grad_q, q = grad_out, k = v, v = k, grad_out = q, and the states are transposed.
 //
 // For each chunk of L tokens it
 //   1. packs q, k and v,
@@ -11,10 +11,10 @@
 // a pair of bfloat16, a copy in pairs along head_dim_qk stands beside it, written from the
 // registers that hold the update.
 //
-// What a chunk adds is summed apart and added to the state once. This rounds once a chunk, where a
-// sum that continues from the state would round 64 times at the state's magnitude.
+// What a chunk adds is summed apart and added to the state once. This rounds once a chunk. A sum
+// that continues from the state would round 64 times at the magnitude of the state.
 //
-// Columns do not mix: a slice of columns has the same bits as within the whole.
+// Columns do not mix. A slice of columns has the same bits as within the whole.
 #pragma once
 
 #include <algorithm>
@@ -60,12 +60,12 @@ struct ForwardWorkspace {
         v_blocks(workspace.take<Item>(kChunk / kItemDepth * head_dim_v)),
         scores(workspace.take<Item>(kChunk * kChunk / kItemDepth)),
         weight(workspace.take<float>(kChunk)),
-        state_derivative(workspace, p.log_decay_grad ? head_dim_qk : 0,
-                         p.log_decay_grad ? head_dim_v : 0),
+        state_derivative(workspace, p.grad_log_decay ? head_dim_qk : 0,
+                         p.grad_log_decay ? head_dim_v : 0),
         k_derivative(
-            workspace.take<Item>(p.log_decay_grad ? kChunk / kItemDepth * depth_stride : 0)),
+            workspace.take<Item>(p.grad_log_decay ? kChunk / kItemDepth * depth_stride : 0)),
         score_derivative(
-            workspace.take<Item>(p.log_decay_grad ? kChunk * kChunk / kItemDepth : 0)) {}
+            workspace.take<Item>(p.grad_log_decay ? kChunk * kChunk / kItemDepth : 0)) {}
 };
 
 template <class Operand>
@@ -87,10 +87,10 @@ class ForwardPass {
     const bool drops_initial_state = p_.decay.gamma_is_zero && p_.tokens > 0;
     w_.state.read(drops_initial_state ? StateView{} : p_.initial_state, p_.head_dim_qk,
                   p_.head_dim_v);
-    if (p_.log_decay_grad) w_.state_derivative.read({}, 0, 0);
+    if (p_.grad_log_decay) w_.state_derivative.read({}, 0, 0);
     for (first_ = 0; first_ < p_.tokens; first_ += kChunk) chunk();
     if (p_.final_state.ptr) w_.state.write(p_.final_state, p_.head_dim_qk, p_.head_dim_v);
-    if (p_.log_decay_grad) store_log_decay_grad();
+    if (p_.grad_log_decay) store_grad_log_decay();
   }
 
  private:
@@ -104,7 +104,7 @@ class ForwardPass {
   void chunk() {
     length_ = std::min(kChunk, p_.tokens - first_);
     even_ = round_up(length_, 2);
-    const bool uses_q = (p_.out.ptr || p_.log_decay_grad) && p_.q.ptr;
+    const bool uses_q = (p_.out.ptr || p_.grad_log_decay) && p_.q.ptr;
     prefetcher_.start(
         (num_tiles<Operand>(w_.head_dim_qk) + (uses_q ? num_tiles<Operand>(even_) : 0)) *
         (w_.head_dim_v / kWidth));
@@ -123,7 +123,7 @@ class ForwardPass {
       compute_scores();
     }
     pack_weighted_k(p_.decay.power, w_.k_weighted);
-    if (p_.log_decay_grad) pack_weighted_k(p_.decay.power_derivative, w_.k_derivative);
+    if (p_.grad_log_decay) pack_weighted_k(p_.decay.power_derivative, w_.k_derivative);
     pack_depth_major<Operand>(view(p_.v, p_.head_dim_v), even_, w_.head_dim_v, nullptr, w_.v_blocks,
                               kWidth, kWidth, kChunk / kItemDepth * kWidth);
     for (int64_t column = 0; column < w_.head_dim_v; column += kWidth) {
@@ -134,7 +134,7 @@ class ForwardPass {
           prefetcher_.fetch();
         });
       }
-      if (p_.log_decay_grad) {  // reads the state as it was
+      if (p_.grad_log_decay) {  // reads the state as it was
         each_tile<Operand>(w_.head_dim_qk, [&](auto rows, int64_t first) {
           update_state_derivative(rows, first, column, v);
         });
@@ -152,7 +152,7 @@ class ForwardPass {
                               w_.depth_stride, w_.head_dim_qk, 0);
   }
 
-  /// The scores up to the diagonal, and zeros from there to the end of its block.
+  /// Computes the scores up to the diagonal. Zeros follow to the end of its block.
   void compute_scores() {
     each_tile<Operand>(even_, [&](auto rows, int64_t i) {
       constexpr int kRows = decltype(rows)::value;
@@ -169,7 +169,7 @@ class ForwardPass {
           out.store_row_major(to + (i * kChunk + j) / kItemDepth, kChunk / kItemDepth);
         };
         store_weighted(p_.decay.score_weight, w_.scores);
-        if (p_.log_decay_grad) {
+        if (p_.grad_log_decay) {
           store_weighted(p_.decay.score_weight_derivative, w_.score_derivative);
         }
       }
@@ -181,10 +181,10 @@ class ForwardPass {
     RegisterTile<Operand, kRows> tile;
     tile.clear();
     multiply_q_state(tile, i, w_.state.block_items(column));
-    if (p_.log_decay_grad) {
+    if (p_.grad_log_decay) {
       tile.each(
           [&](int r, int vector, V& sum) { store(q_state_ + r * kWidth + vector * kLanes, sum); });
-      add_log_decay_grad(rows, i, column, v);
+      add_grad_log_decay(rows, i, column, v);
     }
     if (!p_.out.ptr) return;
     tile.each([&](int r, int, V& sum) { sum *= p_.decay.state_weight[i + r]; });
@@ -193,11 +193,11 @@ class ForwardPass {
                p_.out.stride, column, p_.head_dim_v);
   }
 
-  /// log_decay_grad += grad_out_i . dout_i, where S' is the derivative of S and
+  /// grad_log_decay += grad_out_i . dout_i, where S' is the derivative of S and
   ///     dout_i = scale gamma^(i+1) ((i+1) q_i S + q_i S') + sum_j (i-j) scores_ij v_j.
   /// q_state_ holds q_i S.
   template <int kRows>
-  RETNET_NOINLINE void add_log_decay_grad(TileRows<kRows>, int64_t i, int64_t column,
+  RETNET_NOINLINE void add_grad_log_decay(TileRows<kRows>, int64_t i, int64_t column,
                                           const Item* v) {
     RegisterTile<Operand, kRows> tile;
     tile.each([&](int r, int vector, V& sum) {
@@ -211,7 +211,7 @@ class ForwardPass {
     tile.each([&](int r, int vector, V& sum) {
       products += sum * grad_out.template floats<kLanes>(i + r, column + vector * kLanes);
     });
-    for (int l = 0; l < kLanes; ++l) log_decay_grad_ += static_cast<double>(products[l]);
+    for (int l = 0; l < kLanes; ++l) grad_log_decay_ += static_cast<double>(products[l]);
   }
 
   template <int kRows>
@@ -221,7 +221,7 @@ class ForwardPass {
                       w_.head_dim_qk / kItemDepth);
   }
 
-  /// Stops at the diagonal.
+  /// tile += scores v. The sum stops at the diagonal.
   template <int kRows>
   RETNET_INLINE void multiply_scores_v(RegisterTile<Operand, kRows>& tile, int64_t i,
                                        const Item* scores, const Item* v) {
@@ -257,24 +257,24 @@ class ForwardPass {
     w_.state_derivative.store(tile, first, column);
   }
 
-  void store_log_decay_grad() {
+  void store_grad_log_decay() {
     const auto& grad = p_.grad_final_state;
     if (grad.ptr) {
       w_.state_derivative.each(
           p_.head_dim_qk, p_.head_dim_v, [&](float value, int64_t r, int64_t c) {
-            log_decay_grad_ +=
+            grad_log_decay_ +=
                 static_cast<double>(value) *
                 static_cast<double>(grad.ptr[r * grad.row_stride + c * grad.column_stride]);
           });
     }
-    *p_.log_decay_grad = log_decay_grad_;
+    *p_.grad_log_decay = grad_log_decay_;
   }
 
   const RetentionForwardParams& p_;
   ForwardWorkspace<Operand> w_;
   int64_t first_ = 0, length_ = 0, even_ = 0;  // of the chunk: first token, tokens, rounded up
   Prefetcher prefetcher_;                      // of the next chunk
-  double log_decay_grad_ = 0;
+  double grad_log_decay_ = 0;
   float q_state_[Operand::Isa::kTileRows * kWidth];
 };
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The parameters of the retention kernels. One call of a kernel is the work of one thread on one
-// head of one sequence, or on a slice of its columns; the state stays in cache from the first token
-// to the last. Strides are in elements.
+// The parameters of the retention kernels. A call of a kernel is the work of one thread on one head
+// of one sequence, or on a slice of its columns. The state stays in cache from the first token to
+// the last. Strides are in elements.
 #pragma once
 
 #include <cstddef>
@@ -13,9 +13,9 @@ namespace retnet::kernels::cpu {
 /// Tokens of a chunk.
 constexpr int64_t kChunk = 64;
 
-/// The powers of gamma of one head. No exponent is negative, and gamma^0 is 1 for every gamma.
+/// The powers of gamma of one head. No exponent is negative. gamma^0 is 1 for every gamma.
 struct DecayTables {
-  bool gamma_is_zero;            // the old state is dropped and not multiplied, as NaN * 0 is NaN
+  bool gamma_is_zero;            // the old state is dropped, not multiplied, because NaN * 0 is NaN
   const float* power;            // [kChunk + 1] gamma^n
   const float* power_minus_one;  // [kChunk + 1] gamma^n - 1, by which a state decays
   const float* state_weight;     // [kChunk]     scale gamma^(i+1): of the state in out_i
@@ -28,23 +28,23 @@ struct DecayTables {
   const float* score_weight_derivative;  // [2 kChunk]   score_weight times its exponents
 };
 
-/// The tokens of one head, rows of dense channels of the kernel's dtype. Null: all zeros.
+/// The tokens of one head, with dense channels of the dtype of the kernel. Null stands for zeros.
 struct TokenView {
   const void* ptr = nullptr;
   int64_t stride = 0;  // of a token
 };
-/// The same, to be written. Null: not asked for.
+/// The same, to be written. Null if it is not asked for.
 struct MutableTokenView {
   void* ptr = nullptr;
   int64_t stride = 0;
 };
 
-/// The state of one head, [head_dim_qk, head_dim_v]. Null: all zeros.
+/// The state of one head, [head_dim_qk, head_dim_v]. Null stands for zeros.
 struct StateView {
   const float* ptr = nullptr;
   int64_t row_stride = 0, column_stride = 0;
 };
-/// The same, to be written. Null: not asked for.
+/// The same, to be written. Null if it is not asked for.
 struct MutableStateView {
   float* ptr = nullptr;
   int64_t row_stride = 0, column_stride = 0;
@@ -67,17 +67,18 @@ struct RetentionForwardParams {
   DecayTables decay{};
   // The derivative with respect to log_decay, of the columns at hand:
   //     sum_i grad_out_i . dout_i/dlog_decay + <dS/dlog_decay, grad_final_state>
-  double* log_decay_grad = nullptr;  // null: not asked for
+  double* grad_log_decay = nullptr;  // null: not asked for
   TokenView grad_out;                // [tokens, head_dim_v]
   StateView grad_final_state;
 };
 
-/// The pass backward in time: the gradients of k and v, with dS the gradient of the state. Over a
-/// chunk of L tokens:
+/// The pass backward in time computes the gradients of k and v. With dS the gradient of the state,
+/// over a chunk of L tokens:
 ///     grad_v_j = scale sum_{i >= j} gamma^(i-j) (q_i . k_j) grad_out_i + gamma^(L-1-j) k_j dS
 ///     grad_k_j = scale sum_{i >= j} gamma^(i-j) (grad_out_i . v_j) q_i + gamma^(L-1-j) dS v_j
 ///     dS      <- gamma^L dS + scale sum_i gamma^(i+1) q_i^T grad_out_i
-/// Columns of v may be computed alone if grad_k is not asked for, columns of k if grad_v is not.
+/// If grad_k is not asked for, columns of v may be computed alone. If grad_v is not asked for,
+/// columns of k may.
 struct RetentionBackwardParams {
   int64_t tokens, head_dim_qk, head_dim_v;
   TokenView q, k, v, grad_out;  // [tokens, head_dim_qk] twice, [tokens, head_dim_v] twice
@@ -96,7 +97,7 @@ struct DecodeStepParams {
   const float* v;         // [head_dim_v]
   float* state;           // [head_dim_qk] rows of head_dim_v
   int64_t state_stride;   // of a row
-  bool gamma_is_zero;     // the old state is dropped, as NaN * 0 is NaN
+  bool gamma_is_zero;     // the old state is dropped, because NaN * 0 is NaN
   float power_minus_one;  // gamma - 1
   float scale;
   float* out;  // [head_dim_v]

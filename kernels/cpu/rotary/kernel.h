@@ -8,12 +8,12 @@
 namespace retnet::kernels::cpu {
 namespace {
 
-/// Every second lane of a followed by b, from lane kFirst on.
+/// Returns every second lane of a followed by b, from lane kFirst on.
 template <int kFirst, class V, int... l>
 RETNET_INLINE V every_second(const V& a, const V& b, std::integer_sequence<int, l...>) {
   return __builtin_shufflevector(a, b, (2 * l + kFirst)...);
 }
-/// The lanes of a and b in alternation: the first half of them, or the second.
+/// Returns the lanes of a and b in alternation, the first half of them or the second.
 template <int kHalf, class V, int... l>
 RETNET_INLINE V alternating(const V& a, const V& b, std::integer_sequence<int, l...>) {
   constexpr int kLanes = sizeof...(l);

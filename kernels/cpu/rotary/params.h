@@ -14,8 +14,8 @@ struct CosSinParams {
   float *cos, *sin;          // [pairs]
 };
 
-/// The rotation of one dense row, one token of one head, of the kernel's dtype. Each pair (a, b) of
-/// channels becomes (a cos - b sin, a sin + b cos).
+/// The rotation of one token of one head. Its channels are dense and have the dtype of the kernel.
+/// Each pair (a, b) of channels becomes (a cos - b sin, a sin + b cos).
 struct RotaryParams {
   int64_t pairs;
   bool interleaved;        // pairs of neighbours; else of channels of the two halves

@@ -9,7 +9,7 @@ namespace retnet::kernels::cpu {
 namespace {
 
 /// e^x to 2 units in the last place, as 2^n times a polynomial in r, |r| <= ln 2 / 2.
-///   - Below -87 the result is that at -87, and from 87 to 88 that at 87.
+///   - Below -87 the result is that at -87. From 87 to 88 it is that at 87.
 ///   - Above 88 it is infinite.
 ///   - NaN stays NaN.
 template <int kLanes>

@@ -18,7 +18,7 @@ RETNET_INLINE float sum_lanes(F<kLanes> x) {
   return sum;
 }
 
-/// n <= kLanes channels of a row from column c on, and zeros beyond them.
+/// Loads n <= kLanes channels of a row from column c on. Zeros follow them.
 template <int kLanes, class Scalar>
 RETNET_INLINE F<kLanes> load_channels(const void* row, int64_t c, int64_t n) {
   const auto* p = static_cast<const Scalar*>(row) + c;
@@ -43,7 +43,7 @@ RETNET_INLINE void each_vector(int64_t channels, const Function& f) {
   if (c < channels) f(c, channels - c);
 }
 
-/// KernelTable::to_floats and from_floats.
+/// These are KernelTable::to_floats and from_floats.
 template <int kLanes, class Scalar>
 void to_floats(const void* row, int64_t channels, float* floats) {
   each_vector<kLanes>(channels, [&](int64_t c, int64_t n) {

@@ -14,32 +14,36 @@
 //  2. Shapes. grad_out, x, gate [N, H, Dv] with any strides of n and h; weight, bias [Dv] or [H, Dv];
 //     grad_x, grad_gate [N, H, Dv] contiguous; workspace fp32 [P, H, Dv] for the weight, then for the bias,
 //     with P the blocks per head.
+//     A row is the Dv channels of one token of one head, a row of the matrix of N H rows.
 //  3. CTA -> problem. Block b takes head b % H and, with p = b / H, the tokens (p + i P) R + r for
-//     i = 0, 1, ... and r = 0 .. R-1: R = 128 / kThreads rows at a time. Since its head is fixed, a thread
-//     keeps the sums of its columns for grad_weight and grad_bias in registers.
-//  4. Warp roles. None. Up to Dv = 512 a row lies inside a warp; above, it spans two warps.
-//  5. Tile and budget. 16 elements a thread: normed, grad_normed and two sums in fp32, grad_out and gate as
-//     loaded. Shared memory: 8 KB for the sums over rows, and 128 kThreads bytes for weight and bias, which
-//     so take no registers: 12 KB at Dv = 512. Registers: at most 128 (fp32: 168), so 4 blocks (3), 512
-//     threads and 48 KB of loads in flight (72) per multiprocessor, of which 25 are needed (see the
-//     forward). Device memory, per row: 3 Dv elements read and 2 Dv written (without a gate 2 Dv and Dv),
-//     and the workspace, written and read once: 2.5% of the whole at 65,536 rows of Dv = 512 in bf16
-//     (cost_model.h).
-//  6. Pipeline. None: a row's three loads are issued together; other blocks hide the latency.
+//     i = 0, 1, ... and r = 0 .. R-1. These are R = 128 / kThreads rows at a time. The head of a block is
+//     fixed, so a thread keeps the sums of its columns for grad_weight and grad_bias in registers.
+//  4. Warp roles. All warps do the same. Up to Dv = 512 a row lies inside a warp. Above, it spans two
+//     warps.
+//  5. Tile and budget. A thread keeps 16 elements: normed, grad_normed and two sums in fp32, grad_out and
+//     gate as loaded. Shared memory holds the sums over rows in 8 KB, and weight and bias, which then take
+//     no registers, in 128 kThreads bytes. That is 12 KB at Dv = 512. A thread has at most 128 registers
+//     (168 in fp32). So a multiprocessor has 4 blocks (3), 512 threads and 48 KB of loads in flight (72),
+//     of which it needs 25 (see the forward). A row reads 3 Dv elements of device memory and writes 2 Dv,
+//     or 2 Dv and Dv without a gate. The workspace is written and read once, which is 2.5% of the whole at
+//     65,536 rows of Dv = 512 in bf16 (cost_model.h).
+//  6. Pipeline. There is none. The three loads of a row are issued together, and other blocks hide the
+//     latency.
 //  7. Sync contract.
-//     - The block's first row writes sWeight and sBias; barrier; then they are only read.
+//     - The first row of the block writes sWeight and sBias. After a barrier they are only read.
 //     - Sums over a row follow the contract of prim::RowSum. So every thread takes every turn of the loop
 //       over tokens, and threads without a row bring zeros.
-//     - At the end each row of the block writes its sums to sRows; barrier; all threads add them over the
-//       rows; barrier; sRows is used again.
-//  8. Numerics. fp32 throughout; one rounding at each store of grad_x and grad_gate. grad_weight and
-//     grad_bias stay fp32: they are summed over a thread's tokens in order, over the block's rows in order,
-//     then by column_sum.
-//  9. Tails. As in the forward. Every partial row is written in full, also by rows without a token.
-// 10. Writes. Each element of each output once; no atomics: the same bits from call to call. A row of grad_x
-//     and grad_gate depends only on that row, weight and bias. The sums depend on all rows and, through P,
-//     on N and H.
-// 11. Parameters. Those of the forward. Any of the four gradients may be left out.
+//     - At the end each row of the block writes its sums to sRows. After a barrier all threads add them over
+//       the rows. After another barrier sRows is used again.
+//  8. Numerics. Everything is fp32. Each store of grad_x and grad_gate rounds once. grad_weight and
+//     grad_bias stay fp32. They are summed over the tokens of a thread in order, over the rows of the block
+//     in order, and then by column_sum.
+//  9. Tails. They are those of the forward. Every partial row is written in full, also by rows without a
+//     token.
+// 10. Writes. Each element of each output is written once, without atomics, so each call gives the same
+//     bits. A row of grad_x and grad_gate depends only on that row, weight and bias. The sums depend on all
+//     rows and, through P, on N and H.
+// 11. Parameters. They are those of the forward. Any of the four gradients may be left out.
 //
 // Why this way: memory bounds the kernel, so x is read once, and its statistics come from registers instead
 // of being saved by the forward. The sums go through a small workspace because float atomics are not
@@ -95,7 +99,7 @@ __global__ void __launch_bounds__(kGatedGroupNormBlock, gated_group_norm_backwar
   const int head_dim_v = static_cast<int>(p.head_dim_v);
   const int64_t stride = static_cast<int64_t>(gridDim.x / heads) * Row::kRows;
 
-  // Each row's threads read back what the block's first row wrote: the same columns of one head.
+  // The threads of each row read what the first row of the block wrote, the same columns of one head.
   if (Row::row_of_block() == 0) {
     RETNET_UNROLL
     for (int s = 0; s < Row::kSlots; ++s) {

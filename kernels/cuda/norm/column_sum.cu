@@ -1,19 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Column sums of an fp32 matrix: the second half of a gradient that many blocks contribute to.
+// Column sums of an fp32 matrix. They are the second half of a gradient that many blocks contribute to.
 //
 //  1. Equation. out[c] = sum over r of in[r, c].
 //  2. Shapes. in [rows, columns] contiguous, out [columns].
 //  3. CTA -> problem. A block of 512 threads takes 32 columns at a time: the groups b, b + grid, ...
-//  4. Warp roles. Warp w sums the rows w, w + 16, ..., lane l column l; warp 0 adds the 16 sums.
-//  5. Tile and budget. One accumulator a thread, 2 KB of shared memory. Reads the matrix once.
-//  6. Pipeline. None; four loads in flight a thread by unrolling.
-//  7. Sync contract. Every warp writes its row of sPartial; barrier; warp 0 reads them; barrier before
-//     the next group of columns is written. All threads take every turn of the loop.
-//  8. Numerics. fp32; rows of a warp in ascending order, then warps in ascending order.
-//  9. Tails. Columns past the end are neither loaded nor stored; any number of rows.
-// 10. Writes. Each out[c] once. The same bits for the same matrix.
-// 11. Parameters. Any size, any architecture.
+//  4. Warp roles. Warp w sums the rows w, w + 16, ..., and lane l sums column l. Warp 0 adds the 16 sums.
+//  5. Tile and budget. A thread has one accumulator, and a block 2 KB of shared memory. The matrix is read
+//     once.
+//  6. Pipeline. There is none. Unrolling gives each thread four loads in flight.
+//  7. Sync contract. Every warp writes its row of sPartial. After a barrier warp 0 reads them. Another
+//     barrier precedes the next group of columns. All threads take every turn of the loop.
+//  8. Numerics. Sums are fp32. They take the rows of a warp in ascending order, then the warps in ascending
+//     order.
+//  9. Tails. Columns past the end are neither loaded nor stored. There may be any number of rows.
+// 10. Writes. Each out[c] is written once. The same matrix gives the same bits.
+// 11. Parameters. The kernel takes any size and runs on any architecture.
 //
 // Why this way: there are hundreds of partial rows and hundreds of columns, so warps must share the rows to
 // have enough loads in flight. Atomics would not be deterministic.

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a row of the gated group norm costs, by formula. tests/kernels/cuda/kernel_counts.cpp counts the same in
-// the SIMT emulator, and tools/kernel_report.py compares the two. Plain C++, for the host.
+// What a row of the gated group norm costs, by formula. tests/kernels/cuda/kernel_counts.cpp counts the
+// same in the SIMT emulator, and tools/kernel_report.py compares the two. This file is plain C++ for the
+// host.
 #pragma once
 
 #include "kernels/cuda/norm/plan.h"
 
 namespace retnet::kernels::cuda {
 
-// Bytes of a row of Dv with a gate, except weight, bias and the workspace: x, gate and out; in the backward
-// grad_out, x and gate, then grad_x and grad_gate. All of them are bytes of device memory.
+// Bytes of a row of Dv with a gate, without weight, bias and the workspace. The forward moves x, gate and
+// out. The backward moves grad_out, x and gate, then grad_x and grad_gate. All of them are bytes of device
+// memory.
 struct GatedGroupNormBytes {
   int64_t loaded;
   int64_t stored;
@@ -30,8 +32,8 @@ constexpr int gated_group_norm_rows(bool backward, DType dtype, int64_t head_dim
   return blocks * kGatedGroupNormBlock / threads;
 }
 
-// Bytes of the workspace of the backward, written and read once, to each byte that its rows move. With
-// grad_weight and grad_bias, of `tokens` rows of each of `heads`.
+// Bytes of the workspace of the backward, which is written and read once, for each byte that the rows move.
+// There are `tokens` rows of each of `heads`, and both grad_weight and grad_bias are computed.
 inline double gated_group_norm_workspace_share(const GatedGroupNormInputs& p) {
   const auto blocks = static_cast<double>(gated_group_norm_blocks_per_head(p));
   const double workspace = 2 * 2 * blocks * static_cast<double>(p.head_dim_v) * sizeof(float);

@@ -2,29 +2,35 @@
 //
 // Gated group norm, forward.
 //
-//  1. Equation. Per row (n, h): normed = (x - mean) rsqrt(var + eps), or x rsqrt(mean(x^2) + eps);
-//     out = (normed * weight + bias) * gate * sigmoid(gate). Absent weight, bias, gate: 1, 0, no factor.
+//  1. Equation. For each token n and head h: normed = (x - mean) rsqrt(var + eps), or x rsqrt(mean(x^2) +
+//     eps); out = (normed * weight + bias) * gate * sigmoid(gate). An absent weight is 1, an absent bias 0,
+//     and an absent gate no factor.
 //  2. Shapes. x, gate [N, H, Dv] with any strides of n and h; weight, bias [Dv] or [H, Dv]; out
-//     [N, H, Dv] contiguous.
-//  3. CTA -> problem. Rows n * H + h in order. A block of 128 threads takes 128 / kThreads consecutive
-//     rows, each with kThreads threads. The grid covers all rows: a group of threads has one row.
-//  4. Warp roles. None. Up to Dv = 512 a row lies inside a warp; above, it spans two warps.
-//  5. Tile and budget. 16 elements a thread in fp32 and 16 of the gate as loaded; 8 threads a row up to
-//     Dv = 128, 16 up to 256, 32 up to 512, 64 up to 1,024. Shared memory: 64 bytes. Registers: at most
-//     64, so 8 blocks, 1,024 threads and 64 KB of loads in flight per multiprocessor (fp32: 128). Device
-//     memory, per row: 2 Dv elements read (without a gate Dv), Dv written (cost_model.h). Model (`make
-//     kernel-report`), not measured: on an H100 25 KB in flight hide 1 us of latency at 3.35 TB/s, and
-//     issuing a row takes at most 77% of the cycles that moving it takes (bf16, Dv = 428).
-//  6. Pipeline. None: x and gate are loaded together up front; other blocks hide the latency.
-//  7. Sync contract. That of prim::RowSum: one block barrier a sum, and only if rows are wider than a warp.
-//     So a thread whose row lies past the end brings zeros and stores nothing.
-//  8. Numerics. fp32 throughout; mean first, then the second moment about it; one rounding, at the store.
-//     Order of sums: within a thread by column, a butterfly over lanes, then over warps.
-//  9. Tails. Dv need not fill the tile: slots past Dv are neither loaded nor stored nor counted.
-// 10. Writes. Each element of out once, by one thread. The bits of a row depend only on that row, weight
-//     and bias.
-// 11. Parameters. fp32, bf16, fp16; Dv a multiple of 4 up to 1,024; 16-byte accesses, or 8-byte ones for
-//     16-bit types whose rows are only 8-byte aligned (Dv = 428). Any architecture from sm_75.
+//     [N, H, Dv] contiguous. A row is the Dv channels of one token of one head, row n * H + h of the matrix
+//     of N H rows.
+//  3. CTA -> problem. A block of 128 threads takes 128 / kThreads consecutive rows, each with kThreads
+//     threads. The grid covers all rows, so a group of threads has one row.
+//  4. Warp roles. All warps do the same. Up to Dv = 512 a row lies inside a warp. Above, it spans two
+//     warps.
+//  5. Tile and budget. A thread has 16 elements in fp32 and 16 of the gate as loaded. A row has 8 threads
+//     up to Dv = 128, 16 up to 256, 32 up to 512, and 64 up to 1,024. A block has 64 bytes of shared
+//     memory. A thread has at most 64 registers, so a multiprocessor has 8 blocks, 1,024 threads and 64 KB
+//     of loads in flight (128 in fp32). A row reads 2 Dv elements of device memory, or Dv without a gate,
+//     and writes Dv (cost_model.h). By the model (`make kernel-report`), not measured, 25 KB in flight hide
+//     1 us of latency at the 3.35 TB/s of an H100, and issuing a row takes at most 77% of the cycles that
+//     moving it takes (bf16, Dv = 428).
+//  6. Pipeline. There is none. x and gate are loaded together at the start, and other blocks hide the
+//     latency.
+//  7. Sync contract. It is that of prim::RowSum: one block barrier a sum, and only if rows are wider than a
+//     warp. So a thread whose row lies past the end brings zeros and stores nothing.
+//  8. Numerics. Everything is fp32. The mean comes first, then the second moment about it. The store rounds
+//     once. Sums go by column within a thread, by a butterfly over lanes, and then over warps.
+//  9. Tails. Dv need not fill the tile. Slots past Dv are neither loaded nor stored nor counted.
+// 10. Writes. Each element of out is written once, by one thread. The bits of a row depend only on that
+//     row, weight and bias.
+// 11. Parameters. The kernel takes fp32, bf16 and fp16, and Dv a multiple of 4 up to 1,024. Accesses have
+//     16 bytes, or 8 for 16-bit types whose rows are only 8-byte aligned (Dv = 428). It runs on any
+//     architecture from sm_75.
 //
 // Why this way: memory bounds the kernel, so the only gain is one pass with the row in registers. Norm, gate,
 // weight and bias are branches that a whole launch takes alike. They cost no bytes, and instantiating them
@@ -43,7 +49,7 @@ __global__ void __launch_bounds__(kGatedGroupNormBlock, kGatedGroupNormForwardOc
   RETNET_SHARED(float, sSum, [2][kGatedGroupNormBlock / 32][Row::Sum::kMaxValues]);
   typename Row::Sum sum(sSum);
 
-  // Indices fit into 32 bits (gated_group_norm_supported), in which a division is several times
+  // Indices fit into 32 bits (supports_gated_group_norm), in which a division is several times
   // cheaper.
   const uint32_t index = blockIdx.x * Row::kRows + Row::row_of_block();
   const uint32_t heads = static_cast<uint32_t>(p.heads);

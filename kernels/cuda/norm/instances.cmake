@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Writes the instantiations of the gated group norm kernels into `folder` and sets `result` to their files: one for each
-# element type, elements per access (gated_group_norm_vector) and direction. For nvcc and for the SIMT emulator.
+# element type, elements per access (gated_group_norm_vector) and direction. nvcc and the SIMT emulator compile them.
 function(retnet_gated_group_norm_sources result folder extension)
   set(params_forward GatedGroupNormParams)
   set(params_backward GatedGroupNormBackwardParams)

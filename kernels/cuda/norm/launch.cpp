@@ -24,7 +24,8 @@ cudaError_t with_dtype_and_vector(const Params& params, const F& f) {
   return cudaErrorNotSupported;
 }
 
-// Sums the blocks' rows [H, Dv] of `partial` into `out`; without per_head it sums the heads too.
+// Sums the rows [H, Dv] of `partial`, one of each block, into `out`. Without per_head it also sums the
+// heads.
 cudaError_t sum_partials(const GatedGroupNormBackwardParams& params, const float* partial,
                          float* out, bool per_head, cudaStream_t stream) {
   const int64_t rows = gated_group_norm_blocks_per_head(params);
@@ -39,7 +40,7 @@ cudaError_t sum_partials(const GatedGroupNormBackwardParams& params, const float
 }  // namespace
 
 cudaError_t launch_gated_group_norm(const GatedGroupNormParams& params, cudaStream_t stream) {
-  if (!gated_group_norm_supported(params)) return cudaErrorNotSupported;
+  if (!supports_gated_group_norm(params)) return cudaErrorNotSupported;
   if (params.tokens == 0 || params.heads == 0) return cudaSuccess;
   return with_dtype_and_vector(params, [&]<DType kDtype, int kVector>() {
     return gated_group_norm_forward_launch<kDtype, kVector>(params, stream);
@@ -48,7 +49,7 @@ cudaError_t launch_gated_group_norm(const GatedGroupNormParams& params, cudaStre
 
 cudaError_t launch_gated_group_norm_backward(const GatedGroupNormBackwardParams& params,
                                              cudaStream_t stream) {
-  if (!gated_group_norm_supported(params)) return cudaErrorNotSupported;
+  if (!supports_gated_group_norm(params)) return cudaErrorNotSupported;
   const bool wants_rows = params.grad_x_ptr != nullptr || params.grad_gate_ptr != nullptr;
   const bool wants_sums = params.grad_weight_ptr != nullptr || params.grad_bias_ptr != nullptr;
   if (!wants_rows && !wants_sums) return cudaSuccess;
@@ -61,7 +62,7 @@ cudaError_t launch_gated_group_norm_backward(const GatedGroupNormBackwardParams&
     if (error != cudaSuccess) return error;
   }
 
-  // An empty shape has no partial rows: its sums are zeros.
+  // An empty shape has no partial rows, so its sums are zeros.
   const float* partial = static_cast<const float*>(params.workspace_ptr);
   if (params.grad_weight_ptr != nullptr) {
     const cudaError_t error =

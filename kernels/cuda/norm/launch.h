@@ -7,25 +7,25 @@
 
 namespace retnet::kernels::cuda {
 
-// Per row (n, h) of Dv elements, with the statistics over Dv, in fp32:
+// For each token n and head h, with the statistics over Dv, in fp32:
 //
 //     normed = (x - mean) * rsqrt(var + eps)                  (kLayer; var biased)
 //     normed = x * rsqrt(mean(x^2) + eps)                     (kRms)
 //     out    = (normed * weight + bias) * gate * sigmoid(gate)
 //
-// Asynchronous on `stream`; the device of the pointers must be current. Returns cudaErrorNotSupported if
-// gated_group_norm_supported(params) is false. Launches nothing for an empty shape.
+// The launch is asynchronous on `stream`. The device of the pointers must be current. Returns
+// cudaErrorNotSupported if supports_gated_group_norm(params) is false. Launches nothing for an empty shape.
 cudaError_t launch_gated_group_norm(const GatedGroupNormParams& params, cudaStream_t stream);
 
-// Those gradients of the above whose pointers are not null. Each is overwritten. The same bits from call
-// to call.
+// Computes those gradients of the above whose pointers are not null. Each is overwritten. Each call gives
+// the same bits.
 cudaError_t launch_gated_group_norm_backward(const GatedGroupNormBackwardParams& params,
                                              cudaStream_t stream);
 
 // The launches that these consist of.
 
-// Supported calls that are not empty. Each dtype and elements per access (gated_group_norm_vector) is
-// instantiated in a file of its own (instances.cmake).
+// They take supported calls that are not empty. Each dtype and elements per access
+// (gated_group_norm_vector) is instantiated in a file of its own (instances.cmake).
 template <DType kDtype, int kVector>
 cudaError_t gated_group_norm_forward_launch(const GatedGroupNormParams& params,
                                             cudaStream_t stream);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Parameters of the gated group norm kernels and of column_sum, the tile table, and what follows from them
-// on the host: which calls the kernels take, with which accesses, and how much workspace the backward
-// needs. Plain C++: no CUDA header.
+// on the host: which calls the kernels support, with which accesses, and how much workspace the backward
+// needs. This file is plain C++ and needs no CUDA header.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ struct GatedGroupNormInputs {
   int64_t tokens = 0;             // N: all leading dimensions as one
   int64_t heads = 0;              // H
   int64_t head_dim_v = 0;         // Dv
-  DType dtype = DType::kFloat32;  // of x, gate and of what is written in their shape
+  DType dtype = DType::kFloat32;  // of x, of gate, and of what is written in their shape
   Norm norm = Norm::kLayer;
   float eps = 0;
   const void* x_ptr = nullptr;  // [N, H, Dv]
@@ -76,9 +76,8 @@ inline constexpr GatedGroupNormTile kGatedGroupNormTiles[] = {
 inline constexpr int kGatedGroupNormTileCount =
     sizeof(kGatedGroupNormTiles) / sizeof(GatedGroupNormTile);
 
-// Blocks per multiprocessor. They bound the registers of a thread to 65,536 / (blocks * 128): 64 in the
-// forward; in the backward 128, and 168 for fp32, whose packets are twice as large in registers and in
-// flight.
+// Blocks per multiprocessor. They bound the registers of a thread to 65,536 / (blocks * 128). That is 64 in
+// the forward, 128 in the backward, and 168 in the backward of fp32, whose packets are twice as large.
 inline constexpr int kGatedGroupNormForwardOccupancy = 8;
 constexpr int gated_group_norm_backward_occupancy(DType dtype) {
   return dtype == DType::kFloat32 ? 3 : 4;
@@ -112,8 +111,8 @@ static_assert(tiles_are_valid());
 static_assert(kGatedGroupNormBlock % 32 == 0, "sums use full warps");
 static_assert(kGatedGroupNormElements % 8 == 0, "accesses are of up to 8 elements");
 
-// All accesses of `vector` elements, 16 bytes at most each, are aligned. The stride of a dimension
-// of one element or none is never used and may be anything.
+// Whether all accesses of `vector` elements, each of 16 bytes at most, are aligned. The stride of a
+// dimension of one element or none is never used and may be anything.
 inline bool aligned(const void* ptr, DType dtype, int vector, int64_t stride_n, int64_t tokens,
                     int64_t stride_h, int64_t heads) {
   const int widest = 16 / element_size(dtype);
@@ -154,7 +153,8 @@ constexpr int gated_group_norm_tile(int64_t head_dim_v) {
   return -1;
 }
 
-// Elements per access: 8 (16-bit types) or 4, the widest that every array allows; 0 if none is.
+// The number of elements per access, 8 (16-bit types) or 4. It is the most that every array allows, or 0 if
+// none is possible.
 template <class Params>
 int gated_group_norm_vector(const Params& p) {
   for (int vector = 8; vector >= 4; vector /= 2) {
@@ -166,11 +166,10 @@ int gated_group_norm_vector(const Params& p) {
   return 0;
 }
 
-// Whether the kernels take this call; Params is GatedGroupNormParams or
-// GatedGroupNormBackwardParams. Pointers to outputs and workspace may still be null (torch's
-// allocations are aligned).
+// Whether the kernels support this call. Params is GatedGroupNormParams or GatedGroupNormBackwardParams.
+// Pointers to outputs and workspace may still be null, because the allocations of torch are aligned.
 template <class Params>
-bool gated_group_norm_supported(const Params& p) {
+bool supports_gated_group_norm(const Params& p) {
   constexpr int64_t kMaxRows = INT32_MAX;  // a row's index is 32 bits wide
   const auto affine_dtype = [&](DType dtype) {
     return dtype == DType::kFloat32 || dtype == p.dtype;
@@ -181,8 +180,8 @@ bool gated_group_norm_supported(const Params& p) {
          gated_group_norm_tile(p.head_dim_v) >= 0 && gated_group_norm_vector(p) > 0;
 }
 
-// Blocks that share the tokens of one head in the backward: a function of the shape only, so that
-// the same call gives the same bits on every device.
+// The number of blocks that share the tokens of one head in the backward. It is a function of the shape
+// only, so that the same call gives the same bits on every device.
 inline int64_t gated_group_norm_blocks_per_head(const GatedGroupNormInputs& p) {
   const int tile = gated_group_norm_tile(p.head_dim_v);
   if (tile < 0 || p.tokens <= 0 || p.heads <= 0) return 0;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the forward and the backward kernel share: where a row lies in the registers of its threads, its
-// statistics, and the choice of the tile.
+// What the forward and the backward kernel share: where a row, the Dv channels of one token of one head,
+// lies in the registers of its threads, its statistics, and the choice of the tile.
 #pragma once
 
 #include "kernels/cuda/norm/plan.h"
@@ -10,7 +10,7 @@
 
 namespace retnet::kernels::cuda {
 
-// One thread's part of a row of up to kThreads * kGatedGroupNormElements elements: in slot s the
+// The part of one thread of a row of up to kThreads * kGatedGroupNormElements elements. Slot s has the
 // kVector elements from column(s), so that neighbouring threads access neighbouring packets.
 template <DType kDtype, int kVector, int kThreads>
 struct GatedGroupNormRow {
@@ -26,8 +26,8 @@ struct GatedGroupNormRow {
   static constexpr int kSharedSize = kThreads * kGatedGroupNormElements;  // of one row
 
   static constexpr int kSlotStride = kThreads * kVector;  // columns from a slot to the next
-  // Columns from this thread's first to the row's end; 0 if the row lies past the last token. The threads
-  // of such a row only take part in sums and barriers.
+  // The number of columns from the first of this thread to the end of the row, or 0 if the row lies past
+  // the last token. The threads of such a row only take part in sums and barriers.
   int left;
   float inverse;  // 1 / Dv
 
@@ -40,8 +40,8 @@ struct GatedGroupNormRow {
   RETNET_DEVICE static int column(int slot) { return slot * kSlotStride + thread() * kVector; }
   RETNET_DEVICE bool holds(int slot) const { return slot * kSlotStride < left; }
 
-  // Slots that this row does not hold become zeros. A thread computes one address, from which its slots are
-  // constants away.
+  // Slots that this row does not hold become zeros. A thread computes one address, and its slots lie at
+  // constant distances from it.
   RETNET_DEVICE void load(Packet (&packets)[kSlots], const void* base, int64_t offset) const {
     const char* src =
         static_cast<const char*>(base) + (offset + column(0)) * prim::kElementSize<kDtype>;
@@ -52,8 +52,8 @@ struct GatedGroupNormRow {
     }
   }
 
-  // x becomes x - mean (mean 0 for kRms); returns 1 / sqrt(second moment about the mean + eps). The moment
-  // takes a second pass over the registers: E[x^2] - E[x]^2 would cancel.
+  // x becomes x - mean (mean 0 for kRms). Returns 1 / sqrt(second moment about the mean + eps). The moment
+  // takes a second pass over the registers, because E[x^2] - E[x]^2 would cancel.
   RETNET_DEVICE float centre(float (&x)[kSlots][kVector], Norm norm, float eps, Sum& sum) const {
     float total[1] = {0};
     float mean = 0;
@@ -116,7 +116,7 @@ struct GatedGroupNormRow {
   }
 };
 
-// To about (|x| / 2 + 3) ulp: x / ln 2 is rounded once.
+// The error is about (|x| / 2 + 3) ulp, because x / ln 2 is rounded once.
 RETNET_DEVICE float sigmoid(float x) {
   return prim::reciprocal(1.0f + prim::ex2(x * -1.44269504088896f));
 }

@@ -5,18 +5,18 @@
 
 namespace retnet::kernels::cuda::prim {
 
-// cos and sin of an angle below 2^53 radians, computed in float64 to 1e-10 and rounded to fp32. CUDA's
-// own functions keep a table walk in local memory for large angles.
+// Computes cos and sin of an angle below 2^53 radians, in float64 to 1e-10, and rounds them to fp32. The
+// functions of CUDA walk a table in local memory for large angles.
 RETNET_DEVICE void cos_sin(double angle, float& cos, float& sin) {
   constexpr double kTwoOverPi = 0.63661977236758134308;
   constexpr double kHalfPi = 1.57079632679489655800;          // pi/2 rounded to float64,
-  constexpr double kHalfPiRest = 6.12323399573676603587e-17;  // and what that lacks
+  constexpr double kHalfPiRest = 6.12323399573676603587e-17;  // and what it lacks
   const double turns = rint(angle * kTwoOverPi);
-  // Both products are multiples of 2^-52 and their difference is below 1: exact.
+  // Both products are multiples of 2^-52 and their difference is below 1, so it is exact.
   const double high = fma(-turns, kHalfPi, angle);
   const double r = fma(-turns, kHalfPiRest, high);
   const double r2 = r * r;
-  // Taylor, to r^11 and r^10; |r| <= pi/4.
+  // Taylor polynomials, to r^11 and r^10, for |r| <= pi/4.
   double sine = fma(r2, -1.0 / 39916800, 1.0 / 362880);
   sine = fma(r2, sine, -1.0 / 5040);
   sine = fma(r2, sine, 1.0 / 120);

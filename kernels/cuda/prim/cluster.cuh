@@ -1,29 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Clusters: up to 8 consecutive blocks that run at the same time and reach each other's shared
-// memory, from sm_90 on. Included by prim/cuda.cuh; part of the surface that the SIMT emulator supplies.
+// Clusters: up to 8 consecutive blocks that run at the same time and reach each other's shared memory, from
+// sm_90 on. prim/cuda.cuh includes this file. It is part of the surface that the SIMT emulator supplies.
 #pragma once
 
 #include "kernels/cuda/prim/cuda.cuh"
 
 namespace retnet::kernels::cuda::prim {
 
-// Whether the architecture has what follows; calls compile to nothing if it has not.
+// Whether the architecture has what follows. If it has not, calls compile to nothing.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 inline constexpr bool kHasClusters = true;
 #else
 inline constexpr bool kHasClusters = false;
 #endif
 
-// Number of this block in its cluster.
+// The number of this block in its cluster.
 RETNET_DEVICE int cluster_rank() {
   uint32_t rank = 0;
   if constexpr (kHasClusters) asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return static_cast<int>(rank);
 }
 
-// As sync_block, for all threads of all blocks of the cluster. One comes before the first store into
-// another block, which may not have started, and one after the last, which must not have ended.
+// Like sync_block, for all threads of all blocks of the cluster. One call comes before the first store into
+// another block, because that block may not have started. One comes after the last store, because that
+// block must not end before it.
 RETNET_DEVICE void sync_cluster() {
   if constexpr (kHasClusters) {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What kernels use of CUDA, on a GPU. Every name below, and threadIdx, blockIdx, gridDim,
-// __global__ and __launch_bounds__, is the surface that the SIMT emulator has to supply in place of this
-// file (prim.cuh). Kernels use no other intrinsic, attribute or PTX.
+// What kernels use of CUDA on a GPU. Every name below, and threadIdx, blockIdx, gridDim, __global__ and
+// __launch_bounds__, is the surface that the SIMT emulator has to supply in place of this file (prim.cuh).
+// Kernels use no other intrinsic, attribute or PTX.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -17,35 +17,35 @@
 #define RETNET_UNROLL _Pragma("unroll")
 #define RETNET_PRAGMA(text) _Pragma(#text)
 #define RETNET_UNROLL_BY(count) RETNET_PRAGMA(unroll count)
-// A static shared array: RETNET_SHARED(float, sSum, [2][32]). Its start is aligned for 16-byte
-// accesses.
+// Declares a static shared array, as in RETNET_SHARED(float, sSum, [2][32]). Its start is aligned for
+// 16-byte accesses.
 #define RETNET_SHARED(type, name, extents) __shared__ __align__(16) type name extents
 
 namespace retnet::kernels::cuda::prim {
 
-// Waits for all threads of the block; what they wrote to shared and global memory before is then
-// visible to all.
+// Waits for all threads of the block. What they have written to shared and global memory is then visible to
+// all.
 RETNET_DEVICE void sync_block() { __syncthreads(); }
 
-// The value of lane (lane ^ mask). All 32 lanes of the warp must call.
+// Returns the value of lane (lane ^ mask). All 32 lanes of the warp must call.
 RETNET_DEVICE float shuffle_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
 RETNET_DEVICE float exp(float x) { return expf(x); }
 RETNET_DEVICE float rsqrt(float x) { return rsqrtf(x); }
-// x y + z, rounded once; the nearest integer, the even one of two.
+// fma returns x y + z, rounded once. rint returns the nearest integer, of two the even one.
 RETNET_DEVICE double fma(double x, double y, double z) { return ::fma(x, y, z); }
 RETNET_DEVICE double rint(double x) { return ::rint(x); }
-// 1 / x to 1 ulp; 0 if |x| is infinite or above 2^126.
+// Returns 1 / x to 1 ulp, or 0 if |x| is infinite or above 2^126.
 RETNET_DEVICE float reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
-// 8- and 16-byte accesses; the address must be a multiple of the size. load_readonly: global memory
-// that no thread writes while the kernel runs. load and store: global or shared memory.
+// Accesses of 8 and 16 bytes. The address must be a multiple of the size. load_readonly reads global memory
+// that no thread writes while the kernel runs. load and store access global or shared memory.
 RETNET_DEVICE void load_readonly(uint32_t (&dst)[2], const void* src) {
   const uint2 v = __ldg(static_cast<const uint2*>(src));
   dst[0] = v.x, dst[1] = v.y;
@@ -69,8 +69,8 @@ RETNET_DEVICE void store(void* dst, const uint32_t (&src)[4]) {
   *static_cast<uint4*>(dst) = make_uint4(src[0], src[1], src[2], src[3]);
 }
 
-// Two 16-bit elements of one word (the lower address in the lower half) to and from fp32, rounding
-// to nearest even.
+// Convert the two 16-bit elements of a word (the lower address is in the lower half) to fp32, and two fp32
+// values to a word, rounded to nearest even.
 template <DType kDtype>
 RETNET_DEVICE void unpack_pair(uint32_t word, float& lower, float& upper) {
   if constexpr (kDtype == DType::kBFloat16) {

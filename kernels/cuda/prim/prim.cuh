@@ -21,8 +21,8 @@ RETNET_DEVICE constexpr int max(int a, int b) { return a < b ? b : a; }
 template <DType kDtype>
 inline constexpr int kElementSize = element_size(kDtype);  // device code may not call the function
 
-// kCount consecutive elements of a row as they lie in memory: one access of 8 or 16 bytes, or
-// several of 16.
+// kCount consecutive elements of a row as they lie in memory, for one access of 8 or 16 bytes or several of
+// 16.
 template <DType kDtype, int kCount>
 struct Packet {
   static constexpr int kBytes = kCount * kElementSize<kDtype>;
@@ -32,7 +32,7 @@ struct Packet {
   uint32_t words[kBytes / kAccess][kWords];
 };
 
-// `offset` counts elements from `base`; the address must be a multiple of Packet::kAccess bytes.
+// `offset` counts elements from `base`. The address must be a multiple of Packet::kAccess bytes.
 template <DType kDtype, int kCount>
 RETNET_DEVICE Packet<kDtype, kCount> load_readonly_packet(const void* base, int64_t offset) {
   Packet<kDtype, kCount> packet;
@@ -44,7 +44,7 @@ RETNET_DEVICE Packet<kDtype, kCount> load_readonly_packet(const void* base, int6
   return packet;
 }
 
-// The same of memory that the kernel itself writes.
+// The same, for memory that the kernel itself writes.
 template <DType kDtype, int kCount>
 RETNET_DEVICE Packet<kDtype, kCount> load_packet(const void* base, int64_t offset) {
   Packet<kDtype, kCount> packet;
@@ -95,7 +95,7 @@ RETNET_DEVICE Packet<kDtype, kCount> pack(const float (&values)[kCount]) {
   return packet;
 }
 
-// One element, and one rounded to nearest even.
+// Load one element, and store one rounded to nearest even.
 template <DType kDtype>
 RETNET_DEVICE float load_element(const void* base, int64_t offset) {
   if constexpr (kDtype == DType::kFloat32) {

@@ -5,9 +5,8 @@
 
 namespace retnet::kernels::cuda::prim {
 
-// Sums over the threads that share a row: kThreads consecutive threads (a power of two) of a block
-// of kBlock. The order of the additions is fixed and every thread of the row receives the same
-// bits.
+// Sums over the threads that share a row, which are kThreads consecutive threads (a power of two) of a
+// block of kBlock. The order of the additions is fixed, and every thread of the row receives the same bits.
 //
 // All threads of the block must call, the same number of times. Rows inside a warp only use shuffles. Wider
 // rows add one block barrier a call. Each warp writes its sum to the half of the shared array of this call's

@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // What matrix kernels use besides prim/cuda.cuh, which includes this file: warp and named barriers,
-// cp.async, ldmatrix and mma, from sm_80 on. Part of the surface that the SIMT emulator supplies.
+// cp.async, ldmatrix and mma, from sm_80 on. It is part of the surface that the SIMT emulator supplies.
 //
-// Shared memory is addressed by smem_u32(pointer) plus bytes. Accesses by cp.async and ldmatrix are
-// ordered with others by barriers only: no thread may rely on its own writes being seen by an
-// ldmatrix before a sync_warp, since each lane receives what others' addresses select.
+// Shared memory is addressed by smem_u32(pointer) plus bytes. Only barriers order accesses by cp.async and
+// ldmatrix with others. An ldmatrix need not see the writes of its own thread before a sync_warp, because
+// each lane receives what the addresses of other lanes select.
 #pragma once
 
 #include "kernels/cuda/prim/cuda.cuh"
 
-// The block's dynamic shared memory, of the size that `launch` was given.
+// The dynamic shared memory of the block, of the size that `launch` was given.
 #define RETNET_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 
 namespace retnet::kernels::cuda::prim {
 
-// Whether the architecture has what follows; kernels are empty if it has not.
+// Whether the architecture has what follows. If it has not, kernels are empty.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 inline constexpr bool kHasAsyncMma = true;
 #else
 inline constexpr bool kHasAsyncMma = false;
 #endif
 
-// As sync_block, among the 32 lanes of a warp; all must call.
+// Like sync_block, among the 32 lanes of a warp. All must call.
 RETNET_DEVICE void sync_warp() { __syncwarp(); }
 
-// Barrier `id` (1 to 15; 0 is sync_block's) of `threads` threads, a multiple of 32: bar_sync waits
-// until that many have called either, bar_arrive does not wait. Warps take part as a whole.
+// Barrier `id` (1 to 15; sync_block uses 0) of `threads` threads, a multiple of 32. bar_sync waits until
+// that many have called either function. bar_arrive does not wait. Warps take part as a whole.
 RETNET_DEVICE void bar_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
@@ -34,16 +34,16 @@ RETNET_DEVICE void bar_arrive(int id, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
-// The value of lane `lane`. All 32 lanes of the warp must call.
+// Returns the value of lane `lane`. All 32 lanes of the warp must call.
 RETNET_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 
 RETNET_DEVICE uint32_t smem_u32(const void* ptr) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(ptr));
 }
 
-// Starts a copy of kBytes from global to shared memory, of which only the first `bytes` are read
-// and the rest are zeros. Both addresses are multiples of kBytes; with 0 bytes `src` may be any
-// such. The 16-byte copy bypasses the L1 cache.
+// Starts a copy of kBytes from global to shared memory. Only the first `bytes` are read, and the rest are
+// zeros. Both addresses are multiples of kBytes. If `bytes` is 0, `src` may be any such address. The
+// 16-byte copy bypasses the L1 cache.
 template <int kBytes>
 RETNET_DEVICE void cp_async(uint32_t dst, const void* src, int bytes) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
@@ -56,17 +56,18 @@ RETNET_DEVICE void cp_async(uint32_t dst, const void* src, int bytes) {
                  : "memory");
   }
 }
-// Makes a group of this thread's copies since its last commit; waits until all but the kGroups
-// newest of its groups are done. Other threads may read them after a barrier.
+// cp_async_commit makes a group of the copies that this thread has started since its last commit.
+// cp_async_wait waits until all but the kGroups newest of its groups are done. Other threads may read them
+// after a barrier.
 RETNET_DEVICE void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kGroups>
 RETNET_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
-// Matrices of 8 x 8 16-bit elements: lane 8 m + i gives the 16-byte aligned address of row i of
-// matrix m. r[m] of lane l becomes the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, or of
-// column l / 4 with _t. All 32 lanes must call.
+// Load matrices of 8 x 8 16-bit elements. Lane 8 m + i gives the 16-byte aligned address of row i of matrix
+// m. r[m] of lane l becomes the elements 2 (l % 4) and 2 (l % 4) + 1 of row l / 4, or of column l / 4 with
+// _t. All 32 lanes must call.
 RETNET_DEVICE void ldmatrix_x1(uint32_t (&r)[1], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%0}, [%1];" : "=r"(r[0]) : "r"(address));
 }
@@ -96,7 +97,7 @@ RETNET_DEVICE void ldmatrix_x4_t(uint32_t (&r)[4], uint32_t address) {
                : "r"(address));
 }
 
-// d[16, 8] += a[16, 16] b[16, 8] in fp32, by a warp. With g = lane / 4 and t = 2 (lane % 4):
+// A warp computes d[16, 8] += a[16, 16] b[16, 8] in fp32. With g = lane / 4 and t = 2 (lane % 4):
 //   a[0..3]  row g, g + 8, g, g + 8     columns t, t + 1 (0 and 1) or t + 8, t + 9 (2 and 3)
 //   b0, b1   column g                   rows t, t + 1 or t + 8, t + 9
 //   d[0..3]  row g, g, g + 8, g + 8     columns t, t + 1, t, t + 1
@@ -119,8 +120,8 @@ RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
   }
 }
 
-// Infinite elements of a pair become the largest finite number of their sign. Only in fp16: bf16 has the
-// range of fp32.
+// In fp16, infinite elements of a pair become the largest finite number of their sign. bf16 has the range
+// of fp32 and is left alone.
 template <DType kDtype>
 RETNET_DEVICE uint32_t saturate_pair(uint32_t word) {
   if constexpr (kDtype == DType::kFloat16) {
@@ -130,13 +131,13 @@ RETNET_DEVICE uint32_t saturate_pair(uint32_t word) {
   return word;
 }
 
-// 2^x to 2 ulp; subnormal results are zeros.
+// Returns 2^x to 2 ulp. Subnormal results are zeros.
 RETNET_DEVICE float ex2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-// Returns x, but the compiler no longer knows where it comes from. So what depends on it is computed here,
+// Returns x, but the compiler no longer knows where it comes from. What depends on it is then computed here
 // and not ahead of a loop, where it would hold registers.
 RETNET_DEVICE float opaque(float x) {
   asm volatile("" : "+f"(x));

@@ -10,8 +10,8 @@ namespace retnet::kernels::cuda {
 // gamma = exp(log_decay). If log_decay is positive or NaN, every power is NaN.
 struct Decay {
   float log;           // ln gamma
-  float log2;          // log2 gamma, finite, so that gamma^0 = 1 for gamma = 0 too
-  bool gamma_is_zero;  // states are then replaced by a select, since 0 times NaN is NaN
+  float log2;          // log2 gamma, but finite, so that gamma^0 = 1 if gamma = 0 too
+  bool gamma_is_zero;  // a select then replaces states, because 0 times NaN is NaN
 
   RETNET_DEVICE explicit Decay(float log_decay) {
     constexpr float kLog2E = 1.4426950408889634f;
@@ -19,9 +19,9 @@ struct Decay {
     gamma_is_zero = log < -3.4e38f;
     log2 = gamma_is_zero ? -1e30f : log * kLog2E;
   }
-  // gamma^n, for n >= 0.
+  // Returns gamma^n, for n >= 0.
   RETNET_DEVICE float power(float n) const { return prim::ex2(n * log2); }
-  // gamma^n - 1 without cancellation, for n > 0: a state decays by S + S * power_minus_one.
+  // Returns gamma^n - 1 without cancellation, for n > 0. A state decays by S + S * power_minus_one.
   RETNET_DEVICE float power_minus_one(int n) const {
     return prim::expm1(static_cast<float>(n) * log);
   }

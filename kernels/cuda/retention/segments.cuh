@@ -10,8 +10,8 @@
 
 namespace retnet::kernels::cuda {
 
-// A sequence or a part of one: `length` tokens of batch entry `batch` from `start` on, in reverse back
-// from it. The segments of a sequence are cut, and follow one another, in the direction of time.
+// A sequence or a part of one: `length` tokens of batch entry `batch` from `start` on, or back from it in
+// reverse. The segments of a sequence are cut, and follow one another, in the direction of time.
 struct Segment {
   int sequence;
   int batch;
@@ -21,12 +21,12 @@ struct Segment {
       last;  // of its sequence, in the order in which they are walked; an empty sequence has one too
 };
 
-// Bound n of the packed sequences, whatever the array holds.
+// Returns bound n of the packed sequences. It lies in [0, T], whatever the array holds.
 RETNET_DEVICE int packed_bound(const ChunkwiseParams& p, int n) {
   return prim::max(0, prim::min(p.cu_seqlens_ptr[n], static_cast<int>(p.tokens)));
 }
 
-// The first token of sequence n in its batch entry, which is not 0 if it is packed.
+// Returns the first token of sequence n in its batch entry. It is 0 if sequences are not packed.
 RETNET_DEVICE int first_token(const ChunkwiseParams& p, int n) {
   return p.cu_seqlens_ptr != nullptr ? packed_bound(p, n) : 0;
 }
@@ -35,14 +35,14 @@ RETNET_DEVICE int sequence_length(const ChunkwiseParams& p, int n) {
   return prim::max(0, packed_bound(p, n + 1) - packed_bound(p, n));
 }
 
-// The token of sequence n at position `position`, which counts from its end in reverse.
+// Returns the token of sequence n at position `position`. In reverse, positions count from the end.
 RETNET_DEVICE int token_at(const ChunkwiseParams& p, int n, int length, int position) {
   return first_token(p, n) + (p.direction < 0 ? length - 1 - position : position);
 }
 
-// The index of the first segment of sequence n, if segments have `segment_length` tokens. Segments of
-// one sequence follow each other. The index depends only on the sequence's own bound if it is packed,
-// which leaves some indices between sequences without a segment: sequence n has room for at least
+// Returns the index of the first segment of sequence n, if segments have `segment_length` tokens. Segments
+// of one sequence follow each other. If sequences are packed, the index depends only on the bound of the
+// sequence. Then some indices between sequences have no segment, because sequence n has room for at least
 // length / segment_length + 1.
 RETNET_DEVICE int first_segment(const ChunkwiseParams& p, int n, int segment_length) {
   if (p.cu_seqlens_ptr == nullptr) {
@@ -54,8 +54,8 @@ RETNET_DEVICE int segment_count(int length, int segment_length) {
   return length > segment_length ? (length - 1) / segment_length + 1 : 1;
 }
 
-// The segment with an index. If there is none, it has length 0 and is not a last one. With
-// `segment_length` 0 segments are whole sequences.
+// Returns the segment with an index. If there is none, the result has length 0 and is not a last one. If
+// `segment_length` is 0, segments are whole sequences.
 RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int index, int segment_length) {
   const bool packed = p.cu_seqlens_ptr != nullptr;
   if (segment_length == 0) {
@@ -76,8 +76,8 @@ RETNET_DEVICE Segment find_segment(const ChunkwiseParams& p, int index, int segm
   return {n, packed ? 0 : n, token_at(p, n, length, before), own_length, own_index + 1 == count};
 }
 
-// Whether nothing of its initial state reaches the tokens of sequence n: if gamma is 0 and time runs
-// forward. In reverse the first token takes the state undecayed.
+// Whether nothing of its initial state reaches the tokens of sequence n. That is so if gamma is 0 and time
+// runs forward. In reverse the first token takes the state undecayed.
 RETNET_DEVICE bool initial_state_decays_to_zero(const ChunkwiseParams& p, const Decay& decay,
                                                 int n) {
   return decay.gamma_is_zero && p.direction > 0 && sequence_length(p, n) > 0;

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Tiles of 16-bit elements in shared memory: their swizzle, copies into them, and weights of their rows.
+// Tiles of 16-bit elements in shared memory: the swizzle, copies into them, and weights of their rows.
 #pragma once
 
 #include "kernels/cuda/prim/prim.cuh"
 
 namespace retnet::kernels::cuda {
 
-// Offset of 16-byte unit `unit` of row `row` in a tile of 16-bit elements with kColumns columns. The
-// units of a row change places with the row, so that the same unit of 8 rows lies in 8 different
-// groups of 4 banks.
+// Returns the offset of 16-byte unit `unit` of row `row` in a tile of 16-bit elements with kColumns
+// columns. The units of a row change places with the row, so that the same unit of 8 rows lies in 8
+// different groups of 4 banks.
 template <int kColumns>
 RETNET_DEVICE uint32_t swizzled(uint32_t row, uint32_t unit) {
   constexpr uint32_t kUnits = kColumns / 8 < 8 ? kColumns / 8 : 8;
   return row * kColumns * 2 + ((unit ^ (row * kUnits / 8 % kUnits)) << 4);
 }
 
-// From a swizzled address in the first 16 columns to the same row's k-th 16 columns. (From an address in
-// the first 32 columns, if k is even.) The swizzle changes the address only inside 128 bytes, which
-// leaves the rest to the instruction's immediate offset.
+// Moves a swizzled address from the first 16 columns to the k-th 16 columns of the same row. If k is even,
+// the address may lie in the first 32 columns. The swizzle changes the address only inside 128 bytes. The
+// immediate offset of the instruction takes the rest.
 RETNET_DEVICE uint32_t advance_columns(uint32_t address, int k) {
   return (address ^ (k % 4 * 32)) + k / 4 * 128;
 }
@@ -43,9 +43,9 @@ RETNET_DEVICE void weigh_fragment(uint32_t (&to)[4], const uint32_t (&from)[4],
 }
 
 // Copies kRows rows of kColumns columns from an array at `src`, whose rows lie `stride` elements apart:
-// row `row` and those that follow it, or with `direction` -1 those before it. After `rows` rows, and from
-// column `columns` on, there are zeros. `wide`: copies of 16 bytes, else of 8. This thread is `thread` of
-// the block's kThreads.
+// row `row` and those that follow it, or those before it if `direction` is -1. After `rows` rows, and from
+// column `columns` on, there are zeros. If `wide`, copies have 16 bytes, else 8. This thread is `thread` of
+// the kThreads of the block.
 template <int kColumns, int kRows, int kThreads>
 RETNET_DEVICE void load_tile(uint32_t dst, const char* src, int64_t stride, int row, int direction,
                              int rows, int columns, uint32_t thread, bool wide) {
@@ -58,7 +58,7 @@ RETNET_DEVICE void load_tile(uint32_t dst, const char* src, int64_t stride, int 
   const int64_t pass_bytes = 2 * kRowsAPass * direction * stride;
   const uint32_t to = dst + swizzled<kColumns>(first, unit);
   rows -= first;
-  columns -= 8 * unit;  // from the unit's first
+  columns -= 8 * unit;  // from the first of the unit
   const auto at = [&](int i) {
     return (to ^ (i * kRowsAPass % 8 * 16)) + i * kRowsAPass * kColumns * 2;
   };

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Writes the instantiations of the rotary kernel into `folder` and sets `result` to their files: one for each element
-# type and elements per access (rotary_vector). For nvcc and for the SIMT emulator.
+# type and elements per access (rotary_vector). nvcc and the SIMT emulator compile them.
 function(retnet_rotary_sources result folder extension)
   set(files)
   foreach(instance IN ITEMS kFloat32:4 kFloat16:4 kFloat16:8 kBFloat16:4 kBFloat16:8)

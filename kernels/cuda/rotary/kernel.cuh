@@ -4,27 +4,29 @@
 //
 //  1. Equation. With angle = position * frequency[i], for each pair of channels (a, b):
 //     out[a] = x[a] cos(angle) - x[b] sin(angle), out[b] = x[a] sin(angle) + x[b] cos(angle).
-//     (a, b) = (2 i, 2 i + 1) or, kHalf, (i, i + Dk / 2). `inverse`: by -angle.
+//     (a, b) = (2 i, 2 i + 1), or (i, i + Dk / 2) if kHalf. If `inverse`, the rotation is by -angle.
 //  2. Shapes. q, k [B, T, H, Dk] with any strides of b, t and h, either may be absent; out [B, T, H, Dk]
 //     contiguous; positions [B, T] (stride 0 of b: [T]); frequencies [Dk / 2].
-//  3. CTA -> problem. A thread takes one token, kRotaryHeads heads and kVector neighbouring channels (kHalf:
-//     and their partners), of q and of k; column fastest, then group of heads, then token. Threads are
-//     numbered consecutively; a block is 128 of them.
-//  4. Warp roles. None.
-//  5. Tile and budget. The cosines and sines of kPairs angles, and kHeads heads of both operands as loaded:
-//     8 (kHalf: 16) + 32 registers; at most 80, so 6 blocks, 768 threads and 96 KB of loads in flight per
-//     multiprocessor. No shared memory. Device memory, per token and head: 2 Dk elements read, 2 Dk written
-//     (cost_model.h); and a position per token.
-//  6. Pipeline. None: the loads of kHeads heads are issued together.
-//  7. Sync contract. None: no thread sees what another writes.
-//  8. Numerics. The angle in float64, reduced by multiples of pi/2 (Cody and Waite, in two parts by fused
-//     multiply-adds: the first is exact), cosine and sine by polynomials in float64, 1e-10, rounded to fp32.
-//     Valid below 2^53 radians. The rotation in fp32; one rounding, at the store.
+//  3. CTA -> problem. A thread takes one token, kRotaryHeads heads and kVector neighbouring channels of q
+//     and of k, and their partners if kHalf. Columns run fastest, then groups of heads, then tokens.
+//     Threads are numbered consecutively, and a block has 128 of them.
+//  4. Warp roles. All warps do the same.
+//  5. Tile and budget. A thread holds the cosines and sines of kPairs angles in 8 registers (16 if kHalf),
+//     and kHeads heads of both operands as loaded in 32. It has at most 80 registers, so a multiprocessor
+//     has 6 blocks, 768 threads and 96 KB of loads in flight. There is no shared memory. A token and head
+//     reads 2 Dk elements of device memory and writes 2 Dk (cost_model.h). A token adds a position.
+//  6. Pipeline. There is none. The loads of kHeads heads are issued together.
+//  7. Sync contract. There is none, because no thread sees what another writes.
+//  8. Numerics. The angle is float64. It is reduced by multiples of pi/2 (Cody and Waite), in two parts by
+//     fused multiply-adds, of which the first is exact. Polynomials in float64 give cosine and sine to
+//     1e-10. They are rounded to fp32. This is valid below 2^53 radians. The rotation is fp32, and the
+//     store rounds once.
 //  9. Tails. Heads past the end of the last group and threads past the last token do nothing.
-// 10. Writes. Each element of the outputs once, by one thread. Its bits depend only on its own pair,
-//     position and frequency.
-// 11. Parameters. fp32, bf16, fp16; Dk a multiple of 4 or 8 (kHalf: Dk / 2), as the accesses: 16 bytes, or 8
-//     for 16-bit types whose rows are only 8-byte aligned. Any architecture from sm_75.
+// 10. Writes. Each element of the outputs is written once, by one thread. Its bits depend only on its own
+//     pair, position and frequency.
+// 11. Parameters. The kernel takes fp32, bf16 and fp16. Accesses have 16 bytes, or 8 for 16-bit types whose
+//     channels are only 8-byte aligned. Dk (Dk / 2 if kHalf) is a multiple of the elements of an access, 4
+//     or 8. It runs on any architecture from sm_75.
 //
 // Why this way: memory bounds the kernel once an angle serves the heads of both operands. An angle takes 17
 // operations in float64 and comes with 128 bytes moved (bf16, 8 heads). The slowest case, an architecture
@@ -38,7 +40,7 @@
 
 namespace retnet::kernels::cuda {
 
-// The same kVector channels, and with kHalf their partners, of one head.
+// kVector channels of one head and, if kHalf, their partners.
 template <DType kDtype, int kVector, bool kHalf>
 struct RotaryPacket {
   static constexpr int kPairs = kHalf ? kVector : kVector / 2;
@@ -82,7 +84,7 @@ __global__ void __launch_bounds__(kRotaryBlock, kRotaryOccupancy)
   const int64_t half_dim = p.head_dim_qk / 2;
   const auto columns = static_cast<uint32_t>(kHalf ? half_dim / kVector : p.head_dim_qk / kVector);
   const auto groups = static_cast<uint32_t>((p.heads + kRotaryHeads - 1) / kRotaryHeads);
-  // Indices fit into 32 bits (rotary_supported), in which a division is several times cheaper.
+  // Indices fit into 32 bits (supports_rotary), in which a division is several times cheaper.
   const uint32_t index = blockIdx.x * kRotaryBlock + threadIdx.x;
   const uint32_t item = index / columns, column = (index - item * columns) * kVector;
   const uint32_t token = item / groups, first = (item - token * groups) * kRotaryHeads;

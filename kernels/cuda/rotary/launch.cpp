@@ -4,7 +4,7 @@
 namespace retnet::kernels::cuda {
 
 cudaError_t launch_rotary(const RotaryParams& params, cudaStream_t stream) {
-  if (!rotary_supported(params)) return cudaErrorNotSupported;
+  if (!supports_rotary(params)) return cudaErrorNotSupported;
   const bool absent = params.q.in_ptr == nullptr && params.k.in_ptr == nullptr;
   if (absent || params.batch == 0 || params.tokens == 0 || params.heads == 0) return cudaSuccess;
   const bool wide = rotary_vector(params) == 8;

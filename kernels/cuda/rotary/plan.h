@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Parameters of the rotary kernel, and what follows from them on the host: which calls it takes, with
-// which accesses, in how many threads. Plain C++: no CUDA header.
+// Parameters of the rotary kernel, and what follows from them on the host: which calls it supports, with
+// which accesses, in how many threads. This file is plain C++ and needs no CUDA header.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace retnet::kernels::cuda {
 
-// Queries or keys. Strides count elements; the channels are contiguous.
+// Queries or keys. Strides count elements, and the channels are contiguous.
 struct RotaryOperand {
   const void* in_ptr = nullptr;  // [B, T, H, Dk]; null: this operand is absent
   int64_t stride_b = 0;
@@ -36,14 +36,14 @@ struct RotaryParams {
 };
 
 inline constexpr int kRotaryBlock = 128;  // threads
-// Blocks per multiprocessor. They bound the registers of a thread to 65,536 / (6 * 128): 80.
+// Blocks per multiprocessor. They bound the registers of a thread to 65,536 / (6 * 128), which is 80.
 inline constexpr int kRotaryOccupancy = 6;
 // Heads that a thread rotates by the angles that it has computed once.
 inline constexpr int kRotaryHeads = 8;
 
 namespace rotary_detail {
 
-// Accesses of `vector` elements are aligned. The stride of a dimension of one element or none is
+// Whether accesses of `vector` elements are aligned. The stride of a dimension of one element or none is
 // never used and may be anything.
 inline bool aligned(const RotaryParams& p, const RotaryOperand& x, int vector) {
   const auto start = [&](const void* ptr) {
@@ -58,8 +58,8 @@ inline bool aligned(const RotaryParams& p, const RotaryOperand& x, int vector) {
 
 }  // namespace rotary_detail
 
-// Elements per access: 8 (16-bit types) or 4, the widest that both operands allow; 0 if none is. With
-// `half` an access lies in one half of the channels.
+// Returns the number of elements per access, 8 (16-bit types) or 4. It is the most that both operands
+// allow, or 0 if none is possible. If `half`, an access lies in one half of the channels.
 inline int rotary_vector(const RotaryParams& p) {
   for (int vector = 8; vector >= 4; vector /= 2) {
     if (vector * element_size(p.dtype) <= 16 &&
@@ -71,16 +71,16 @@ inline int rotary_vector(const RotaryParams& p) {
   return 0;
 }
 
-// Threads of a token: one for each kRotaryHeads heads and each access (with `half`, and its partner).
-// `vector` is not 0.
+// Returns the number of threads of a token, one for each kRotaryHeads heads and each access (and its
+// partner, if `half`). `vector` is not 0.
 inline int64_t rotary_threads_per_token(const RotaryParams& p, int vector) {
   const int64_t groups = (p.heads + kRotaryHeads - 1) / kRotaryHeads;
   return groups * (p.head_dim_qk / (p.half ? 2 * vector : vector));
 }
 
-// Whether the kernel takes this call. Pointers to outputs may still be null (torch's allocations are
-// aligned).
-inline bool rotary_supported(const RotaryParams& p) {
+// Whether the kernel supports this call. Pointers to outputs may still be null, because the allocations of
+// torch are aligned.
+inline bool supports_rotary(const RotaryParams& p) {
   constexpr int64_t kMaxThreads = INT32_MAX - kRotaryBlock;  // a thread's index is 32 bits wide
   constexpr int64_t kMaxSize = INT32_MAX;
   if (p.batch < 0 || p.tokens < 0 || p.heads < 0 || p.head_dim_qk <= 0 ||

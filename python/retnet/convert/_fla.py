@@ -38,7 +38,7 @@ def translate(source: Source) -> Translation:
     heads = source.settle(
         "num_heads", said.get("num_heads", said.get("num_attention_heads")), "attention heads"
     )
-    source.refuse(
+    source.raise_unsupported(
         {
             "hybrid attention (attn)": said.get("attn") is not None,
             "attnres_block_size": said.get("attnres_block_size") is not None,

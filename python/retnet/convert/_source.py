@@ -83,8 +83,8 @@ class Source:
                     f"its configuration has {name} = {said!r}, but its tensors show {shown!r}"
                 )
 
-    def refuse(self, variants: Mapping[str, bool]) -> None:
-        """Raises with the name of the first variant that is present."""
+    def raise_unsupported(self, variants: Mapping[str, bool]) -> None:
+        """Raises if a variant is present. The message names the first one."""
         for name, there in variants.items():
             if there:
                 raise self.error(f"{name} is not supported")

@@ -40,7 +40,7 @@ def translate(source: Source) -> Translation:
             name.removeprefix("decoder."): tensor for name, tensor in source.tensors.items()
         }
     names, said = source.tensors, source.settings
-    source.refuse(
+    source.raise_unsupported(
         {
             "a mixture of experts (moe_layer)": bool(said.get("moe_freq"))
             or any(".moe_layer." in name for name in names),

@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> int:
     corpus = load_corpus()
     print(
         "Text: Python's standard library without its tests, "
-        f"{_size(corpus.train)} to learn from, {_size(corpus.held_out)} held out."
+        f"{_size(corpus.train)} to train on, {_size(corpus.held_out)} held out."
     )
     torch.manual_seed(0)
     model = RetNetForCausalLM(RetNetConfig.preset("tiny"))
@@ -83,7 +83,7 @@ def _run(options: argparse.Namespace) -> int:
     else:
         print(_sample("Before training", model))
     if train(trainer):
-        print(f"Interrupted; {options.out} holds everything. Go on with --resume.")
+        print(f"Interrupted; {options.out} holds a checkpoint. Continue with --resume.")
         return 130
     print(_sample("After training", model))
     _show_forms(model, corpus)
@@ -103,10 +103,22 @@ def _run(options: argparse.Namespace) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("retnet.demo", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="time to train (default 5)")
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder to write to")
     parser.add_argument(
-        "--resume", action="store_true", help="continue from the checkpoint in that folder"
+        "--minutes",
+        type=float,
+        default=5.0,
+        metavar="FLOAT",
+        help="minutes to train (default: 5)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("demo"),
+        metavar="FOLDER",
+        help="folder to write to (default: demo)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue from the checkpoint in FOLDER"
     )
     return parser.parse_args(arguments)
 

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
+import re
 import sys
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
@@ -32,6 +35,22 @@ from retnet.training.trainer import Trainer, has_checkpoint, train
 __all__ = ["add_options", "discard_output", "run"]
 
 
+# The placeholder of a value in the help, by the name of a key or else by its type.
+_METAVARS = {
+    "data": "PATH",
+    "validation": "PATH",
+    "out": "FOLDER",
+    "init": "FOLDER",
+    "tokenizer": "FILE",
+    "device": "DEVICE",
+    "int": "INT",
+    "float": "FLOAT",
+    "tuple[float, ...]": "FLOAT",
+    "bool": "true|false",
+    "str | tuple[float, ...]": "NAME|LIST",
+}
+
+
 class _Renamed(argparse.Action):
     """An option that was renamed. Using its old name is an error."""
 
@@ -41,22 +60,35 @@ class _Renamed(argparse.Action):
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds `run.toml`, --resume, and an option for every key of the file."""
-    parser.add_argument("settings", nargs="?", type=Path, help="TOML file of the run")
+    parser.usage = "%(prog)s [SETTINGS] [--resume] [--KEY VALUE ...]"
+    parser.add_argument(
+        "settings", metavar="SETTINGS", nargs="?", type=Path, help="TOML file of the run"
+    )
     parser.add_argument(
         "--resume",
         action="store_true",
         help="continue from the checkpoint in the folder OUT, which must exist",
     )
+    keys = parser.add_argument_group("keys of the file", "An option overrides the file.")
     for key in fields(TrainingSettings):
-        kind = str(key.type)
-        if kind == "bool":
-            how: dict[str, Any] = {"nargs": "?", "const": "true", "metavar": "true|false"}
-        else:
-            how = {"nargs": "+" if kind.startswith("tuple") else None, "metavar": "VALUE"}
         if key.name != "model":
-            parser.add_argument(f"--{key.name}", default=argparse.SUPPRESS, **how)
-    for name in ("preset", *(key.name for key in fields(RetNetConfig))):
-        parser.add_argument(f"--model.{name}", default=argparse.SUPPRESS, metavar="VALUE")
+            nargs = (
+                "?" if key.type == "bool" else "+" if str(key.type).startswith("tuple") else None
+            )
+            const = "true" if key.type == "bool" else None
+            _add_key(keys, key, "", nargs=nargs, const=const)
+    model = parser.add_argument_group(
+        "keys of the table [model]",
+        "They override the preset. vocab_size is by default that of the tokenizer.",
+    )
+    model.add_argument(
+        "--model.preset",
+        default=argparse.SUPPRESS,
+        metavar="NAME",
+        help="sizes to start from: tiny, small, 1.3b, 2.7b, 6.7b or 13b (default: tiny)",
+    )
+    for key in fields(RetNetConfig):
+        _add_key(model, key, "model.")
     for old, new in RENAMED.items():
         parser.add_argument(
             f"--{old}",
@@ -66,6 +98,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             default=argparse.SUPPRESS,
             help=argparse.SUPPRESS,
         )
+
+
+def _add_key(group: argparse._ArgumentGroup, key: Field[Any], prefix: str, **how: Any) -> None:
+    """Adds the option of a key. Its text is that of the key in the docstring of the class."""
+    settings = RetNetConfig if prefix else TrainingSettings
+    text = _texts(settings).get(key.name, "")
+    if key.default not in (MISSING, (), ""):
+        values = key.default if isinstance(key.default, tuple) else (key.default,)
+        words = (f"{x:g}" if isinstance(x, float) else str(x) for x in values)
+        text += f" (default: {' '.join(words).replace('True', 'true').replace('False', 'false')})"
+    group.add_argument(
+        f"--{prefix}{key.name}",
+        default=argparse.SUPPRESS,
+        metavar=_METAVARS.get(key.name) or _METAVARS.get(str(key.type), "NAME"),
+        help=text.replace("%", "%%"),
+        **how,
+    )
+
+
+@cache
+def _texts(settings: type) -> dict[str, str]:
+    """Returns the text of each field, which the docstring of a dataclass holds in "Attributes"."""
+    section = (inspect.getdoc(settings) or "").partition("Attributes:\n")[2].split("\n\n")[0]
+    texts = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()).replace("`", "").removesuffix(".") for name, text in texts}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -80,8 +137,8 @@ def run(options: argparse.Namespace) -> int:
         for path in map(Path, changes.get(name, ())):
             if path.is_file() and is_settings(path):
                 raise ValueError(
-                    f"{name}: {path} holds the settings of a run, and was read as text; name it "
-                    f"first: retnet train {path} --{name} ..."
+                    f"{name}: {path} holds the settings of a run and would be read as text; name "
+                    f"it first: retnet train {path} --{name} ..."
                 )
     settings = TrainingSettings.read(options.settings, changes).resolved()
     out = Path(settings.out)
@@ -115,11 +172,15 @@ def _check_one_process() -> None:
 def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: Path) -> int:
     resume = options.resume and has_checkpoint(out)
     if has_checkpoint(out) and not resume:
-        raise FileExistsError(f"{out}: holds a model; go on with --resume, or choose another out")
+        raise FileExistsError(
+            f"{out}: holds a model; continue with --resume, or choose another out"
+        )
     if not settings.data:
         raise ValueError("settings: data must name files or folders, got none")
     if options.resume and not resume:
-        print(f"{out}: holds no checkpoint to resume; the run starts anew", flush=True)
+        print(
+            f"{out}: holds no checkpoint to resume; the run starts from the beginning", flush=True
+        )
     device = device_named(settings.device)
     begun = out if resume else Path(settings.init) if settings.init else None
     tokenizer = tokenizer_for(settings.tokenizer, begun, "train")
@@ -158,8 +219,8 @@ def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: P
         checkpoint.check_folder(out, model.config)
         if isinstance(tokenizer, ByteTokenizer) and (out / TOKENIZER).exists():
             raise FileExistsError(
-                f"{out}: holds a {TOKENIZER}, but the run reads bytes; name it by --tokenizer, or "
-                "remove it"
+                f"{out}: holds a {TOKENIZER}, but the run reads bytes; name it with --tokenizer, "
+                "or remove it"
             )
     out.mkdir(parents=True, exist_ok=True)
     settings.write(out / "run.toml")
@@ -170,14 +231,14 @@ def _train_alone(options: argparse.Namespace, settings: TrainingSettings, out: P
     weights = sum(p.numel() for p in model.parameters())
     sizes = [sum(map(len, texts)) for texts in (documents, validation)]
     print(
-        f"{weights:,} parameters on {device}; {sizes[0]:,} {tokenizer.unit}s to learn from, "
+        f"{weights:,} parameters on {device}; {sizes[0]:,} {tokenizer.unit}s to train on, "
         f"{sizes[1]:,} held out" + (f"; resumed after step {trainer.steps}" if resume else ""),
         flush=True,
     )
     number = train(trainer)
     if number:
         try:
-            print(f"Interrupted; {out} holds everything. Go on with --resume.", flush=True)
+            print(f"Interrupted; {out} holds a checkpoint. Continue with --resume.", flush=True)
         except OSError:  # SIGHUP: the terminal is gone
             discard_output(sys.stdout)
             discard_output(sys.stderr)

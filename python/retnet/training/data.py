@@ -69,7 +69,7 @@ class Windows:
         self.generator = torch.Generator().manual_seed(seed)
         if len(self.text) < seq_len:
             raise ValueError(
-                f"data: text to train on must hold seq_len = {seq_len} tokens or more, "
+                f"data: text to train on must hold at least seq_len = {seq_len} tokens, "
                 f"got {len(self.text)}"
             )
 

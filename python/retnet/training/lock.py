@@ -37,7 +37,7 @@ def locked(folder: str | Path) -> Iterator[None]:
 
     Raises:
         BlockingIOError: another run holds the lock. The message names its process.
-        OSError: the folder or the lock file could not be made.
+        OSError: the folder or the lock file could not be created.
     """
     folder = Path(folder)
     if folder.is_dir():
@@ -89,7 +89,7 @@ def _open_locked(folder: Path) -> int:
             _sign(handle)
             return handle
         os.close(handle)
-    raise OSError(f"{path}: could not be made")
+    raise OSError(f"{path}: could not be created")
 
 
 def _sign(handle: int) -> None:

@@ -38,7 +38,7 @@ class Log:
         if whole < size:
             print(
                 f"retnet: warning: {path}: lines are missing at its end: {whole:,} bytes of whole "
-                f"lines are left of the {size:,} that stood there at the checkpoint",
+                f"lines are left of the {size:,} that it had at the checkpoint",
                 file=sys.stderr,
             )
         self._file.truncate(whole)

@@ -26,7 +26,7 @@ RENAMED = {"batch": "batch_size", "length": "seq_len", "accumulate": "grad_accum
 """Old names of keys, which are refused, and the new name of each."""
 _LARGEST_FILE = 1 << 16
 _PRECISIONS = ("float32", "bfloat16")
-# The least and the greatest value. Lists are checked element by element.
+# The least and the greatest value of each key. Lists are checked element by element.
 _RANGES: dict[str, tuple[float, float]] = {
     "validation_share": (0, 0.5),
     "steps": (0, math.inf),
@@ -49,41 +49,40 @@ _RANGES: dict[str, tuple[float, float]] = {
 class TrainingSettings:
     """Settings of a training run: the keys of its TOML file with their defaults.
 
+    `retnet train --help` and docs/python/command_line.md show the texts below.
+
     Raises:
         ValueError: a value is outside its range. The message names key, requirement and value.
 
     Attributes:
-        data: files and folders to train on. Folders are read recursively, links are followed, each
-            file is read once, and files with another role are left out
-            (`retnet.training.sources`).
-        out: folder of the run. Nothing in it is read as text.
-        model: sizes and switches of the model: a `preset` (default "tiny"), and fields of
-            RetNetConfig that override it. vocab_size defaults to that of the tokenizer.
-        init: folder of a checkpoint to start from. `model` must then be empty.
-        tokenizer: a tokenizer.json. "" takes the one in the folder of `init`, or else bytes.
-        validation: files and folders to validate on, which are left out of `data`. If empty, a
-            share of `data` is used.
-        validation_share: share of the text to hold out for validation. 0 holds out nothing.
-        steps: number of updates, after which the schedule ends. Set either steps or minutes.
-        minutes: time to train, added up over all parts of a resumed run.
+        data: files and folders to train on.
+        out: folder of the run.
+        model: `preset`, which defaults to "tiny", and fields of RetNetConfig that override it;
+            vocab_size defaults to that of the tokenizer.
+        init: folder of a checkpoint to start from; no key of `model` may then be set.
+        tokenizer: a `tokenizer.json`; if empty, the one in the folder of `init`, or else bytes.
+        validation: files and folders to validate on; if empty, a share of `data` is held out.
+        validation_share: share of the text that is held out; 0 turns validation off.
+        steps: number of updates; set either this or `minutes`.
+        minutes: minutes to train, added up over all parts of a resumed run.
         batch_size: number of sequences in a forward pass.
         seq_len: number of tokens in a sequence.
-        grad_accum_steps: number of forward passes for one update.
-        stream: reads documents from start to end and carries the state from segment to segment
-            (gradients stop between segments), instead of windows at random places.
+        grad_accum_steps: number of forward and backward passes for one update.
+        stream: read each document in order and carry the state from segment to segment, instead of
+            windows at random places; gradients stop between segments.
         lr: highest learning rate of AdamW.
-        warmup: part of the run in which the learning rate rises. A cosine over the whole run
-            lowers it to 0 at the end.
-        weight_decay: weight decay of matrices. Vectors have none.
-        betas: betas of AdamW.
-        clip: highest norm of the gradient. 0 does not clip.
+        warmup: share of the run in which the learning rate rises; a cosine over the whole run
+            lowers it to 0.
+        weight_decay: weight decay of matrices; vectors have none.
+        betas: the two betas of AdamW.
+        clip: highest norm of the gradient; 0 turns clipping off.
         precision: "float32", or "bfloat16" for autocast.
-        checkpoint_layers: keeps less memory for the backward pass, which runs each layer again.
-        device: such as "cpu" or "cuda:1". "" takes a GPU if there is one.
+        checkpoint_layers: save memory; the backward pass runs each layer again.
+        device: such as "cpu" or "cuda:1"; if empty, a GPU if there is one.
         seed: seed of the weights and of the order of the data.
-        save_every: seconds between checkpoints. 0 saves after every step. Another checkpoint is
-            written at the end.
-        check_every: seconds between validations. Another validation runs at the end.
+        save_every: seconds between checkpoints; 0 saves after each step. The run writes another one
+            at its end.
+        check_every: seconds between validations. The run validates once more at its end.
     """
 
     data: tuple[str, ...] = ()
@@ -137,7 +136,9 @@ class TrainingSettings:
                 f"got {self.precision!r}"
             )
         if self.init and self.model:
-            raise ValueError("settings: model must be empty with init, which brings its own")
+            raise ValueError(
+                "settings: model must be empty with init, because the checkpoint has its own"
+            )
 
     @classmethod
     def read(cls, path: Path | None, changes: dict[str, Any] | None = None) -> TrainingSettings:
@@ -256,7 +257,7 @@ def device_named(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device: must be one that is here, got {name!r}: {reason}") from error
+        raise ValueError(f"device: must be available, got {name!r}: {reason}") from error
     return device
 
 

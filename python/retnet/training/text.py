@@ -353,7 +353,7 @@ def tokenizer_for(named: str, folder: Path | None, command: str) -> Tokenizer:
         what = "its model learned tokens"
         if unit is None:
             what = f"vocab_size = {size} is not that of bytes"
-        raise ValueError(f"{folder}: holds no {TOKENIZER}, and {what}; name one by --tokenizer")
+        raise ValueError(f"{folder}: holds no {TOKENIZER}, and {what}; name one with --tokenizer")
     if unit == ByteTokenizer.unit:
         raise ValueError(f"{tokenizer.path}: must not be used, the model of {folder} learned bytes")
     if inside is not None:

@@ -89,7 +89,7 @@ class Trainer:
     ) -> None:
         documents = [ids for ids in documents if len(ids) > 1]
         if not documents:
-            raise ValueError("data: text to train on must hold two tokens or more, got none")
+            raise ValueError("data: text to train on must hold at least two tokens, got none")
         for ids in (*documents, *validation):
             _check_ids(ids, model.config.vocab_size)
         self.model = model
@@ -263,7 +263,7 @@ class Trainer:
         folder = Path(self.settings.out)
         step = checkpoint.read_metadata(folder).get("step", "")
         if not step.isdecimal():
-            raise FileNotFoundError(f"{folder}: holds a model but no training state to go on from")
+            raise FileNotFoundError(f"{folder}: holds a model but no training state to resume from")
         model = checkpoint.load(folder, dtype=torch.float32)
         if model.config != self.model.config:
             raise ValueError(f"{folder}: must hold the model of the settings, got {model.config}")
@@ -442,7 +442,7 @@ def _state_path(folder: Path, step: str) -> Path:
 def _read_state(path: Path) -> dict[str, Any]:
     """Reads tensors and numbers that `Trainer.save` wrote. It never runs code."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file, so the run cannot go on from here")
+        raise FileNotFoundError(f"{path}: no such file, so the run cannot be resumed")
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch raise many kinds of errors

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // Compares every CPU kernel of the portable instruction set with its definition in float64. It
-// needs no torch, so that it can be compiled for another architecture and run there or in an
-// emulator. Prints what failed; exits with the number of failures.
+// needs no torch, so that it can be compiled for another architecture and run there or in qemu.
+// It prints what failed and exits with the number of failures.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -43,7 +43,7 @@ double value_of(Float16 x) {
   return x.bits >> 15 ? -size : size;
 }
 
-/// Numbers in a dtype of the kernels, rounded towards zero. Any rounding will do here.
+/// Returns numbers in a dtype of the kernels, rounded towards zero. Any rounding would do here.
 template <class T>
 std::vector<T> stored(const Doubles& from) {
   std::vector<T> x(from.size());
@@ -53,7 +53,7 @@ std::vector<T> stored(const Doubles& from) {
       x[i] = single;
     } else if constexpr (std::is_same_v<T, BFloat16>) {
       x[i].bits = static_cast<uint16_t>(std::bit_cast<uint32_t>(single) >> 16);
-    } else {  // the numbers here are far from float16's largest
+    } else {  // the numbers here are far below the largest float16
       int exponent = 0;
       const double fraction = std::frexp(std::fabs(from[i]), &exponent);  // from 0.5 to 1
       const bool is_normal = exponent > -14;
@@ -91,7 +91,7 @@ void check(const std::string& what, const Doubles& actual, const Doubles& expect
   std::printf("%s: error %.2e, %.0e is allowed\n", what.c_str(), error, limit);
 }
 
-/// A workspace for a kernel, as aligned as the memory of torch.
+/// A workspace for a kernel, aligned like the memory of torch.
 struct AlignedMemory {
   explicit AlignedMemory(size_t bytes) : ptr(std::aligned_alloc(64, (bytes + 63) / 64 * 64 + 64)) {}
   ~AlignedMemory() { std::free(ptr); }
@@ -146,9 +146,9 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
            " Dv=" + std::to_string(Dv) + " log_decay=" + std::to_string(log_decay);
   };
 
-  // Token by token: S <- gamma S + k^T v, out = scale q S; and the same of S' = dS/dlog_decay.
+  // Token by token: S <- gamma S + k^T v, out = scale q S, and the same for S' = dS/dlog_decay.
   Doubles S = values(initial_state), derivative(Dk * Dv), expected_out(tokens * Dv);
-  double expected_log_decay_grad = 0;
+  double expected_grad_log_decay = 0;
   for (int64_t t = 0; t < tokens; ++t) {
     for (int64_t i = 0; i < Dk; ++i) {
       for (int64_t j = 0; j < Dv; ++j) {
@@ -156,16 +156,16 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
         d = gamma * (d + s);
         s = gamma * s + exact_k[t * Dk + i] * exact_v[t * Dv + j];
         expected_out[t * Dv + j] += scale * exact_q[t * Dk + i] * s;
-        expected_log_decay_grad += scale * exact_grad_out[t * Dv + j] * exact_q[t * Dk + i] * d;
+        expected_grad_log_decay += scale * exact_grad_out[t * Dv + j] * exact_q[t * Dk + i] * d;
       }
     }
   }
   for (int64_t i = 0; i < Dk * Dv; ++i) {
-    expected_log_decay_grad += derivative[i] * value_of(grad_final_state[i]);
+    expected_grad_log_decay += derivative[i] * value_of(grad_final_state[i]);
   }
   std::vector<T> out(tokens * Dv);
   std::vector<float> final_state(Dk * Dv);
-  double log_decay_grad = 0;
+  double grad_log_decay = 0;
   RetentionForwardParams forward{};
   forward.tokens = tokens, forward.head_dim_qk = Dk, forward.head_dim_v = Dv;
   forward.q = {q.data(), Dk}, forward.k = {k.data(), Dk}, forward.v = {v.data(), Dv};
@@ -173,13 +173,13 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
   forward.initial_state = {initial_state.data(), Dv, 1};
   forward.final_state = {final_state.data(), Dv, 1};
   forward.decay = tables.get(gamma);
-  forward.log_decay_grad = &log_decay_grad, forward.grad_out = {grad_out.data(), Dv};
+  forward.grad_log_decay = &grad_log_decay, forward.grad_out = {grad_out.data(), Dv};
   forward.grad_final_state = {grad_final_state.data(), Dv, 1};
   const AlignedMemory forward_memory(kernels.retention_forward_workspace_bytes(forward));
   kernels.retention_forward(forward, forward_memory.ptr);
   check(name("output"), values(out), expected_out, tolerance<T>());
   check(name("state"), values(final_state), S, 2e-6);
-  check(name("gradient of log_decay"), {log_decay_grad}, {expected_log_decay_grad}, 5e-5);
+  check(name("gradient of log_decay"), {grad_log_decay}, {expected_grad_log_decay}, 5e-5);
 
   // Backward in time, with the gradient of the state.
   Doubles grad_S = values(grad_final_state), expected_grad_k(tokens * Dk),
@@ -326,7 +326,7 @@ void check_dtype(const InstructionSet& set, const KernelTable& kernels, const st
 // Decode steps
 // -------------------------------------------------------------------------------------------------
 
-/// Rows of the state have three floats between them, which stay as they are.
+/// Rows of the state have three floats between them, which must not change.
 void check_decode_step(const InstructionSet& set, int64_t Dk, int64_t Dv, double gamma) {
   const int64_t stride = Dv + 3;
   const auto q = stored<float>(normal(Dk)), k = stored<float>(normal(Dk)),

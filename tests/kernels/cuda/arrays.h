@@ -15,7 +15,7 @@
 
 namespace retnet::kernels::cuda {
 
-/// An array of `dtype` as the device holds it, and its values.
+/// An array of `dtype` on the device, and its values.
 struct Array {
   std::vector<std::byte> bytes;
   std::vector<double> values;

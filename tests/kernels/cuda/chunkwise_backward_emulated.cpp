@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gradients of retention by the chunkwise kernel, every instantiation, in the SIMT emulator (tests/simt),
-// against their definition in float64.
+// Runs every instantiation of the chunkwise kernel that computes gradients in the SIMT emulator (tests/simt),
+// and compares the gradients with their definition in float64.
 #include "chunkwise_check.h"
 
 namespace retnet::kernels::cuda {
@@ -11,7 +11,7 @@ struct Gradients {
   std::vector<double> grad_q, grad_k, grad_v, grad_initial_state;
 };
 
-/// Token by token, forward with the state S and backward with its gradient R.
+/// Computes token by token, forward with the state S and backward with its gradient R.
 Gradients gradients_by_definition(const BackwardCase& c, const BackwardInputs& in) {
   const size_t Dk = c.head_dim_qk(), Dv = c.head_dim_v(), tokens = c.B * c.T;
   const double scale = chunkwise_scale(c);
@@ -75,7 +75,7 @@ struct BackwardBits {
   }
 };
 
-/// As csrc/ops/cuda calls it: a plan, a workspace and a launch for each of the passes.
+/// Calls it as csrc/ops/cuda does: a plan, a workspace and a launch for each pass.
 BackwardBits run(const BackwardCase& c, const BackwardInputs& in, simt::Order order) {
   simt::Options options;
   options.order = order;
@@ -129,8 +129,8 @@ BackwardBits run(const BackwardCase& c, const BackwardInputs& in, simt::Order or
           {grads.grad_initial_state_ptr, grads.grad_initial_state_ptr + states}};
 }
 
-/// What is wrong with the gradient of an operand, or empty. The tolerance of gradients is twice that of
-/// outputs. The composite rounds once.
+/// Returns what is wrong with the gradient of an operand, or an empty string. The tolerance of gradients is
+/// twice that of outputs. The composite rounds once.
 std::string check_gradient(const char* name, const BackwardCase& c,
                            const std::vector<uint16_t>& bits, const std::vector<double>& exact,
                            size_t size) {
@@ -157,7 +157,7 @@ void check_values(const BackwardCase& c, const BackwardInputs& in, const Backwar
         "");
 }
 
-/// A case in three orders of blocks, warps and lanes, its values checked and returned.
+/// Runs a case in three orders of blocks, warps and lanes. Checks and returns its values.
 BackwardBits check(const BackwardCase& c, const BackwardInputs& in) {
   const BackwardBits bits = run(c, in, simt::Order::kAscending);
   check_values(c, in, bits);
@@ -168,7 +168,7 @@ BackwardBits check(const BackwardCase& c, const BackwardInputs& in) {
 }
 BackwardBits check(const BackwardCase& c) { return check(c, make_backward_inputs(c)); }
 
-/// Every tile as that of the passes of grad_q and grad_k, in heads that just need it. (The pass of grad_v
+/// Returns every tile for the passes of grad_q and grad_k, with heads that just need it. (The pass of grad_v
 /// takes tiles 0, 2, 3 and 4 again, and tile 1 with the second head here.)
 template <class F>
 void for_each_backward(const F& f) {
@@ -191,7 +191,7 @@ void for_each_backward(const F& f) {
   }
 }
 
-/// Each tile once, in either dtype: enough if only the walk over tokens is in question.
+/// Returns each tile once, in either dtype. This suffices for tests of the walk over tokens.
 template <class F>
 void for_each_tile(const F& f) {
   for_each_backward([&](const BackwardCase& c) {
@@ -199,7 +199,7 @@ void for_each_tile(const F& f) {
   });
 }
 
-/// Tile 0, and the tile with halves.
+/// Returns tile 0 and the tile with halves.
 template <class F>
 void for_two_tiles(const F& f) {
   for_each_tile([&](const BackwardCase& c) {
@@ -236,8 +236,8 @@ TEST_CASE("chunkwise backward: the same bits in every order, with every gamma") 
     check_values(c, in, bits);
     INFO(c.name());
     CHECK(bits == run(c, in, simt::Order::kDescending));
-    // With gamma = 0 the initial state is ignored, and grad_final_state reaches only the last chunk. If they
-    // hold NaN, nothing else changes.
+    // If gamma is 0, the initial state is ignored, and grad_final_state reaches only the last chunk. NaN in
+    // them changes nothing else.
     const size_t size = c.head_dim_qk() * c.head_dim_v();
     BackwardInputs poisoned = in;
     std::fill_n(poisoned.initial_state.begin() + size, size, NAN);
@@ -257,7 +257,7 @@ TEST_CASE("chunkwise backward: the same bits in every order, with every gamma") 
     CHECK(same(bits.grad_v, beside_nan.grad_v, c.head_dim_v(), kBefore));
     CHECK(std::memcmp(bits.grad_initial_state.data(), beside_nan.grad_initial_state.data(),
                       4 * bits.grad_initial_state.size()) == 0);
-    // A positive or NaN decay is NaN in its own head alone.
+    // A positive or NaN decay gives NaN in its own head only.
     c.log_decay = {1e-3, kMinusInfinity, -1e-9, NAN, -200};
     const BackwardBits bad = run(c, in, simt::Order::kRandom);
     size_t wrong = 0;
@@ -287,7 +287,7 @@ TEST_CASE("chunkwise backward: packed sequences, whole and in segments") {
       const BackwardBits packed = run(c, in, simt::Order::kRandom);
       check_values(c, in, packed);
       if (segment != 0) continue;
-      // Whatever the neighbours hold.
+      // The values of the neighbours do not matter.
       BackwardInputs poisoned = in;
       const auto poison = [&](Array& array, size_t size) {
         std::fill(array.bytes.begin() + 2 * 34 * size, array.bytes.begin() + 2 * 104 * size,

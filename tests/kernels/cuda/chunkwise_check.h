@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What is asserted of every call of the chunkwise kernel in the SIMT emulator, and the parts of a call:
-// - its values against float64,
-// - no finding of the checker and no bank conflict,
-// - the same bits in every order of blocks, warps and lanes.
+// Makes these assertions about every call of the chunkwise kernel in the SIMT emulator, and takes calls apart:
+// - Its values agree with float64.
+// - The checker finds nothing, and there is no bank conflict.
+// - The bits are the same in every order of blocks, warps and lanes.
 #pragma once
 
 #include <algorithm>
@@ -33,13 +33,13 @@ inline double norm_error(const std::vector<double>& actual, const std::vector<do
   return std::sqrt(error);
 }
 
-/// What is wrong with the values, or empty.
+/// Returns what is wrong with the values, or an empty string.
 inline std::string check_values(const ChunkwiseCase& c, const ChunkwiseInputs& in,
                                 const ChunkwiseBits& bits) {
   const ChunkwiseResult exact = retention_by_definition(c, in);
   const auto out = to_doubles(bits.out.data(), bits.out.size(), c.dtype);
   std::string wrong = mismatch(out, exact.out, c.head_dim_v(), c.dtype, 1);
-  // The composite computes in fp32 and rounds once: its error is that of the rounding.
+  // The composite computes in fp32 and rounds once, so its error is that of the rounding.
   const auto rounded = encode(exact.out, c.dtype).values;
   const double ours = norm_error(out, exact.out), its = norm_error(rounded, exact.out);
   if (wrong.empty() && !(ours <= 2 * its)) {
@@ -51,7 +51,7 @@ inline std::string check_values(const ChunkwiseCase& c, const ChunkwiseInputs& i
   return text.empty() ? wrong : wrong + " final_state: " + text;
 }
 
-/// One run and all of what is asserted of every run.
+/// Runs once and makes all assertions about a run.
 inline ChunkwiseBits run(const ChunkwiseCase& c, const ChunkwiseInputs& in, simt::Order order) {
   simt::Options options;
   options.order = order;
@@ -71,7 +71,7 @@ inline ChunkwiseBits run(const ChunkwiseCase& c, const ChunkwiseInputs& in, simt
   return run.bits;
 }
 
-/// A case in the three orders, its values checked and returned.
+/// Runs a case in the three orders. Checks and returns its values.
 inline ChunkwiseBits check(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   const ChunkwiseBits first = run(c, in, simt::Order::kAscending);
   const bool descending = same_bits(first, run(c, in, simt::Order::kDescending));
@@ -87,7 +87,7 @@ inline ChunkwiseBits check(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
 }
 inline ChunkwiseBits check(const ChunkwiseCase& c) { return check(c, make_inputs(c)); }
 
-/// The smallest head that still takes its tile.
+/// Returns the smallest head that still takes its tile.
 inline void shrink(ChunkwiseCase& c) {
   c.Dk = c.shape().head_dim_qk / 2 + 4;
   c.Dv = c.shape().slice == 64 ? 20 : 68;
@@ -98,7 +98,7 @@ void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     for (int tile = 0; tile < kChunkwiseTileCount; ++tile) {
       if (kChunkwiseTiles[tile].head_dim_qk > kChunkwiseMaxHeadDimQk)
-        continue;  // of gradients only
+        continue;  // used only for gradients
       ChunkwiseCase c;
       c.dtype = dtype;
       c.tile = tile;
@@ -107,7 +107,7 @@ void for_each_instantiation(const F& f) {
   }
 }
 
-/// The outputs of sequence n, and its state, of a packed or batched result.
+/// Returns the outputs and the state of sequence n of a packed or batched result.
 inline ChunkwiseBits part(const ChunkwiseCase& c, const ChunkwiseBits& all, size_t n) {
   const size_t row = c.H * c.head_dim_v(), state = c.H * c.head_dim_qk() * c.head_dim_v();
   const size_t first = c.cu_seqlens.empty() ? n * c.T : c.cu_seqlens[n];
@@ -116,8 +116,8 @@ inline ChunkwiseBits part(const ChunkwiseCase& c, const ChunkwiseBits& all, size
           {all.final_state.begin() + n * state, all.final_state.begin() + (n + 1) * state}};
 }
 
-/// The inputs of tokens first .. end - 1, counted through the batch, as one sequence that starts from the
-/// state of sequence n.
+/// Returns the inputs of tokens first .. end - 1, counted through the batch, as one sequence that starts from
+/// the state of sequence n.
 inline ChunkwiseInputs tokens_alone(const ChunkwiseCase& c, const ChunkwiseInputs& in, size_t first,
                                     size_t end, size_t n) {
   const auto slice = [&](const Array& array, size_t size) {
@@ -135,7 +135,7 @@ inline ChunkwiseInputs tokens_alone(const ChunkwiseCase& c, const ChunkwiseInput
   return alone;
 }
 
-/// Each sequence of a batched or packed call has the bits that it has in a call of its own.
+/// Checks that each sequence of a batched or packed call has the same bits as in its own call.
 inline void check_alone(const ChunkwiseCase& c, const ChunkwiseInputs& in,
                         const ChunkwiseBits& together) {
   for (size_t n = 0; n < c.sequences(); ++n) {
@@ -145,7 +145,7 @@ inline void check_alone(const ChunkwiseCase& c, const ChunkwiseInputs& in,
     alone.B = 1;
     alone.T = end - first;
     alone.cu_seqlens = {};
-    if (static_cast<int64_t>(alone.T) <= c.segment) alone.segment = 0;  // as the plan has it
+    if (static_cast<int64_t>(alone.T) <= c.segment) alone.segment = 0;  // as the plan does
     const ChunkwiseBits bits =
         run(alone, tokens_alone(c, in, first, end, n), simt::Order::kDescending);
     INFO(c.name() << ", sequence " << n);
@@ -153,7 +153,7 @@ inline void check_alone(const ChunkwiseCase& c, const ChunkwiseInputs& in,
   }
 }
 
-/// The last test of a file.
+/// This is the last test of a file.
 inline void print_totals(const char* name) {
   std::printf("%s: %zu cases, %zu reports\n", name, totals.cases, totals.reports);
   CHECK(totals.cases > 0);

@@ -23,9 +23,9 @@ constexpr double kMinusInfinity = -std::numeric_limits<double>::infinity();
 
 enum class Layout {
   kContiguous,
-  kStrided,  // every second token, heads apart, NaN in between: tokens of a head at 16 bytes
-  kNarrow,   // the same at 8 bytes
-  // Two batch entries, tokens or heads: terabytes apart. (Order: as the dimensions.)
+  kStrided,  // every second token, heads apart, NaN in between; tokens of a head are aligned to 16 bytes
+  kNarrow,  // the same, aligned to 8 bytes
+  // Two batch entries, tokens or heads are terabytes apart. (The order is that of the dimensions.)
   kFarBatch,
   kFarTokens,
   kFarHeads,
@@ -33,16 +33,16 @@ enum class Layout {
 
 struct ChunkwiseCase {
   DType dtype = DType::kBFloat16;
-  int tile = 0;                // expected of the plan
-  size_t B = 1, T = 1, H = 2;  // cu_seqlens: B is 1
-  size_t Dk = 0, Dv = 0;       // 0: the tile's
+  int tile = 0;                // the tile that the plan must choose
+  size_t B = 1, T = 1, H = 2;  // B is 1 with cu_seqlens
+  size_t Dk = 0, Dv = 0;       // 0 means the size of the tile
   std::vector<int32_t> cu_seqlens = {};
   std::vector<double> log_decay = {std::log1p(-1.0 / 32),
-                                   std::log1p(-1.0 / 500)};  // of heads, in turn
+                                   std::log1p(-1.0 / 500)};  // the heads take these in turn
   bool initial_state = true;
   std::optional<double> scale = {};
   Layout layout = Layout::kContiguous;
-  int64_t segment = 0;  // tokens, instead of the plan's
+  int64_t segment = 0;  // number of tokens, instead of that of the plan
 
   const ChunkwiseTile& shape() const { return kChunkwiseTiles[tile]; }
   size_t head_dim_qk() const { return Dk != 0 ? Dk : static_cast<size_t>(shape().head_dim_qk); }
@@ -93,7 +93,7 @@ struct ChunkwiseResult {
   std::vector<double> out, final_state;
 };
 
-/// S_t = gamma S_{t-1} + k_t^T v_t, out_t = scale q_t S_t: token by token.
+/// Computes S_t = gamma S_{t-1} + k_t^T v_t, out_t = scale q_t S_t token by token.
 inline ChunkwiseResult retention_by_definition(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   const size_t Dk = c.head_dim_qk(), Dv = c.head_dim_v();
   ChunkwiseResult result;
@@ -127,7 +127,7 @@ inline ChunkwiseResult retention_by_definition(const ChunkwiseCase& c, const Chu
   return result;
 }
 
-/// The bits that the device gives.
+/// The bits that the device returns.
 struct ChunkwiseBits {
   std::vector<uint16_t> out;
   std::vector<float> final_state;
@@ -147,7 +147,7 @@ inline RetentionOperand far_operand(simt::Simulator& simulator, const ChunkwiseC
   size_t sizes[] = {c.B, c.T, c.H};
   REQUIRE(sizes[far] == 2);
   sizes[far] = 1;
-  int64_t strides[3];  // inside of a half
+  int64_t strides[3];  // strides inside a half
   for (int64_t d = 2, row = static_cast<int64_t>(size); d >= 0; row *= sizes[d--]) strides[d] = row;
   std::vector<std::byte> half[2];
   half[0].resize(2 * strides[0] * sizes[0]);
@@ -171,7 +171,7 @@ inline RetentionOperand far_operand(simt::Simulator& simulator, const ChunkwiseC
   return {near_ptr, strides[0], strides[1], strides[2]};
 }
 
-/// An operand [B, T, H, size] in the case's layout.
+/// An operand [B, T, H, size] in the layout of the case.
 inline RetentionOperand chunkwise_operand(simt::Simulator& simulator, const ChunkwiseCase& c,
                                           const Array& array, size_t size, const char* name) {
   if (c.layout >= Layout::kFarBatch) return far_operand(simulator, c, array, size, name);
@@ -192,7 +192,7 @@ inline RetentionOperand chunkwise_operand(simt::Simulator& simulator, const Chun
   return result;
 }
 
-/// The parameters of the forward pass of a call, with its inputs on the device.
+/// Returns the parameters of the forward pass of a call, with its inputs on the device.
 inline ChunkwiseParams forward_params(simt::Simulator& simulator, const ChunkwiseCase& c,
                                       const ChunkwiseInputs& in) {
   ChunkwiseParams p;
@@ -221,7 +221,7 @@ inline ChunkwiseParams forward_params(simt::Simulator& simulator, const Chunkwis
   return p;
 }
 
-/// As csrc/ops/cuda calls it: plan, workspace, launch.
+/// Calls it as csrc/ops/cuda does: plan, workspace, launch.
 inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs& in,
                                   simt::Options options) {
   options.shared_limit = c.tile == 4 ? kShared86 : kShared80;
@@ -233,8 +233,8 @@ inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs&
   p.out_ptr = out;
   p.final_state_ptr = simulator.output<float>(state_size, "final_state");
 
-  // So few multiprocessors that the plan cuts nothing. If the case asks for segments, so many that it does;
-  // the case gives the length.
+  // There are so few multiprocessors that the plan cuts nothing. If the case asks for segments, there are so
+  // many that the plan cuts, and the case gives the length.
   const DeviceLimits device{80, c.segment != 0 ? 1024 : 1, options.shared_limit};
   ChunkwisePlan plan = chunkwise_plan(p, device, c.shape().chunk, false);
   REQUIRE(plan.unsupported_reason == nullptr);
@@ -254,10 +254,10 @@ inline ChunkwiseRun run_chunkwise(const ChunkwiseCase& c, const ChunkwiseInputs&
   return run;
 }
 
-/// A call of the gradients. tile: of the passes of grad_q and grad_k.
+/// A call of the gradients. `tile` is that of the passes of grad_q and grad_k.
 struct BackwardCase : ChunkwiseCase {
   bool grad_out = true, grad_final_state = true;
-  size_t shared = kShared80;  // that the device has
+  size_t shared = kShared80;  // shared memory of the device
 
   std::string name() const {
     return "backward " + ChunkwiseCase::name() + " grads " + std::to_string(grad_out) +
@@ -284,7 +284,7 @@ inline BackwardInputs make_backward_inputs(const BackwardCase& c) {
   return in;
 }
 
-/// The gradients that come in, on the device.
+/// The incoming gradients, on the device.
 inline ChunkwiseGradients incoming_gradients(simt::Simulator& simulator, const BackwardCase& c,
                                              const BackwardInputs& in) {
   ChunkwiseGradients grads;

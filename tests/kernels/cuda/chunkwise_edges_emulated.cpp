@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise retention kernel at its edges, in the SIMT emulator (tests/simt): a sequence alone, in a batch
-// and packed; malformed bounds; scales; the limits of fp16; strides beyond 32 bits.
+// Runs the chunkwise retention kernel at its limits in the SIMT emulator (tests/simt): a sequence alone, in a
+// batch and packed, malformed bounds, scales, the limits of fp16, and strides beyond 32 bits.
 #include "chunkwise_check.h"
 
 namespace retnet::kernels::cuda {
@@ -9,8 +9,8 @@ namespace {
 
 constexpr float kLargestHalf = 65504;
 
-/// A run whose bounds are malformed. Of tokens that no sequence owns, or two do, nothing is promised except
-/// that all accesses lie inside the arrays.
+/// Runs a case with malformed bounds. If no sequence owns a token, or two do, the only promise is that all
+/// accesses are inside the arrays.
 ChunkwiseBits run_malformed(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   simt::Options options;
   options.seed = ++totals.cases;
@@ -29,7 +29,7 @@ ChunkwiseBits run_malformed(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   return run.bits;
 }
 
-/// out by definition, if each chunk reads the state before it clamped to the range of fp16.
+/// Returns out by definition, if each chunk reads the state before it, clamped to the range of fp16.
 std::vector<double> clamped_out(const ChunkwiseCase& c, const ChunkwiseInputs& in) {
   const size_t C = static_cast<size_t>(c.shape().chunk);
   std::vector<double> out;
@@ -48,7 +48,7 @@ std::vector<double> clamped_out(const ChunkwiseCase& c, const ChunkwiseInputs& i
   return out;
 }
 
-/// Enough if no sum of the kernel is in question: few and many warps to a column of scores.
+/// These suffice if no sum of the kernel is tested: few and many warps to a column of scores.
 template <class F>
 void for_two_instantiations(const F& f) {
   ChunkwiseCase c;
@@ -80,7 +80,8 @@ TEST_CASE("chunkwise edges: a sequence in segments has the bits it has alone") {
     check_alone(c, batch, run(c, batch, simt::Order::kRandom));
     c.B = 1;
     c.T = 260;
-    c.cu_seqlens = {0, 0, 63, 193, 194, 260};  // cut at multiples of 64 from their own starts
+    c.cu_seqlens = {0,   0,   63,
+                    193, 194, 260};  // these are cut at multiples of 64 from their own starts
     const ChunkwiseInputs packed = make_inputs(c);
     check_alone(c, packed, run(c, packed, simt::Order::kRandom));
   });
@@ -108,7 +109,7 @@ TEST_CASE("chunkwise edges: bounds outside 0..T are clamped") {
 }
 
 TEST_CASE("chunkwise edges: malformed bounds touch nothing outside of the arrays") {
-  ChunkwiseCase c;  // what reads the bounds is the same for every tile
+  ChunkwiseCase c;  // the code that reads the bounds is the same for every tile
   shrink(c);
   c.T = 140;
   for (const int64_t segment : {0, 64}) {
@@ -123,7 +124,7 @@ TEST_CASE("chunkwise edges: malformed bounds touch nothing outside of the arrays
       run_malformed(c, make_inputs(c));
     }
   }
-  // A sequence that ends before it starts is empty, and its neighbours are what their bounds say.
+  // A sequence that ends before it starts is empty. Its neighbours have the tokens of their bounds.
   c.segment = 0;
   c.cu_seqlens = {0, 130, 20, 140};
   const ChunkwiseInputs in = make_inputs(c);
@@ -160,7 +161,7 @@ TEST_CASE("chunkwise edges: a large state is an operand clamped to fp16's range"
     if (c.dtype != DType::kFloat16) return;
     shrink(c);
     c.T = 2 * c.shape().chunk + 3;
-    c.log_decay = {0, -0.07};  // the second head comes back into the range
+    c.log_decay = {0, -0.07};  // the second head returns into the range
     c.scale = 1.0 / 256;
     ChunkwiseInputs in = make_inputs(c);
     const float states[] = {1e6f, -2e5f, 7e4f, -65600, 65504, 3};
@@ -191,7 +192,7 @@ TEST_CASE("chunkwise edges: a score beyond fp16's range is infinite, in its toke
     set_token(in.q, kQToken, c.head_dim_qk(), 128);
     set_token(in.k, kKToken, c.head_dim_qk(), 128);
     set_token(in.v, kKToken, c.head_dim_v(), 1.0 / 1024);
-    // 0.73 128^2 Dk is the score before scale multiplies it: 400,000 and more.
+    // 0.73 128^2 Dk is the score before scale multiplies it, and is 400,000 or more.
     c.scale = 1.0 / 128;
     check(c, in);
     c.scale = 1;

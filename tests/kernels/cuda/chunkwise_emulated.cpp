@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The chunkwise retention kernel, every instantiation, in the SIMT emulator (tests/simt): lengths, packed
+// Runs every instantiation of the chunkwise retention kernel in the SIMT emulator (tests/simt): lengths, packed
 // sequences, segments, head sizes and gammas. chunkwise_edges_emulated.cpp has the rest.
 #include "chunkwise_check.h"
 
@@ -25,7 +25,7 @@ TEST_CASE("chunkwise emulated: packed sequences") {
     c.T = 230;
     const ChunkwiseInputs in = make_inputs(c);
     const ChunkwiseBits packed = check(c, in);
-    // The same bits alone, and whatever the neighbours hold.
+    // The bits are the same alone, and with any values in the neighbours.
     ChunkwiseInputs poisoned = in;
     const auto poison = [&](Array& array, size_t size) {
       std::fill(array.bytes.begin() + 2 * 64 * c.H * size,
@@ -53,7 +53,7 @@ TEST_CASE("chunkwise emulated: segments") {
       c.initial_state = T != 65;
       const ChunkwiseBits bits = check(c);
       if (T > 64) continue;
-      // One segment is the whole sequence, to the bit.
+      // One segment gives the bits of the whole sequence.
       ChunkwiseCase whole = c;
       whole.segment = 0;
       CHECK(same_bits(bits, run(whole, make_inputs(whole), simt::Order::kAscending)));
@@ -101,12 +101,12 @@ TEST_CASE("chunkwise emulated: every gamma") {
     c.log_decay = {0, kMinusInfinity, -1e-9, -0.7, -200};
     ChunkwiseInputs in = make_inputs(c);
     check(c, in);
-    // At gamma = 0 whatever the initial state holds is ignored.
+    // If gamma is 0, the initial state is ignored, whatever it holds.
     const auto size = static_cast<ptrdiff_t>(c.head_dim_qk() * c.head_dim_v());
     std::fill(in.initial_state.begin() + size, in.initial_state.begin() + 2 * size, NAN);
     check(c, in);
     const ChunkwiseBits good = run(c, in, simt::Order::kAscending);
-    // Nor does a state that is not finite outlast its chunk there.
+    // A state that is not finite does not outlast its chunk there either.
     ChunkwiseInputs poisoned = in;
     std::fill_n(poisoned.v.bytes.begin() + 2 * c.head_dim_v(), 2 * c.head_dim_v(), std::byte{0xff});
     const ChunkwiseBits after = run(c, poisoned, simt::Order::kAscending);
@@ -117,7 +117,7 @@ TEST_CASE("chunkwise emulated: every gamma") {
     CHECK(wrong == 0);
     CHECK(std::equal(good.final_state.begin() + size, good.final_state.begin() + 2 * size,
                      after.final_state.begin() + size));
-    // A positive or NaN decay is NaN in its own head alone.
+    // A positive or NaN decay gives NaN in its own head only.
     ChunkwiseCase bad = c;
     bad.log_decay = {1e-3, kMinusInfinity, -1e-9, NAN, -200};
     const ChunkwiseBits bad_bits = run(bad, in, simt::Order::kAscending);

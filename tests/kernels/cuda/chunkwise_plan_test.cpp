@@ -26,8 +26,8 @@ ChunkwiseParams call(int64_t B, int64_t T, int64_t H, int64_t Dk, int64_t Dv,
 }
 
 ChunkwisePlan plan(const ChunkwiseParams& p, const DeviceLimits& device = kH100, int64_t chunk = 0,
-                   bool deterministic = false) {
-  return chunkwise_plan(p, device, chunk, deterministic);
+                   bool batch_invariance_required = false) {
+  return chunkwise_plan(p, device, chunk, batch_invariance_required);
 }
 
 std::string reason(const ChunkwisePlan& plan) {
@@ -39,7 +39,7 @@ std::string reason(const ChunkwisePlan& plan) {
 TEST_CASE("every tile fits what it is meant for") {
   for (const auto& tile : kChunkwiseTiles) {
     INFO("tile " << tile.head_dim_qk << " x " << tile.slice << " x " << tile.chunk);
-    // State, outputs and scores of a thread leave room for operands and addresses.
+    // The state, outputs and scores of a thread leave room for operands and addresses.
     const int score_rows = tile.chunk / 16 * (tile.chunk / 8);
     const int warps = tile.slice / 16;
     const int scores = 4 * (score_rows > warps ? score_rows / warps : 1);
@@ -107,7 +107,7 @@ TEST_CASE("what the kernel does not take is told") {
   CHECK(reason(plan(call(1, 8, 1, 64, 64), {90, 132, 48 << 10})).find("shared") !=
         std::string::npos);
   CHECK(plan(call(1, 8, 1, 64, 64), kH100, 64).unsupported_reason == nullptr);
-  // A chunk size of another tile that fits too.
+  // The chunk size selects another tile that fits too.
   CHECK(kChunkwiseTiles[plan(call(1, 8, 1, 256, 512), kH100, 32).tile].chunk == 32);
 }
 
@@ -122,26 +122,26 @@ TEST_CASE("sequences are cut if they leave a device idle") {
   CHECK(cut.segment_length % 64 == 0);
   CHECK(cut.segments == (8192 + cut.segment_length - 1) / cut.segment_length);
   CHECK(cut.segments * 4 * cut.slices > 132 / 2);
-  CHECK(cut.segments * 4 * cut.slices <= 132);  // at once
+  CHECK(cut.segments * 4 * cut.slices <= 132);  // all run at once
   CHECK(cut.workspace_bytes == static_cast<size_t>(cut.segments) * 4 * 256 * 512 * 4);
 
   CHECK(plan(call(1, 400, 4, 256, 512)).segment_length == 0);  // too short to cut
   CHECK(plan(call(1, 0, 4, 256, 512)).segment_length == 0);
 }
 
-TEST_CASE("under deterministic algorithms the cut depends on the sequence alone") {
+TEST_CASE("if batch invariance is required, the cut depends on the sequence alone") {
   for (const int64_t B : {1, 64}) {
     for (const int64_t T : {2049, 8192, 100000}) {
       const ChunkwisePlan p = plan(call(B, T, 4, 128, 256), kH100, 0, true);
-      CHECK(p.segment_length == kChunkwiseDeterministicSegment);
+      CHECK(p.segment_length == kChunkwiseBatchInvariantSegment);
       CHECK(p.segments == B * ((T + 2047) / 2048));
     }
     CHECK(plan(call(B, 2048, 4, 128, 256), kH100, 0, true).segment_length == 0);
   }
-  // The tile depends on the head and the device alone, flag or no flag.
+  // The tile depends only on the head and the device, with or without the flag.
   CHECK(plan(call(1, 5, 1, 128, 256), kH100, 0, true).tile ==
         plan(call(64, 8192, 64, 128, 256)).tile);
-  // Packed: room for the parts of any lengths.
+  // Packed sequences have room for parts of any lengths.
   ChunkwiseParams packed = call(1, 10000, 4, 128, 256);
   const int32_t bound = 0;
   packed.cu_seqlens_ptr = &bound;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// This includes the file of the kernel, which has internal linkage.
+// This includes the source file of the kernel, because the kernel has internal linkage.
 #include "column_sum_emulated.h"
 
 #include "kernels/cuda/norm/column_sum.cu"

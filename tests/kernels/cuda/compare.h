@@ -33,7 +33,7 @@ constexpr Tolerance tolerance(DType dtype) {
   return {0, 0};
 }
 
-// `count` elements of `dtype` at `data`.
+// Returns `count` elements of `dtype` at `data`.
 inline std::vector<double> to_doubles(const void* data, size_t count, DType dtype) {
   std::vector<double> values(count);
   for (size_t i = 0; i < count; ++i) {
@@ -48,8 +48,8 @@ inline std::vector<double> to_doubles(const void* data, size_t count, DType dtyp
   return values;
 }
 
-// Empty if `actual` is within `factor` times the tolerance of `dtype`, else what is wrong. Elements that are
-// not finite are counted separately: a norm would lose them.
+// Returns an empty string if `actual` is within `factor` times the tolerance of `dtype`, or otherwise what is
+// wrong. Elements that are not finite are counted separately, because a norm would lose them.
 inline std::string mismatch(std::span<const double> actual, std::span<const double> reference,
                             size_t row_size, DType dtype, double factor) {
   char text[160];

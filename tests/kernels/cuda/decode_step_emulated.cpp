@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The decode step, every instantiation, in the SIMT emulator (tests/simt): against float64, with no finding of
-// the checker, no bank conflict, and the same bits in every order of blocks, warps and lanes and however many
-// blocks share a head.
+// Runs every instantiation of the decode step in the SIMT emulator (tests/simt). The result agrees with
+// float64, the checker finds nothing, and there is no bank conflict. The bits are the same in every order of
+// blocks, warps and lanes, and for any number of blocks that share a head.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -24,16 +24,16 @@ enum class Affine { kNone, kShared, kPerHead };  // absent, [Dv], [H, Dv]
 struct Case {
   DType dtype = DType::kBFloat16;
   size_t B = 2, H = 3, Dk = 16, Dv = 64;
-  size_t S = 0;  // 0: no slots
+  size_t S = 0;  // 0 means no slots
   Norm norm = Norm::kLayer;
   bool interleaved = true, positions_64 = true;
   Affine weight = Affine::kPerHead, bias = Affine::kShared;
-  bool affine_fp32 = true;   // else of dtype
-  bool plain = false;        // neither rotation nor norm nor gate
-  bool strided = false;      // every array inside a larger one
-  size_t state_offset = 0;   // bytes: 8 makes rows that 16-byte accesses cannot take
-  int64_t position = 37;     // of batch entry 1, and so on in multiples
-  std::vector<int> slots{};  // of all batch entries, if there are slots
+  bool affine_fp32 = true;   // if false, weight and bias have `dtype`
+  bool plain = false;        // without rotation, norm and gate
+  bool strided = false;      // every array is inside a larger one
+  size_t state_offset = 0;   // in bytes; rows at 8 do not allow 16-byte accesses
+  int64_t position = 37;     // position of batch entry 1; the others have multiples of it
+  std::vector<int> slots{};  // slots of all batch entries, if there are any
   int cluster = 1;
 
   std::string name() const {
@@ -51,7 +51,7 @@ struct Case {
 };
 
 constexpr float kEps = 1e-5f, kScale = 0.3f;
-// 0, 1 and gammas that are not 1 - 2^-k, as ln gamma.
+// ln gamma of gamma = 0, gamma = 1 and gammas that are not 1 - 2^-k.
 const float kLogDecays[] = {-std::numeric_limits<float>::infinity(), 0.0f, -1.512e-3f, -0.7f};
 
 struct Inputs {
@@ -91,7 +91,7 @@ Inputs make_inputs(const Case& c) {
     auto random = random_values(c.B * c.H * size, mean, 1, seed);
     for (size_t i = 0; i < random.size(); ++i) {
       if (p.slots[i / (c.H * size)] < 0)
-        random[i] = std::nan("");  // of a skipped batch entry: not to show
+        random[i] = std::nan("");  // of a skipped batch entry, which must have no effect
     }
     Array array = encode(random, c.dtype);
     values = array.values;
@@ -114,7 +114,7 @@ Inputs make_inputs(const Case& c) {
   for (size_t h = 0; h < c.H; ++h) {
     in.log_decay.push_back(kLogDecays[h % 4]);
     p.gamma.push_back(std::exp(static_cast<double>(in.log_decay.back())));
-    // What gamma = 0 ignores may be anything.
+    // gamma = 0 ignores the state, so it may hold anything.
     if (p.gamma.back() == 0) state[h * c.Dk * c.Dv] = std::nan("");
   }
   in.state = encode(state, DType::kFloat32);
@@ -192,7 +192,7 @@ class Device {
     return simulator_.input<std::byte>(values, name);
   }
 
-  // Strided: NaN behind each row of a head.
+  // If strided, NaN follows each row of a head.
   const void* rows(const Array& array, size_t size, const char* name, int64_t& stride_b,
                    int64_t& stride_h) {
     const size_t element = element_size(c_.dtype), pitch = size + (c_.strided ? 3 : 0);
@@ -245,7 +245,7 @@ double norm_error(const std::vector<double>& x, const std::vector<double>& refer
   return std::sqrt(sum);
 }
 
-/// What is wrong with the values, or empty.
+/// Returns what is wrong with the values, or an empty string.
 std::string check_values(const Case& c, const Inputs& in, const DecodeStepResult& exact,
                          const Run& run) {
   const auto out = to_doubles(run.out.data(), c.B * c.H * c.Dv, c.dtype);
@@ -260,7 +260,7 @@ std::string check_values(const Case& c, const Inputs& in, const DecodeStepResult
     if (in.problem.slots[i / (c.H * c.Dv)] < 0 && out[i] != 0)
       return "out of a skipped batch entry";
   }
-  // States that no batch entry names keep their bits; the others are compared as one.
+  // States that no batch entry names keep their bits. The others are compared as one tensor.
   std::vector<double> actual, reference;
   const size_t size = c.H * c.Dk * c.Dv;
   const auto all = to_doubles(run.state.data(), exact.state.size(), DType::kFloat32);
@@ -284,8 +284,8 @@ struct Totals {
   size_t reports = 0;
 };
 
-/// Asserts everything of one case: in the three orders, and with every number of blocks a head that leaves
-/// none without columns.
+/// Makes all assertions about one case, in the three orders and with every number of blocks a head that gives
+/// each block columns.
 void check(Case c, Totals& totals) {
   const Inputs in = make_inputs(c);
   const DecodeStepResult exact = decode_step_by_definition(in.problem);
@@ -295,7 +295,8 @@ void check(Case c, Totals& totals) {
     c.cluster = cluster;
     for (const simt::Order order :
          {simt::Order::kAscending, simt::Order::kDescending, simt::Order::kRandom}) {
-      if (cluster > 1 && static_cast<size_t>(order) != totals.cases % 3) continue;  // take turns
+      if (cluster > 1 && static_cast<size_t>(order) != totals.cases % 3)
+        continue;  // the orders take turns
       simt::Options options;
       options.order = order;
       options.seed = totals.cases + 1;
@@ -326,8 +327,8 @@ TEST_CASE("decode_step emulated") {
       {Affine::kPerHead, Affine::kNone},
       {Affine::kNone, Affine::kShared},
   };
-  // Shapes of each instantiation; options take turns. 428 and 432: torchscale's presets. Dv = 20, 63,
-  // 66: rows that end in a unit, are odd, are of 8 bytes. Dk = 130: a second turn of loads.
+  // Shapes of each instantiation. The options take turns. 428 and 432 are those of torchscale's presets. With
+  // Dv = 20, 63 and 66, rows end in a unit, are odd, and have 8 bytes. Dk = 130 takes a second turn of loads.
   constexpr std::pair<size_t, size_t> kShapes[] = {
       {16, 64}, {2, 4}, {6, 20}, {10, 63}, {34, 66}, {130, 68}, {18, 428}, {34, 432}, {8, 1}};
   unsigned turn = 0;
@@ -343,7 +344,7 @@ TEST_CASE("decode_step emulated") {
         c.bias = bias;
         ++turn;
         c.norm = turn % 2 == 0 ? Norm::kLayer : Norm::kRms;
-        // The norm of one column is 0 over 0, eps aside.
+        // Without eps, the norm of one column would be 0 / 0.
         if (Dv == 1) c.norm = Norm::kRms;
         c.interleaved = turn / 2 % 2 == 0;
         c.positions_64 = turn % 3 != 0;
@@ -355,14 +356,14 @@ TEST_CASE("decode_step emulated") {
       }
     }
   }
-  // The largest shape, the paper's, and one head of everything.
+  // The largest shape, that of the paper, and one head of size 1.
   for (const auto& [Dk, Dv] : {std::pair<size_t, size_t>{1024, 1024}, {256, 512}, {512, 320}}) {
     Case c;
     c.B = c.H = 1;
     c.Dk = Dk;
     c.Dv = Dv;
     check(c, totals);
-    c.H = 2;  // with gamma = 0, and = 1
+    c.H = 2;  // gamma is 0 and 1
     if (Dk == 256) check(c, totals);
   }
   std::printf("decode_step: %zu cases, %zu reports\n", totals.cases, totals.reports);
@@ -381,7 +382,7 @@ TEST_CASE("decode_step emulated with slots, and without rotation, norm and gate"
         c.B = 3;
         c.H = 4;
         c.S = 5;
-        c.Dk = plain ? 7 : 6;  // no pairs without a rotation
+        c.Dk = plain ? 7 : 6;  // without a rotation there are no pairs
         c.Dv = 132;
         c.slots = slots;
         c.plain = plain;
@@ -399,7 +400,7 @@ TEST_CASE("decode_step emulated with slots, and without rotation, norm and gate"
 }
 
 TEST_CASE("decode_step: a slot that is none, an empty batch, and what the kernel does not take") {
-  // A slot past the end is a caller's error: it must touch nothing.
+  // A slot past the end is an error of the caller. It must touch nothing.
   Case c;
   c.S = 2;
   c.slots = {1, 0};

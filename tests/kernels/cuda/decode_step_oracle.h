@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The decode step in float64, by its definition. It shares no code with the kernel.
+// The decode step in float64 by its definition. It shares no code with the kernel.
 #pragma once
 
 #include <cmath>
@@ -10,8 +10,8 @@
 
 namespace retnet::kernels::cuda {
 
-// q, k [B, H, Dk]; v, gate [B, H, Dv]; weight, bias [H, Dv]; state [S, H, Dk, Dv]; slots [B]; gamma [H]. No
-// frequencies: no rotation. No gate: neither norm nor gate.
+// q, k [B, H, Dk]; v, gate [B, H, Dv]; weight, bias [H, Dv]; state [S, H, Dk, Dv]; slots [B]; gamma [H].
+// Without frequencies there is no rotation. Without a gate there is neither norm nor gate.
 struct DecodeStepProblem {
   size_t B = 0, H = 0, Dk = 0, Dv = 0;
   bool interleaved = true, centre = true;

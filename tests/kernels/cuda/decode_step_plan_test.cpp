@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host decides for the decode step: which calls the kernel takes, with which accesses to the state,
-// and how many blocks share a head. No GPU and no CUDA header needed.
+// The host decides which calls the decode-step kernel supports, how it accesses the state, and how many blocks
+// share a head. These tests need no GPU and no CUDA header.
 #include <cstdint>
 
 #include "catch.h"
@@ -19,7 +19,8 @@ DecodeStepParams contiguous(int64_t batch, int64_t heads, int64_t head_dim_qk, i
   p.head_dim_qk = head_dim_qk;
   p.head_dim_v = head_dim_v;
   p.dtype = DType::kBFloat16;
-  p.state_ptr = reinterpret_cast<float*>(uintptr_t{0x10000});  // to look at; nothing is read
+  p.state_ptr =
+      reinterpret_cast<float*>(uintptr_t{0x10000});  // an address; nothing is read from it
   p.state_stride_k = head_dim_v;
   p.state_stride_h = head_dim_qk * head_dim_v;
   p.state_stride_s = heads * p.state_stride_h;
@@ -30,17 +31,17 @@ DecodeStepParams contiguous(int64_t batch, int64_t heads, int64_t head_dim_qk, i
 
 TEST_CASE(
     "decode_step: the kernel takes heads of up to 1024 channels, weights of float32 or q's dtype") {
-  CHECK(decode_step_supported(contiguous(2, 4, 1024, 1024)));
-  CHECK(decode_step_supported(contiguous(0, 4, 1, 1)));
-  CHECK_FALSE(decode_step_supported(contiguous(2, 4, 1025, 64)));
-  CHECK_FALSE(decode_step_supported(contiguous(2, 4, 64, 1025)));
-  CHECK_FALSE(decode_step_supported(contiguous(int64_t{1} << 30, 1, 64, 64)));
+  CHECK(supports_decode_step(contiguous(2, 4, 1024, 1024)));
+  CHECK(supports_decode_step(contiguous(0, 4, 1, 1)));
+  CHECK_FALSE(supports_decode_step(contiguous(2, 4, 1025, 64)));
+  CHECK_FALSE(supports_decode_step(contiguous(2, 4, 64, 1025)));
+  CHECK_FALSE(supports_decode_step(contiguous(int64_t{1} << 30, 1, 64, 64)));
   auto p = contiguous(2, 4, 64, 64);
   p.weight_ptr = p.bias_ptr = p.state_ptr;
   p.weight_dtype = p.bias_dtype = DType::kBFloat16;
-  CHECK(decode_step_supported(p));
+  CHECK(supports_decode_step(p));
   p.bias_dtype = DType::kFloat16;
-  CHECK_FALSE(decode_step_supported(p));
+  CHECK_FALSE(supports_decode_step(p));
 }
 
 TEST_CASE("decode_step: 16-byte accesses if every row of the state allows them") {
@@ -55,7 +56,7 @@ TEST_CASE("decode_step: 16-byte accesses if every row of the state allows them")
     p = contiguous(2, 4, 64, 64);
     p.*stride += 2;
     CHECK_FALSE(decode_step_wide(p));
-    p.states = p.heads = p.head_dim_qk = 1;  // of one element: never used
+    p.states = p.heads = p.head_dim_qk = 1;  // a dimension of size 1 never uses its stride
     CHECK(decode_step_wide(p));
   }
 }

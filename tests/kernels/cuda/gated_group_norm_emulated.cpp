@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The gated group norm kernels, every instantiation, in the SIMT emulator (tests/simt): against float64, with
-// no finding of the checker, no bank conflict, and the same bits in every order of blocks, warps and lanes.
+// Runs every instantiation of the gated group norm kernels in the SIMT emulator (tests/simt). The results agree
+// with float64, the checker finds nothing, and there is no bank conflict. The bits are the same in every order
+// of blocks, warps and lanes.
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -21,14 +22,14 @@ enum class Affine { kNone, kShared, kPerHead };  // absent, [Dv], [H, Dv]
 
 struct Case {
   DType dtype = DType::kFloat32;
-  bool narrow = false;  // 16-bit rows that are only 8-byte aligned, by their start
+  bool narrow = false;  // the start makes 16-bit rows only 8-byte aligned
   size_t N = 1, H = 1, Dv = 4;
   Norm norm = Norm::kLayer;
   bool gate = true;
   Affine weight = Affine::kPerHead;
   Affine bias = Affine::kPerHead;
-  bool affine_fp32 = true;  // else of dtype
-  bool strided = false;     // x, gate and grad_out inside a larger array
+  bool affine_fp32 = true;  // if false, weight and bias have `dtype`
+  bool strided = false;     // x, gate and grad_out are inside a larger array
   unsigned gradients = 15;  // grad_x 1, grad_gate 2, grad_weight 4, grad_bias 8
 
   std::string name() const {
@@ -74,7 +75,7 @@ Inputs make_inputs(const Case& c) {
   return in;
 }
 
-/// The results as the device holds them; empty what was not asked for.
+/// The results on the device. Those that were not asked for are empty.
 struct Outputs {
   std::vector<std::byte> out, grad_x, grad_gate, grad_weight, grad_bias;
   bool operator==(const Outputs&) const = default;
@@ -138,7 +139,7 @@ class Device {
     dst.assign(begin, begin + bytes);
   }
 
-  // Strided: every second token, with a head's rows 8 elements apart and NaN in between.
+  // If strided, every second token, with the rows of a head 8 elements apart and NaN in between.
   const void* rows(const Array& array, const char* name, int64_t& stride_n, int64_t& stride_h) {
     const size_t size = element_size(case_.dtype);
     const size_t gap = case_.strided ? 8 : 0, every = case_.strided ? 2 : 1;
@@ -189,7 +190,7 @@ std::vector<double> sum_over_heads(const std::vector<double>& values, size_t H, 
   return sum;
 }
 
-/// What is wrong with the values, or empty.
+/// Returns what is wrong with the values, or an empty string.
 std::string check_values(const Case& c, const Outputs& outputs, const GatedGroupNormResult& exact) {
   std::string wrong;
   const auto compare = [&](const char* name, const std::vector<std::byte>& bytes,
@@ -216,7 +217,7 @@ struct Totals {
   size_t reports = 0;
 };
 
-/// Asserts everything of one case, in the three orders.
+/// Makes all assertions about one case, in the three orders.
 void check(const Case& c, Totals& totals) {
   const Inputs in = make_inputs(c);
   const GatedGroupNormResult exact = gated_group_norm_by_definition(in.problem);
@@ -242,14 +243,14 @@ void check(const Case& c, Totals& totals) {
   }
 }
 
-/// Calls f(case) with each instantiation's element type, width of access and tile.
+/// Calls f(case) with the element type, access width and tile of each instantiation.
 template <class F>
 void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const bool narrow : {false, true}) {
       if (narrow && dtype == DType::kFloat32) continue;
       for (const size_t Dv : {4, 128, 256, 428, 432, 512, 1024}) {
-        if (narrow && Dv % 8 != 0) continue;  // narrow as it is
+        if (narrow && Dv % 8 != 0) continue;  // it is narrow anyway
         Case c;
         c.dtype = dtype;
         c.narrow = narrow;
@@ -304,7 +305,7 @@ TEST_CASE("the oracle's gradients are the differences of its values") {
 
 TEST_CASE("gated_group_norm emulated") {
   Totals totals;
-  // Each instantiation with each option; dtype of weight and bias and strides take turns.
+  // Each instantiation runs with each option. The dtypes of weight and bias and the strides take turns.
   unsigned turn = 0;
   for_each_instantiation([&](Case c) {
     c.N = 3;
@@ -326,7 +327,7 @@ TEST_CASE("gated_group_norm emulated") {
       }
     }
   });
-  // Other numbers of tokens: one; more rows than a block's and not a multiple of them.
+  // Other numbers of tokens: one, and more rows than a block has but not a multiple of them.
   for_each_instantiation([&](Case c) {
     for (const auto& [N, H] : {std::pair<size_t, size_t>{1, 1}, {1, 5}, {17, 1}, {37, 3}}) {
       c.N = c.Dv > 128 && N > 17 ? 9 : N;
@@ -335,7 +336,7 @@ TEST_CASE("gated_group_norm emulated") {
       check(c, totals);
     }
   });
-  // Every set of gradients.
+  // Every set of gradients runs.
   for (const size_t Dv : {64, 432, 1024}) {
     for (unsigned gradients = 1; gradients < 15; ++gradients) {
       Case c;
@@ -347,7 +348,7 @@ TEST_CASE("gated_group_norm emulated") {
       check(c, totals);
     }
   }
-  // So many heads that a block of the backward takes several turns.
+  // There are so many heads that a block of the backward takes several turns.
   for (const auto& [N, Dv] : {std::pair<size_t, size_t>{35, 4}, {9, 132}, {3, 516}}) {
     Case c;
     c.dtype = DType::kBFloat16;
@@ -434,7 +435,7 @@ TEST_CASE("bytes are those of the kernels' headers") {
     const size_t partial_sums = report.launches[1].blocks.size() * c.Dv * 8;
     CHECK(backward.global_store.requested_bytes == 2 * array + partial_sums);
     CHECK(report.launches[0].static_shared_bytes == 64);
-    // column_sum, for the weight and for the bias: reads what was written, writes the gradient.
+    // column_sum, for weight and for bias, reads the partial rows and writes the gradient.
     REQUIRE(report.launches.size() == 4);
     for (const size_t launch : {2, 3}) {
       CHECK(report.launches[launch].total.global_load.requested_bytes == partial_sums / 2);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Gated group norm and its gradients in float64, by their definition. It shares no code with the kernels.
+// Gated group norm and its gradients in float64 by their definition. It shares no code with the kernels.
 #pragma once
 
 #include <cmath>
@@ -9,10 +9,10 @@
 
 namespace retnet::kernels::cuda {
 
-// x, gate, grad_out [N, H, Dv]; weight and bias [H, Dv]. An empty gate is none.
+// x, gate, grad_out [N, H, Dv]; weight and bias [H, Dv]. An empty gate means no gate.
 struct GatedGroupNormProblem {
   size_t N = 0, H = 0, Dv = 0;
-  bool centre = true;  // layer norm; else rms norm
+  bool centre = true;  // layer norm, or otherwise rms norm
   double eps = 0;
   std::vector<double> x, gate, weight, bias, grad_out;
 };

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host decides for the gated group norm kernels: which calls they take, with which accesses, and the
-// workspace of the backward. No GPU and no CUDA header needed.
+// The host decides which calls the gated group norm kernels support, with which accesses, and the workspace of
+// the backward. These tests need no GPU and no CUDA header.
 #include <cstdint>
 
 #include "catch.h"
@@ -10,13 +10,13 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// An address for the checks to look at; nothing is read from it.
+/// An address that the checks look at. Nothing is read from it.
 template <class T = void>
 T* address(uintptr_t value) {
   return reinterpret_cast<T*>(value);
 }
 
-/// Contiguous x and gate [N, H, Dv], weight and bias [Dv] in float32, every pointer aligned.
+/// Returns contiguous x and gate [N, H, Dv], weight and bias [Dv] in float32, with aligned pointers.
 template <class Params>
 Params contiguous(DType dtype, int64_t tokens, int64_t heads, int64_t head_dim_v) {
   Params p;
@@ -50,7 +50,7 @@ TEST_CASE("every multiple of 4 up to 1024 has the narrowest tile that holds it")
   for (const int64_t v : {-4, 0, 1, 2, 6, 430, 1022, 1028, 1 << 20}) {
     CAPTURE(v);
     CHECK(gated_group_norm_tile(v) == -1);
-    CHECK_FALSE(gated_group_norm_supported(forward(DType::kFloat32, v)));
+    CHECK_FALSE(supports_gated_group_norm(forward(DType::kFloat32, v)));
   }
 }
 
@@ -67,7 +67,7 @@ TEST_CASE("accesses are of 16 bytes if every row allows it, else of 8") {
   for (const auto& c : cases) {
     CAPTURE(static_cast<int>(c.dtype), c.head_dim_v);
     CHECK(gated_group_norm_vector(forward(c.dtype, c.head_dim_v)) == c.vector);
-    CHECK(gated_group_norm_supported(forward(c.dtype, c.head_dim_v)));
+    CHECK(supports_gated_group_norm(forward(c.dtype, c.head_dim_v)));
   }
 }
 
@@ -78,7 +78,7 @@ TEST_CASE("one array aligned to 8 bytes only narrows the accesses, to less makes
     CHECK(gated_group_norm_vector(p) == 4);
     p = forward(DType::kBFloat16, 512);
     change(p, 2);
-    CHECK_FALSE(gated_group_norm_supported(p));
+    CHECK_FALSE(supports_gated_group_norm(p));
   };
   check([](auto& p, int n) { p.x_ptr = address(0x10000 + 2 * n); });
   check([](auto& p, int n) { p.x_stride_n += n; });
@@ -101,7 +101,7 @@ TEST_CASE("float32 weights need 16 bytes whatever x's dtype") {
   for (const auto dtype : {DType::kFloat32, DType::kBFloat16}) {
     auto p = forward(dtype, 512);
     p.weight_ptr = address(0x30008);
-    CHECK_FALSE(gated_group_norm_supported(p));
+    CHECK_FALSE(supports_gated_group_norm(p));
   }
 }
 
@@ -110,7 +110,7 @@ TEST_CASE("the stride of a dimension of one element is not looked at") {
   p.x_stride_n = p.x_stride_h = p.gate_stride_n = p.weight_stride_h = 3;
   CHECK(gated_group_norm_vector(p) == 8);
   p.tokens = 2;
-  CHECK_FALSE(gated_group_norm_supported(p));
+  CHECK_FALSE(supports_gated_group_norm(p));
 }
 
 TEST_CASE("strides of 0 are taken: expanded rows") {
@@ -122,27 +122,27 @@ TEST_CASE("strides of 0 are taken: expanded rows") {
 TEST_CASE("weight and bias are float32 or of x's dtype") {
   auto p = forward(DType::kBFloat16, 512);
   p.weight_dtype = DType::kFloat16;
-  CHECK_FALSE(gated_group_norm_supported(p));
+  CHECK_FALSE(supports_gated_group_norm(p));
   p.weight_ptr = nullptr;  // its dtype no longer matters
-  CHECK(gated_group_norm_supported(p));
+  CHECK(supports_gated_group_norm(p));
   p.bias_dtype = DType::kFloat16;
-  CHECK_FALSE(gated_group_norm_supported(p));
+  CHECK_FALSE(supports_gated_group_norm(p));
 }
 
 TEST_CASE("empty shapes are taken, more rows than an int32 counts are not") {
   for (const int64_t tokens : {int64_t{0}, int64_t{1} << 20}) {
     for (const int64_t heads : {0, 8}) {
-      CHECK(gated_group_norm_supported(
+      CHECK(supports_gated_group_norm(
           contiguous<GatedGroupNormParams>(DType::kBFloat16, tokens, heads, 64)));
     }
   }
   auto p = contiguous<GatedGroupNormParams>(DType::kBFloat16, INT32_MAX, 1, 64);
-  CHECK(gated_group_norm_supported(p));
+  CHECK(supports_gated_group_norm(p));
   p.heads = 2;
-  CHECK_FALSE(gated_group_norm_supported(p));
+  CHECK_FALSE(supports_gated_group_norm(p));
   p.tokens = int64_t{1} << 62;
   p.heads = 8;  // the product overflows 64 bits
-  CHECK_FALSE(gated_group_norm_supported(p));
+  CHECK_FALSE(supports_gated_group_norm(p));
 }
 
 TEST_CASE("grad_out, grad_x and grad_gate take part in the backward's choice") {
@@ -153,10 +153,10 @@ TEST_CASE("grad_out, grad_x and grad_gate take part in the backward's choice") {
   p.grad_out_stride_h = 516;
   CHECK(gated_group_norm_vector(p) == 4);
   p.grad_x_ptr = address(0x60004);
-  CHECK_FALSE(gated_group_norm_supported(p));
+  CHECK_FALSE(supports_gated_group_norm(p));
   p.grad_x_ptr = nullptr;
   p.grad_gate_ptr = address(0x70002);
-  CHECK_FALSE(gated_group_norm_supported(p));
+  CHECK_FALSE(supports_gated_group_norm(p));
 }
 
 TEST_CASE("the backward's blocks cover the tokens and are bounded") {

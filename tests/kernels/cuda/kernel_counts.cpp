@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Counts what each kernel does in the SIMT emulator, and prints it as JSON beside what the cost models of the
-// kernels state: for tools/kernel_report.py. It takes the difference of two runs, of which one is longer, so
-// that what happens once in a run drops out.
+// Counts what each kernel does in the SIMT emulator. It prints this and what the cost models of the kernels
+// state as JSON for tools/kernel_report.py. It takes the difference of a longer and a shorter run, so that what
+// happens once in a run drops out.
 #include "kernel_counts.h"
 
 #include "kernels/cuda/norm/cost_model.h"
@@ -16,7 +16,7 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// Two slices if tiles allow it, so that L2 and device memory differ.
+/// There are two slices if tiles allow it, so that L2 and device memory differ.
 ChunkwiseParams chunkwise_params(DType dtype, int tile) {
   const ChunkwiseTile& shape = kChunkwiseTiles[tile];
   const bool one = shape.head_dim_qk <= 64 && shape.slice < 128;
@@ -25,7 +25,7 @@ ChunkwiseParams chunkwise_params(DType dtype, int tile) {
 
 simt::LaunchCounters run_chunkwise(DType dtype, int tile, int64_t tokens) {
   const std::string what = "chunkwise " + std::to_string(tile);
-  // The tiles of short chunks are for devices of little shared memory.
+  // The tiles of short chunks are for devices with little shared memory.
   const size_t shared = kChunkwiseTiles[tile].shared_bytes() <= kShared86 ? kShared86 : kShared80;
   simt::Options options;
   options.shared_limit = shared;
@@ -63,7 +63,11 @@ std::string chunkwise(DType dtype, int index) {
       .number("memory_bytes",
               static_cast<double>(chunkwise_memory_bytes(p.head_dim_qk, p.head_dim_v)))
       .number("others_per_mma", chunkwise_max_others_per_mma(tile, dtype));
-  return instantiation("chunkwise", dtype, index, tile, "[]", counted, header);
+  std::vector<std::string> intervals;
+  for (const CodeInterval& interval : chunkwise_intervals(tile)) {
+    if (std::ssize(intervals) < chunkwise_barriers(tile)) intervals.push_back(describe(interval));
+  }
+  return instantiation("chunkwise", dtype, index, tile, "[]", intervals, counted, header);
 }
 
 /// Forward, or backward without the sums over rows.
@@ -229,7 +233,7 @@ std::string decode_step(DType dtype, int cluster) {
       .str();
 }
 
-/// The batch size with the least share of those that a goal is for.
+/// Returns the batch size with the least share among those of a goal.
 std::string decode_step_goal(const DecodeStepGoal& goal, const ModelDevice& device) {
   DecodeStepParams p;
   p.heads = goal.heads;
@@ -300,20 +304,22 @@ int print() {
   }
   for (const ModelDevice& device : kModelDevices) devices.push_back(describe(device).str());
   std::vector<std::string> goals = for_each_goal(kChunkwiseGoals, goal);
-  for (std::string& item : log_decay_grad_goals()) goals.push_back(std::move(item));
-  // Architectures with less shared memory than the first tiles of the kernels need; kShared86 names them.
+  for (std::string& item : grad_log_decay_goals()) goals.push_back(std::move(item));
+  // Architectures with less shared memory than the first tiles of the kernels need. kShared86 names them.
   const auto small = static_cast<double>(kShared86);
   const Object limits = Object().number("86", small).number("89", small).number("120", small);
   std::printf("%s\n",
               Object()
                   .raw("chunkwise", list(chunkwise_items))
-                  .raw("log_decay_grad", list(log_decay_grad_counts()))
+                  .raw("grad_log_decay", list(grad_log_decay_counts()))
                   .raw("gated_group_norm", list(norm_items))
                   .raw("rotary", list(rotary_items))
                   .raw("devices", list(devices))
                   .raw("goals", list(goals))
+                  .raw("launches", list(kernel_launches()))
                   .raw("decode_step", list(decode_step_items))
                   .raw("decode_step_goals", list(for_each_goal(kDecodeStepGoals, decode_step_goal)))
+                  .number("decode_step_fences", kDecodeStepFences)
                   .raw("shared_limits", limits.str())
                   .number("min_capability", kChunkwiseMinCapability)
                   .str()

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What kernel_counts.cpp and log_decay_grad_counts.cpp share: JSON, runs in the SIMT emulator, and the objects
+// What kernel_counts.cpp and grad_log_decay_counts.cpp share: JSON, runs in the SIMT emulator, and the objects
 // that tools/mma_report.py reads of the kernels that walk a sequence in chunks.
 #pragma once
 
@@ -25,7 +25,7 @@ inline void require(bool condition, const std::string& what) {
   std::exit(1);
 }
 
-/// An input of zeros: nothing here depends on values.
+/// An input of zeros, because nothing here depends on values.
 inline void* zeros(simt::Simulator& simulator, int64_t bytes, const char* name) {
   return simulator.input<std::byte>(std::vector<std::byte>(bytes), name);
 }
@@ -64,8 +64,8 @@ inline std::string list(const std::vector<std::string>& items) {
   return "[" + text + "]";
 }
 
-/// What `chunks` more chunks cost, to a block and chunk; bytes to a token and head, of which a chunk has
-/// `token_heads`.
+/// Returns the cost of `chunks` more chunks, per block and chunk. Bytes are per token and head, of which a chunk
+/// has `token_heads`.
 inline Object per_chunk(const simt::LaunchCounters& before, const simt::LaunchCounters& after,
                         int chunks, int64_t token_heads) {
   const simt::Counters &a = before.total, &b = after.total;
@@ -126,7 +126,7 @@ inline RetentionOperand operand_of_zeros(simt::Simulator& simulator, const Chunk
   return {zeros(simulator, 2 * p.tokens * token, name), p.tokens * token, token, size};
 }
 
-/// Sets what is read, except the initial state.
+/// Sets the inputs, except the initial state.
 inline void set_inputs(simt::Simulator& simulator, ChunkwiseParams& p) {
   p.q = operand_of_zeros(simulator, p, p.head_dim_qk, "q");
   p.k = operand_of_zeros(simulator, p, p.head_dim_qk, "k");
@@ -134,11 +134,22 @@ inline void set_inputs(simt::Simulator& simulator, ChunkwiseParams& p) {
   p.log_decay_ptr = static_cast<float*>(zeros(simulator, 4 * p.heads, "log_decay"));
 }
 
-/// An instantiation: what is counted, beside what its header states. `turns`: of the loops with mma inside its
-/// main loop, by all warps together, in the order of the code.
+inline std::string describe(const CodeInterval& interval) {
+  return Object()
+      .number("ldmatrix", interval.ldmatrix)
+      .number("cp_async", interval.cp_async)
+      .number("stores", interval.stores)
+      .number("mma", interval.mma)
+      .str();
+}
+
+/// Returns what was counted for an instantiation, and what its header states. `turns` are those of the loops with
+/// mma inside its main loop, by all warps together, in the order of the code. `intervals` are those between
+/// its barriers.
 template <class Tile>
 std::string instantiation(const char* family, DType dtype, int index, const Tile& tile,
-                          const std::string& turns, const Object& counted, const Object& header) {
+                          const std::string& turns, const std::vector<std::string>& intervals,
+                          const Object& counted, const Object& header) {
   const std::string shape = std::to_string(tile.head_dim_qk) + "x" + std::to_string(tile.slice) +
                             "x" + std::to_string(tile.chunk);
   return Object()
@@ -150,12 +161,13 @@ std::string instantiation(const char* family, DType dtype, int index, const Tile
       .number("chunk", tile.chunk)
       .number("shared_bytes", static_cast<double>(tile.shared_bytes()))
       .raw("turns", turns)
+      .raw("intervals", list(intervals))
       .raw("counted", counted.str())
       .raw("header", header.str())
       .str();
 }
 
-/// A goal, and what the model of it needs to know of the plan and of the header.
+/// A goal, and what its model needs from the plan and the header.
 inline std::string describe(const char* family, const ChunkwiseGoal& goal,
                             const ModelDevice& device, int tile, int64_t blocks, int64_t l2_bytes,
                             int64_t memory_bytes) {
@@ -174,7 +186,7 @@ inline std::string describe(const char* family, const ChunkwiseGoal& goal,
       .str();
 }
 
-/// f(goal, its device) of each.
+/// Calls f(goal, its device) for each goal.
 std::vector<std::string> for_each_goal(const auto& goals, const auto& f) {
   std::vector<std::string> items;
   for (const auto& goal : goals) {
@@ -185,8 +197,11 @@ std::vector<std::string> for_each_goal(const auto& goals, const auto& f) {
   return items;
 }
 
-/// The log_decay gradient kernel (log_decay_grad_counts.cpp): its instantiations, and its goals.
-std::vector<std::string> log_decay_grad_counts();
-std::vector<std::string> log_decay_grad_goals();
+/// The instantiations and goals of the log_decay gradient kernel (grad_log_decay_counts.cpp).
+std::vector<std::string> grad_log_decay_counts();
+std::vector<std::string> grad_log_decay_goals();
+
+/// Launches of every kernel on an H100 (kernel_launches.cpp).
+std::vector<std::string> kernel_launches();
 
 }  // namespace retnet::kernels::cuda

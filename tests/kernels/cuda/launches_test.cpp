@@ -14,7 +14,7 @@
 #include "kernels/cuda/norm/launch.h"
 #include "kernels/cuda/retention/chunkwise/launch.h"
 #include "kernels/cuda/retention/decode_step/launch.h"
-#include "kernels/cuda/retention/log_decay_grad/launch.h"
+#include "kernels/cuda/retention/grad_log_decay/launch.h"
 #include "kernels/cuda/rotary/launch.h"
 #include "simt/runtime_library.h"
 
@@ -231,7 +231,7 @@ TEST_CASE("chunkwise: the scan of segments has a block for 256 elements of each 
   constexpr DeviceLimits kH100{90, 132, kShared90};
   Recorder recorder;
   auto p = chunkwise_params(DType::kBFloat16, 1, 1, 256, 512);  // 512 blocks a sequence
-  p.tokens = 2 * kChunkwiseDeterministicSegment;
+  p.tokens = 2 * kChunkwiseBatchInvariantSegment;
   p.cu_seqlens_ptr = fake<int32_t>();  // most sequences are empty
   p.sequences = INT32_MAX / 512;
   CHECK(launch_chunkwise(p, chunkwise_plan(p, kH100, 0, true), kStream) == cudaSuccess);
@@ -240,23 +240,23 @@ TEST_CASE("chunkwise: the scan of segments has a block for 256 elements of each 
   ++p.sequences;  // 2^31 blocks, of which an unsigned int would keep 0 from twice that on
   CHECK(chunkwise_plan(p, kH100, 0, true).unsupported_reason ==
         std::string("more than 2^31 - 1 blocks for the states of segments"));
-  p.tokens = kChunkwiseDeterministicSegment;  // not cut
+  p.tokens = kChunkwiseBatchInvariantSegment;  // not cut
   CHECK(chunkwise_plan(p, kH100, 0, true).unsupported_reason == nullptr);
 }
 
 TEST_CASE(
-    "log_decay_grad: a block for each slice of each head, with the tile's threads and memory") {
+    "grad_log_decay: a block for each slice of each head, with the tile's threads and memory") {
   std::set<const void*> kernels;
   for (const DType dtype : kHalves) {
-    for (int tile = 0; tile < kLogDecayGradTileCount; ++tile) {
+    for (int tile = 0; tile < kGradLogDecayTileCount; ++tile) {
       CAPTURE(static_cast<int>(dtype), tile);
-      const LogDecayGradTile& shape = kLogDecayGradTiles[tile];
-      LogDecayGradParams p{chunkwise_params(dtype, 5, 3, shape.head_dim_qk, 68), {}};
+      const GradLogDecayTile& shape = kGradLogDecayTiles[tile];
+      GradLogDecayParams p{chunkwise_params(dtype, 5, 3, shape.head_dim_qk, 68), {}};
       p.gradients.grad_out = p.forward.v;
-      LogDecayGradPlan plan;
+      GradLogDecayPlan plan;
       plan.tile = tile;
       plan.slices = 2;
-      const auto call = [&] { return launch_log_decay_grad(p, plan, kStream); };
+      const auto call = [&] { return launch_grad_log_decay(p, plan, kStream); };
       Recorder recorder;
       CHECK(call() == cudaSuccess);
       REQUIRE(recorder.launches.size() == 1);
@@ -271,34 +271,34 @@ TEST_CASE(
       CHECK(no_error_is_left());
     }
   }
-  CHECK(kernels.size() == 2 * kLogDecayGradTileCount);
+  CHECK(kernels.size() == 2 * kGradLogDecayTileCount);
 }
 
-TEST_CASE("log_decay_grad: what launches nothing, and the largest grid") {
+TEST_CASE("grad_log_decay: what launches nothing, and the largest grid") {
   constexpr DeviceLimits kH100{90, 132, kShared90};
   Recorder recorder;
-  LogDecayGradParams p{chunkwise_params(DType::kBFloat16, 2, 3, 64, 64), {}};
+  GradLogDecayParams p{chunkwise_params(DType::kBFloat16, 2, 3, 64, 64), {}};
   p.gradients.grad_out = p.forward.v;
-  auto plan = log_decay_grad_plan(p.forward, kH100);
+  auto plan = grad_log_decay_plan(p.forward, kH100);
   auto empty = p;
   empty.forward.sequences = 0;
-  CHECK(launch_log_decay_grad(empty, plan, kStream) == cudaSuccess);
+  CHECK(launch_grad_log_decay(empty, plan, kStream) == cudaSuccess);
   empty = p;
   empty.forward.heads = 0;
-  CHECK(launch_log_decay_grad(empty, plan, kStream) == cudaSuccess);
+  CHECK(launch_grad_log_decay(empty, plan, kStream) == cudaSuccess);
   auto odd = p;
   odd.gradients.grad_out.ptr = fake<void>(2);
-  CHECK(launch_log_decay_grad(odd, plan, kStream) == cudaErrorInvalidValue);
+  CHECK(launch_grad_log_decay(odd, plan, kStream) == cudaErrorInvalidValue);
   plan.unsupported_reason = "no";
-  CHECK(launch_log_decay_grad(p, plan, kStream) == cudaErrorInvalidValue);
-  plan = log_decay_grad_plan(p.forward, kH100);
-  plan.tile = kLogDecayGradTileCount;
-  CHECK(launch_log_decay_grad(p, plan, kStream) == cudaErrorInvalidValue);
+  CHECK(launch_grad_log_decay(p, plan, kStream) == cudaErrorInvalidValue);
+  plan = grad_log_decay_plan(p.forward, kH100);
+  plan.tile = kGradLogDecayTileCount;
+  CHECK(launch_grad_log_decay(p, plan, kStream) == cudaErrorInvalidValue);
   CHECK(recorder.launches.empty());
 
   p.forward.batch = p.forward.sequences = INT32_MAX;
   p.forward.heads = 1;
-  CHECK(launch_log_decay_grad(p, log_decay_grad_plan(p.forward, kH100), kStream) == cudaSuccess);
+  CHECK(launch_grad_log_decay(p, grad_log_decay_plan(p.forward, kH100), kStream) == cudaSuccess);
   REQUIRE(recorder.launches.size() == 1);
   CHECK(recorder.launches[0].grid.x == INT32_MAX);
 }

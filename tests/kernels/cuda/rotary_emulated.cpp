@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The rotary kernel, every instantiation, in the SIMT emulator (tests/simt): against float64, with no finding
-// of the checker, and the same bits in every order of blocks, warps and lanes.
+// Runs every instantiation of the rotary kernel in the SIMT emulator (tests/simt). Its result agrees with
+// float64, the checker finds nothing, and the bits are the same in every order of blocks, warps and lanes.
 #include <array>
 #include <cmath>
 #include <cstdio>
@@ -22,13 +22,13 @@ namespace {
 
 struct Case {
   DType dtype = DType::kFloat32;
-  bool narrow = false;  // 16-bit rows that are only 8-byte aligned, by their start
+  bool narrow = false;  // the start makes 16-bit rows only 8-byte aligned
   bool half = false;
   size_t B = 1, T = 1, H = 1, Dk = 4;
   bool inverse = false;
   bool position_64 = true;
-  bool per_batch_entry = true;  // positions [B, T], else [T]
-  bool strided = false;         // q and k inside larger arrays, positions in every second place
+  bool per_batch_entry = true;  // positions are [B, T], or otherwise [T]
+  bool strided = false;  // q and k are inside larger arrays, and positions use every second place
   bool q = true, k = true;
 
   std::string name() const {
@@ -106,7 +106,7 @@ class Device {
     return case_.B * case_.T * case_.H * case_.Dk * element_size(case_.dtype);
   }
 
-  // Strided: heads outside tokens, rows of a head 8 elements apart, and NaN in between.
+  // If strided, heads are outside tokens, rows of a head 8 elements apart, and NaN in between.
   RotaryOperand operand(const Array& array, const char* name) {
     const size_t size = element_size(case_.dtype), gap = case_.strided ? 8 : 0;
     const size_t row = case_.Dk + gap;
@@ -159,7 +159,8 @@ double norm_of_difference(const std::vector<double>& x, const std::vector<double
   return std::sqrt(sum);
 }
 
-/// What is wrong with one output, or empty: the table, and twice the composite's error.
+/// Returns what is wrong with one output, or an empty string. The limits are those of the table and twice the
+/// error of the composite.
 std::string check_values(const Case& c, const Inputs& in, const Array& x,
                          const std::vector<std::byte>& bytes) {
   if (bytes.empty()) return "";
@@ -206,7 +207,7 @@ void check(const Case& c, Totals& totals) {
   }
 }
 
-/// Calls f(case) with each instantiation's element type, width of access and style.
+/// Calls f(case) with the element type, access width and style of each instantiation.
 template <class F>
 void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
@@ -229,7 +230,7 @@ TEST_CASE("rotary emulated") {
   Totals totals;
   unsigned turn = 0;
   for_each_instantiation([&](Case c) {
-    // Widths from one access up, not powers of two among them; heads in and past a group.
+    // Widths from one access up, some of which are not powers of two, and heads in and past a group.
     for (const size_t Dk : {16, 24, 64, 256}) {
       for (const auto& [B, T, H] :
            {std::array<size_t, 3>{1, 1, 1}, {2, 3, 3}, {3, 1, 8}, {1, 7, 9}, {2, 5, 17}}) {
@@ -247,7 +248,7 @@ TEST_CASE("rotary emulated") {
         check(c, totals);
       }
     }
-    // The narrowest rows.
+    // These are the narrowest rows.
     c.Dk = (c.half ? 2 : 1) * 4;
     check(c, totals);
   });
@@ -262,7 +263,7 @@ TEST_CASE("cosine and sine are those of float64 rounded to float32, wherever the
   Inputs in = make_inputs(c);
   std::mt19937_64 generator(5);
   for (size_t t = 0; t < c.T; ++t) {
-    in.positions[t] = static_cast<int64_t>(generator() >> (12 + t % 52));  // to 2^52
+    in.positions[t] = static_cast<int64_t>(generator() >> (12 + t % 52));  // up to 2^52
   }
   in.positions[0] = 0;
   std::vector<double> ones(c.T * c.Dk);
@@ -344,7 +345,7 @@ TEST_CASE("bytes are those of the kernel's header") {
     const size_t array = c.T * c.H * c.Dk * element_size(c.dtype);
     INFO(c.name());
     CHECK(counted.global_store.requested_bytes == 2 * array);
-    // Beside q and k, positions and frequencies: of each thread, from the cache.
+    // Besides q and k, each thread reads positions and frequencies from the cache.
     CHECK(counted.global_load.requested_bytes >= 2 * array);
     CHECK(counted.shared_wavefronts() == 0);
     CHECK(device.report().launches[0].static_shared_bytes == 0);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rotary position embedding in float64, by its definition. It shares no code with the kernel.
+// Rotary position embedding in float64 by its definition. It shares no code with the kernel.
 #pragma once
 
 #include <cmath>
@@ -10,7 +10,7 @@
 
 namespace retnet::kernels::cuda {
 
-/// x [B, T, H, Dk] rotated by positions [B, T] and frequencies [Dk / 2]; `sign` of the angle.
+/// Returns x [B, T, H, Dk], rotated by positions [B, T] and frequencies [Dk / 2]. The angle has the sign `sign`.
 inline std::vector<double> rotary_by_definition(const std::vector<double>& x, size_t H, size_t Dk,
                                                 const std::vector<int64_t>& positions,
                                                 const std::vector<float>& frequencies, bool half,
@@ -28,7 +28,7 @@ inline std::vector<double> rotary_by_definition(const std::vector<double>& x, si
   return out;
 }
 
-/// The same in the precision of the composite: cosine and sine rounded to float32, float32 throughout.
+/// Computes the same in the precision of the composite: float32, with cosine and sine rounded to float32.
 inline std::vector<double> rotary_in_float(const std::vector<double>& x, size_t H, size_t Dk,
                                            const std::vector<int64_t>& positions,
                                            const std::vector<float>& frequencies, bool half,

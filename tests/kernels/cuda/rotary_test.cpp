@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the host decides for the rotary kernel: which calls it takes, and with which accesses. No GPU and no
-// CUDA header needed.
+// The host decides which calls the rotary kernel supports, and with which accesses. These tests need no GPU and
+// no CUDA header.
 #include <cstdint>
 
 #include "catch.h"
@@ -10,7 +10,7 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-/// Contiguous q and k [2, 5, 3, Dk], every pointer aligned.
+/// Returns contiguous q and k [2, 5, 3, Dk], with aligned pointers.
 RotaryParams contiguous(DType dtype, int64_t head_dim_qk, bool half) {
   RotaryParams p;
   p.batch = 2;
@@ -46,7 +46,7 @@ TEST_CASE("rotary: accesses are of 16 bytes if every row allows it, else of 8") 
     CAPTURE(static_cast<int>(c.dtype), c.head_dim_qk, c.half);
     const RotaryParams p = contiguous(c.dtype, c.head_dim_qk, c.half);
     CHECK(rotary_vector(p) == c.vector);
-    CHECK(rotary_supported(p) == (c.vector > 0));
+    CHECK(supports_rotary(p) == (c.vector > 0));
   }
 }
 
@@ -59,7 +59,7 @@ TEST_CASE(
     CHECK(rotary_vector(p) == 4);
     p = contiguous(DType::kBFloat16, 64, false);
     change(p.q, 2);
-    CHECK_FALSE(rotary_supported(p));
+    CHECK_FALSE(supports_rotary(p));
   };
   check([](auto& x, int n) { x.in_ptr = reinterpret_cast<void*>(0x10000 + 2 * n); });
   check([](auto& x, int n) { x.out_ptr = reinterpret_cast<void*>(0x20000 + 2 * n); });
@@ -74,7 +74,7 @@ TEST_CASE("rotary: the stride of a dimension of one element is not looked at; 0 
   for (RotaryOperand* x : {&p.q, &p.k}) x->stride_b = x->stride_t = x->stride_h = 3;
   CHECK(rotary_vector(p) == 8);
   p.tokens = 2;
-  CHECK_FALSE(rotary_supported(p));
+  CHECK_FALSE(supports_rotary(p));
   p.q.stride_t = p.k.stride_t = 0;
   CHECK(rotary_vector(p) == 8);
 }
@@ -84,11 +84,11 @@ TEST_CASE("rotary: empty shapes are taken, more threads than an int32 counts are
        {&RotaryParams::batch, &RotaryParams::tokens, &RotaryParams::heads}) {
     auto p = contiguous(DType::kFloat16, 64, false);
     p.*size = 0;
-    CHECK(rotary_supported(p));
+    CHECK(supports_rotary(p));
     p.*size = -1;
-    CHECK_FALSE(rotary_supported(p));
+    CHECK_FALSE(supports_rotary(p));
     p.*size = int64_t{1} << 40;
-    CHECK_FALSE(rotary_supported(p));
+    CHECK_FALSE(supports_rotary(p));
   }
   // A token of 17 heads of 64 takes 3 x 8 threads.
   auto p = contiguous(DType::kFloat16, 64, false);
@@ -96,12 +96,12 @@ TEST_CASE("rotary: empty shapes are taken, more threads than an int32 counts are
   CHECK(rotary_threads_per_token(p, 8) == 24);
   p.batch = 1;
   p.tokens = (INT32_MAX - kRotaryBlock) / 24;
-  CHECK(rotary_supported(p));
+  CHECK(supports_rotary(p));
   p.tokens += 1;
-  CHECK_FALSE(rotary_supported(p));
+  CHECK_FALSE(supports_rotary(p));
   p.half = true;
   CHECK(rotary_threads_per_token(p, 8) == 12);
-  CHECK(rotary_supported(p));
+  CHECK(supports_rotary(p));
 }
 
 }  // namespace

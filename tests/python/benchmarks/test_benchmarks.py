@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks run, say what did not run, and count and time as they claim."""
+"""The benchmarks run, they report what did not run, and they count and time as documented."""
 
 import dataclasses
 import json
@@ -33,7 +33,9 @@ def case(work="forward", B=1, T=64, H=2, K=16, V=32, dtype=torch.float32) -> cas
 
 
 def check_section(folder: Path, name: str, seconds: list[float]) -> dict:
-    """The section that a script wrote: a row for each median in its raw results, in their order."""
+    """Checks the section that a script wrote: a row for each median in the raw results, in
+    order.
+    """
     content = summary.load(folder)
     section = content["sections"][name]
     assert content["device"] == section["machine"]["device"] == machine.device_name(CPU)
@@ -50,7 +52,7 @@ def check_section(folder: Path, name: str, seconds: list[float]) -> dict:
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory) -> tuple[dict, str, Path]:
-    """What `benchmarks/ops.py --quick` wrote and printed, and its folder."""
+    """Returns what `benchmarks/ops.py --quick` wrote and printed, and its folder."""
     out = tmp_path_factory.mktemp("benchmark")
     command = [sys.executable, "benchmarks/ops.py", "--device", "cpu", "--quick", "--out", str(out)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -180,7 +182,9 @@ def test_torchscale_agrees_where_it_is_installed():
 
 
 def test_what_is_measured_on_a_gpu():
-    """Head sizes, lengths and numbers of heads, each forward, with its backward and as a step."""
+    """Each head size, length and number of heads is measured forward, with its backward and as a
+    step.
+    """
     every = cases.cases(torch.device("cuda"), [torch.bfloat16], quick=False)
     assert len(every) == len(set(every))
     for works in (["forward"], ["forward+backward"], ["step"], ["step in a CUDA graph"]):
@@ -205,7 +209,7 @@ def test_outputs_of_a_large_case_are_checked_on_a_smaller_one(monkeypatch):
 
 
 def test_helions_layout(monkeypatch):
-    """On a stand-in for its function, by definition: [B, H, T, D], a decay per token, our scale."""
+    """A stand-in for Helion's function gets [B, H, T, D], a decay for each token and our scale."""
 
     def by_definition(q, k, v, g, *, C, scale):
         steps = torch.arange(q.shape[2])
@@ -232,8 +236,8 @@ def test_longer_than_a_slow_form_is_measured():
         assert why_not is not None and "up to T=" in why_not
 
 
-# By hand at C = 64: 623 kFLOP and 3,072 bytes forward; with the backward as three more retentions
-# four times the arithmetic, and 5,120 bytes more.
+# Counted by hand at C = 64: 623 kFLOP and 3,072 bytes forward. The backward pass is three more
+# retentions: four times as many operations in all, and 5,120 more bytes.
 @pytest.mark.parametrize(
     ("work", "flop", "traffic"),
     [
@@ -249,7 +253,8 @@ def test_credit_of_the_papers_head(work, flop, traffic):
     assert many.flop == flop * 3 * 5 * (1 if work == "step" else 7)
 
 
-# By hand: forward 4KV + C(K+V) = 573,440 at C = 64, its backward 10KV + C(3K+2V) = 1,425,408 more.
+# Counted by hand: forward 4KV + C(K+V) = 573,440 at C = 64, backward 10KV + C(3K+2V) = 1,425,408
+# more.
 @pytest.mark.parametrize(("work", "flop"), [("forward", 573_440), ("forward+backward", 1_998_848)])
 def test_share_of_the_cpus_peak(work, flop):
     one = case(work, 1, 7, 3, 256, 512)
@@ -282,7 +287,9 @@ def test_a_step_beside_changing_its_state_in_place():
 
 
 def test_least_time_by_the_ceilings():
-    """By hand: of a CPU the peak of multiply-adds and the fastest memory; of a GPU as measured."""
+    """The expected values are computed by hand. A CPU is bounded by its peak of multiply-adds and
+    its fastest memory, a GPU by what was measured.
+    """
     rates = {"fma_flop": 1e10, "matmul_flop": 5e9, "copy_bytes": 1e9, "read_bytes": 3e9}
     ceilings = {f"{name}_per_s": rate for name, rate in (rates | {"update_bytes": 2e9}).items()}
 
@@ -297,7 +304,7 @@ def test_least_time_by_the_ceilings():
 
 
 def test_ceilings_of_a_cpu():
-    """Operations by formula over the time."""
+    """A ceiling is the number of operations, by formula, divided by the time."""
 
     def clock(call):
         call()
@@ -367,7 +374,7 @@ def test_what_is_measured_on_a_cpu():
 
 
 def test_credit_of_attention():
-    # One head of 128 over 4 tokens: 2 products of 2 * 128 for each of 8 pairs, half of 4 x 4.
+    # One head of 128 over 4 tokens has 2 products of 2 * 128 for each of 8 pairs, half of 4 x 4.
     shape = {"B": 1, "T": 4, "H": 1, "K": 128, "V": 256}
     assert cases.attention_credit(case("forward", **shape)).flop == 8 * 2 * 2 * 128
     assert cases.attention_credit(case("step", **shape)).flop == 4 * 2 * 2 * 128
@@ -403,13 +410,15 @@ def test_calls_alternate_and_errors_are_reported():
 
     rounds = {"a": 4, "b": 2, "c": 4}
     times = timing.alternate(calls, rounds, clock, errors.__setitem__)
-    assert "".join(order) == "abc" + "abcacaba"  # once each before any is timed
+    assert "".join(order) == "abc" + "abcacaba"  # each is called once before any is timed
     assert times == {"a": [4, 7, 9, 11], "b": [5, 10]}
     assert list(errors) == ["c"] and str(errors["c"]) == "third call"
 
 
 def test_calls_settle():
-    """Before they are timed, until they fault no new memory in; a slow one is called once more."""
+    """Calls are repeated, before they are timed, until they map no new memory. A slow call is
+    repeated once.
+    """
     counts = [0, 0, 0]
 
     def growing() -> None:
@@ -503,7 +512,9 @@ def test_linear_benchmark(tmp_path):
 
 @pytest.mark.not_poisoned
 def test_what_autograd_keeps_of_a_training_step(monkeypatch):
-    """The formula against the tensors that autograd saves, statistics of norms and ids left out."""
+    """The formula agrees with the tensors that autograd saves, except the statistics of norms and
+    ids.
+    """
     size, length = "tiny", 200
     model = model_benchmark.retnet_model(size, CPU, torch.float32)
     storages = {}
@@ -523,7 +534,8 @@ def test_what_autograd_keeps_of_a_training_step(monkeypatch):
         if pointer not in owned and x.untyped_storage().nbytes() >= 4 * hidden.numel()
     )
     assert kept + hidden.numel() == model_benchmark.kept_numbers(size, length)
-    # By hand: 200 tokens of 2 layers of 256 channels; 256 classes: all logits are one chunk.
+    # Counted by hand for 200 tokens, 2 layers of 256 channels and 256 classes. All logits fit in
+    # one chunk.
     assert model_benchmark.least_memory(size, length, torch.float32) == (
         4 * 200 * 256 * 38 + 4 * 256 * 256 + 4 * 256 * 200
     )
@@ -549,7 +561,7 @@ def test_retnet_beside_a_transformer(tmp_path):
     assert held["llama dynamic cache", 32] == 2 * 2 * 2 * 32 * 128 * 4  # k and v, L, heads, T
     trained = {r["contender"]: r for r in by_work["training"]}
     assert trained["retnet"]["least_memory_bytes"] > 0
-    # By hand: 64 tokens; 2 layers of one head of 256 / 512, or of 2 heads of 128.
+    # Counted by hand for 64 tokens and 2 layers of one head of 256 / 512, or of 2 heads of 128.
     retention = 2 * 64 * (14 * 256 * 512 + 64 * (4 * 256 + 3 * 512))
     attention = 2 * 7 * 64**2 * 256
     for name, mixing in (("retnet", retention), ("llama sdpa", attention)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages and plots follow from the summaries, and the check notices where they do not."""
+"""Pages and plots follow from the summaries, and the check fails if they do not."""
 
 import json
 import re
@@ -20,7 +20,7 @@ import summary
 CPU = "cpu-amd-epyc"
 SUMMARIES = sorted(ROOT.glob("benchmarks/results/*/summary.json"))
 SECTION = {"command", "machine", "rows", "not_run"}
-# A figure of speed or memory. Shapes, versions and formulas are none.
+# Matches a figure of speed or memory. Shapes, versions and formulas are not figures.
 FIGURE = re.compile(
     r"\d(,\d{3})*(\.\d+)?(\s*(%|ms|us|ns|GB/s|[TG]FLOP/s|tokens/s|[MG]iB)(\W|$)"
     r"|\s+(to \d[\d.]* )?times (as fast|faster|slower)|\s?x (as )?(fast|slow))"
@@ -29,7 +29,7 @@ FIGURE = re.compile(
 
 @pytest.fixture
 def tree(tmp_path) -> Path:
-    """A copy of the pages and the results, up to date."""
+    """Returns a copy of the pages and the results, up to date."""
     for path in [*report.pages(ROOT), *SUMMARIES, *ROOT.glob("benchmarks/results/*/*.png")]:
         copy = tmp_path / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def tree(tmp_path) -> Path:
 
 
 def change_median(tree: Path, section: str, **fields) -> None:
-    """Makes a row of the CPU's summary three times as slow."""
+    """Makes a row of the CPU summary three times as slow."""
     path = tree / "benchmarks/results" / CPU / "summary.json"
     content = json.loads(path.read_text())
     rows = content["sections"][section]["rows"]
@@ -197,7 +197,7 @@ def test_a_summary_that_is_too_long_fails(tree, capsys):
 
 @pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.parent.name)
 def test_plots(path):
-    """Few panels, a bar for each project that was measured, each of a known colour."""
+    """A plot has few panels, and each measured project has a bar of its own colour."""
     content = summary.load(path.parent)
     for name, panels_of in plots.PLOTS.items():
         if name not in content["sections"]:
@@ -212,7 +212,9 @@ def test_plots(path):
 
 
 def test_no_figure_is_typed_by_hand():
-    """In pages that quote results, outside of the markers. FIGURE finds those that stood there."""
+    """Pages that quote results have no figure outside the markers. FIGURE matches figures that they
+    once had.
+    """
     for typed in ("takes 99 ms", "2.25 times as fast", "1.09 to 1.13 times as fast", "470 GFLOP/s",
                   "96 MiB,", "46 GB/s", "12% forward"):  # fmt: skip
         assert FIGURE.search(typed), typed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint does to a folder that holds something, and what a failed write leaves."""
+"""What a checkpoint does to a folder that is not empty, and what a failed write leaves."""
 
 import os
 
@@ -95,7 +95,7 @@ def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
             os._exit(0)
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         moved = retnet.load(tmp_path).norm.weight.detach() - model.norm.weight.detach()
-        expected = torch.full_like(moved, float(n >= 2))  # fsync and rename lie behind it
+        expected = torch.full_like(moved, float(n >= 2))  # it has passed fsync and rename
         torch.testing.assert_close(moved, expected)
         if ended == 0:
             break

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of older versions, whose learnable decay was ln gamma itself."""
+"""Checkpoints of older versions are read. Their learnable decay was ln gamma itself."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_an_old_decay_is_read(values, tmp_path):
     for layer in model.layers:
         expected = torch.tensor(values)
         if values[2] < -1e38:
-            expected[2] = -(2.0**-10) * math.exp(79.5)  # not an end
+            expected[2] = -(2.0**-10) * math.exp(79.5)  # not an end of the range
         torch.testing.assert_close(layer.retention.log_decay, expected, rtol=1e-6, atol=0)
     model.save(tmp_path / "new")
     assert "layers.0.retention.log_decay_raw" in load_file(tmp_path / "new/model.safetensors")

@@ -9,7 +9,7 @@ from support.cases.train import TEXT
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with text in `text` and a run in `run.toml`."""
+    """Returns a folder with text in `text` and a run in `run.toml`."""
     (tmp_path / "text" / "deep").mkdir(parents=True)
     for n in range(12):
         name = ("deep/" if n % 2 else "") + f"{n:02}.txt"
@@ -20,7 +20,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def word_run(folder):
-    """A run on words instead of bytes."""
+    """Returns the folder of a run on words instead of bytes."""
     tokenizers = pytest.importorskip("tokenizers")
     words = {word: n for n, word in enumerate(["?", "the", "cat", "sat", "on", "mat,"])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="?"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet`: what a run writes, what generate and eval print."""
+"""The command `retnet`: what a run writes, and what generate and eval print."""
 
 import dataclasses
 import importlib.util
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def read_board(out, name):
-    """What TensorBoard shows of a run: {step: value}."""
+    """Returns what TensorBoard shows of a run: {step: value}."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(out / "tensorboard")).Reload()
@@ -46,10 +46,10 @@ def test_train_writes_a_checkpoint_a_log_and_its_settings(folder, capsys):
     checks = [line for line in read_log(out) if "validation_loss" in line]
     assert len(checks) == 6 and checks[-1]["tokens"] == 6 * 2 * 32
     text = capsys.readouterr().out
-    assert re.search(r"parameters on \w+; [\d,]+ bytes to learn from, 333 held out", text)
+    assert re.search(r"parameters on \w+; [\d,]+ bytes to train on, 333 held out", text)
     if importlib.util.find_spec("tensorboard"):
         assert read_board(out, "loss") == dict(enumerate(losses(out), start=1))
-    # The copy is a run by itself, from any folder.
+    # The copy of the settings describes a run by itself and works from any folder.
     assert run("train", out / "run.toml", "--resume", "--steps", 7) == 0
     assert len(losses(out)) == 7
 
@@ -90,7 +90,7 @@ def test_words(word_run, capsys):
     (word_run / "one").write_text("the cat sat")
     assert run("eval", word_run / "run", word_run / "one") == 0
     assert "1 files, 2 tokens and 8 bytes predicted" in capsys.readouterr().out
-    # A larger or smaller vocabulary than that of the model is told, and is no error.
+    # If the vocabulary of the tokenizer differs from that of the model, a warning says so.
     for size in (8, 5):
         make_byte_model(vocab_size=size).save(word_run / f"model{size}")
         named = (word_run / f"model{size}", "--tokenizer", word_run / "words.json")
@@ -98,7 +98,7 @@ def test_words(word_run, capsys):
         assert run("eval", *named, word_run / "one") == 0
         warning = f"warning: vocab_size = {size} of the model is not that of the tokenizer (6)"
         assert capsys.readouterr().err.count(warning) == 2
-    # A vocabulary that is too small for the tokens.
+    # A vocabulary that is too small for the tokens is an error.
     assert (
         run("train", word_run / "run.toml", "--out", word_run / "b", "--model.vocab_size", 5) == 1
     )
@@ -116,10 +116,62 @@ def test_the_page_shows_a_run(page):
         assert plain.stream and full.tokenizer and TrainingSettings(**tomllib.loads(begun)).init
 
 
-def test_the_page_names_every_key():
-    page = (ROOT / "docs/python/command_line.md").read_text()
-    for key in dataclasses.fields(TrainingSettings):
-        assert re.search(rf"^\|[^|]*`\[?{key.name}\]?`[^|]*\|", page, re.MULTILINE), key.name
+def help_texts(command, monkeypatch, capsys):
+    """Returns {option: (text, default)}, as `retnet COMMAND --help` prints them."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        run(command, "--help")
+    printed = re.sub(r"\n {20,}", "   ", capsys.readouterr().out)
+    lines = re.findall(r"^  (?:-h, )?--(\S+)(?: \S+)*(?: {2,}(\S.*))?$", printed, re.MULTILINE)
+    texts = {option: re.fullmatch(r"(.*?) ?(?:\(default: (.*)\))?", text) for option, text in lines}
+    return {option: (found[1], values(found[2] or "")) for option, found in texts.items()}
+
+
+def page_texts(first):
+    """Returns {name: (text, default)} of the table whose first column has the title `first`."""
+    page = (ROOT / "docs/python/command_line.md").read_text().replace("`", "")
+    table = page.partition(f"| {first} | default | meaning |\n")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in row[1:-1].split("|")] for row in table.splitlines()[1:]]
+    return {name.removeprefix("--"): (text, values(default)) for name, default, text in rows}
+
+
+def values(text):
+    """Returns the words and numbers of a default, without the brackets and quotes of TOML."""
+    words = re.findall(r'[^\s,"\[\]]+', text)
+    return [float(word) if word[0].isdigit() else word for word in words]
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "eval", "convert"])
+def test_every_option_has_a_text(command, monkeypatch, capsys):
+    texts = help_texts(command, monkeypatch, capsys)
+    assert len(texts) > 3
+    assert [option for option, (text, _) in texts.items() if len(text) < 10] == []
+
+
+def test_page_and_help_of_train_agree(monkeypatch, capsys):
+    options = help_texts("train", monkeypatch, capsys)
+    keys = {key.name for key in dataclasses.fields(TrainingSettings)} - {"model"}
+    model = {f"model.{key.name}" for key in dataclasses.fields(retnet.RetNetConfig)}
+    assert set(options) == keys | model | {"help", "resume", "model.preset"}
+    page = page_texts("key")
+    assert page.pop("[model]")[0]
+    assert page == {name: options[name] for name in keys}
+
+
+def test_page_and_help_of_generate_agree(monkeypatch, capsys):
+    options = help_texts("generate", monkeypatch, capsys)
+    page = page_texts("option of generate")
+    assert set(page) == set(options) - {"help", "device", "tokenizer"}
+    assert page == {name: options[name] for name in page}
+
+
+def test_help_lists_the_presets(monkeypatch, capsys):
+    text, default = help_texts("train", monkeypatch, capsys)["model.preset"]
+    with pytest.raises(ValueError) as error:
+        retnet.RetNetConfig.preset("none")
+    presets = re.findall('"(.*?)"', str(error.value))
+    assert re.findall(r"[\w.]+", text.partition(": ")[2].replace(" or ", " ")) == presets
+    assert default == ["tiny"]
 
 
 # generate, eval

@@ -42,7 +42,7 @@ BAD_RUNS = {
     "preset list": (("run.toml", "--model.preset", '["tiny"]'), 1, r"name must .* got \['tiny'\]"),
     "empty path": (("run.toml", "--data", ""), 1, "data must name files or .* got an empty path"),
     "empty check": (("run.toml", "--validation", ""), 1, "validation must name .* an empty path"),
-    "meta": (("run.toml", "--device", "meta"), 1, "device: must be one that is here, got 'meta'"),
+    "meta": (("run.toml", "--device", "meta"), 1, "device: must be available, got 'meta'"),
     "memory": (
         ("run.toml", "--model.vocab_size", "2147483647", "--model.embed_dim", "65536"),
         1,
@@ -56,10 +56,10 @@ BAD_RUNS = {
     "no steps": (("run.toml", "--steps", "0"), 1, "either steps or minutes must be > 0"),
     "no data": (("run.toml", "--data", "none"), 1, "none: no such file or folder"),
     "empty folder": (("run.toml", "--data", "empty"), 1, "must hold files to read, got an empty"),
-    "empty file": (("run.toml", "--data", "empty.txt"), 1, "must hold two tokens or more"),
-    "short": (("run.toml", "--seq_len", "9999"), 1, "must hold seq_len = 9999 tokens or more"),
+    "empty file": (("run.toml", "--data", "empty.txt"), 1, "must hold at least two tokens"),
+    "short": (("run.toml", "--seq_len", "9999"), 1, "must hold at least seq_len = 9999 tokens"),
     "tokens": (("run.toml", "--model.vocab_size", "100"), 1, r"token ids must be in 0\.\.99"),
-    "device": (("run.toml", "--device", "abacus"), 1, "device: must be one that is here, got 'aba"),
+    "device": (("run.toml", "--device", "abacus"), 1, "device: must be available, got 'aba"),
     "precision": (("run.toml", "--precision", "int8"), 1, "precision must be one of float32, bfl"),
     "tokenizer": (("run.toml", "--tokenizer", "empty.txt"), 1, "tokenizer.json|pip install"),
     "init": (("plain.toml", "--init", "empty"), 1, "must hold config.json and model.safetensors"),
@@ -74,7 +74,7 @@ def test_bad_run(arguments, status, message, folder, capsys, monkeypatch):
     monkeypatch.chdir(folder)
     (folder / "empty").mkdir()
     (folder / "empty.txt").touch()
-    (folder / "memory").symlink_to("/proc/self/mem")  # opens, and cannot be read at its start
+    (folder / "memory").symlink_to("/proc/self/mem")  # it can be opened, but not read at its start
     make_byte_model().save(folder / "cut")
     cut_short(folder / "cut" / "model.safetensors")
     (folder / "bad.toml").write_text("lr = = 1")
@@ -99,7 +99,7 @@ def test_a_run_is_not_overwritten(folder, capsys):
     assert run("train", folder / "run.toml") == 0
     before = {path: path.read_bytes() for path in (folder / "run").iterdir() if path.is_file()}
     for more, message in (
-        ((), "holds a model; go on with --resume, or choose another out"),
+        ((), "holds a model; continue with --resume, or choose another out"),
         (("--resume", "--model.norm", "rms"), "must hold the model of the settings"),
         (("--resume", "--stream"), "stream, batch_size and model must be those of the run"),
         (("--resume", "--data", folder / "text/deep"), "data must be what the run began with"),
@@ -162,7 +162,9 @@ def test_full_disk(folder, capsys):
 
 
 def test_a_full_disk_is_one_line_whatever_was_written(folder):
-    """The log and TensorBoard's files, long before a checkpoint; the other thread keeps quiet."""
+    """The disk fills up in the log or the files of TensorBoard, long before a checkpoint. The
+    writer thread of TensorBoard prints nothing.
+    """
     command = [sys.executable, "-m", "retnet", "train", folder / "run.toml", "--steps", "400"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     with full_disk(4000):
@@ -183,7 +185,7 @@ def test_bad_models(folder, capsys):
     cut_short(folder / "cut" / "model.safetensors")
     for name, message in (
         ("none", "must hold config.json and model.safetensors"),
-        ("big", "vocab_size = 300 is not that of bytes; name one by --tokenizer"),
+        ("big", "vocab_size = 300 is not that of bytes; name one with --tokenizer"),
         ("foreign", "format_version must be an integer in 1..1, got None"),
         ("cut", "model.safetensors: must be a whole safetensors file"),
     ):
@@ -196,7 +198,9 @@ def test_bad_models(folder, capsys):
 
 
 def test_tokens_beyond_the_vocabulary(word_run, capsys):
-    """A tokenizer of more tokens than the model: a warning, and an error where one occurs."""
+    """A tokenizer with more tokens than the model gives a warning, and an error if such a token
+    occurs.
+    """
     words = json.loads((word_run / "words.json").read_text())
     words["model"]["vocab"]["dog"] = 1000
     (word_run / "more.json").write_text(json.dumps(words))
@@ -239,10 +243,10 @@ def test_bad_calls(folder, capsys):
     make_byte_model().save(folder / "model")
     generate = ("generate", folder / "model", "--prompt", "a")
     for command, message in (
-        (("generate", folder / "model", "--prompt", ""), "prompt must hold a token"),
+        (("generate", folder / "model", "--prompt", ""), "prompt must hold at least one token"),
         ((*generate, "--seed", 2**64), "seed must be in 0..2^64-1 or None, got 184467440"),
         ((*generate, "--seed", -1), "seed must be in 0..2^64-1 or None, got -1"),
-        ((*generate, "--device", "meta"), "device: must be one that is here, got 'meta'"),
+        ((*generate, "--device", "meta"), "device: must be available, got 'meta'"),
         (("generate", folder / "model", "--prompt", "a", "--top_k", 0), "top_k must be >= 1"),
         (("eval", folder / "model", folder / "none"), "none: no such file or folder"),
         (("eval", folder / "model", folder / "text", "--window", 1), "window must be >= 2, got 1"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet`: runs that end before their time go on."""
+"""The command `retnet`: a run that was killed continues."""
 
 import signal
 import subprocess
@@ -58,7 +58,7 @@ def test_a_signal_saves_and_says_so(number, folder):
     wait_for(lambda: (folder / "run" / "model.safetensors").exists())
     process.send_signal(number)
     printed = process.communicate()[0]
-    assert process.returncode == 128 + number and "Go on with --resume" in printed
+    assert process.returncode == 128 + number and "Continue with --resume" in printed
     step = int(retnet.checkpoint.read_metadata(folder / "run")["step"])
     assert len(losses(folder / "run")) == step
     assert run("train", folder / "run.toml", "--resume", "--steps", step + 2) == 0

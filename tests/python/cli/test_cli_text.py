@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `retnet`: which tokenizer it takes, what it reads with it, and what it prints."""
+"""The command `retnet`: which tokenizer it uses, what it reads with it, and what it prints."""
 
 import io
 import re
@@ -23,7 +23,7 @@ TEXT = "the cat sat on the mat\n" * 30  # 180 words
 
 
 def save_words(path, words=WORDS, single=None):
-    """A tokenizer.json of whole words."""
+    """Writes a tokenizer.json of whole words."""
     tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if single:
@@ -37,7 +37,7 @@ def save_words(path, words=WORDS, single=None):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working directory, with a text and a tokenizer.json of its words."""
+    """Returns the working directory, with a text and a tokenizer.json of its words."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_text(TEXT)
     save_words(tmp_path / "words.json")
@@ -56,7 +56,7 @@ def train(out, *options):
 
 
 def refused(capsys, message):
-    """One line of error; returns whether nothing else was printed."""
+    """Checks that stderr has one line of error. Returns whether nothing else was printed."""
     printed = capsys.readouterr()
     assert re.search(message, printed.err) and printed.err.count("\n") == 1, printed.err
     return printed.out == ""
@@ -74,12 +74,12 @@ def test_files_are_read_whole(setting, folder, capsys):
         tokenizer.enable_padding(length=1000)
     tokenizer.save("words.json")
     assert train("run", "--tokenizer", "words.json", "--validation_share", 0) == 0
-    assert "180 tokens to learn from, 0 held out" in capsys.readouterr().out
+    assert "180 tokens to train on, 0 held out" in capsys.readouterr().out
     assert (folder / "run/tokenizer.json").read_bytes() == (folder / "words.json").read_bytes()
     assert run("eval", "run", "text") == 0
-    count = len(TEXT) - len("the") - len("\n")  # the last white space is no token's
+    count = len(TEXT) - len("the") - len("\n")  # no token holds the last white space
     assert f"1 files, 179 tokens and {count} bytes predicted" in capsys.readouterr().out
-    # Nor is a prompt cut or filled.
+    # A prompt is neither truncated nor padded.
     model = retnet.load("run")
     prompt = [3, 4, 5, 6] * 9
     text = " ".join(WORDS[n] for n in prompt)
@@ -92,7 +92,7 @@ def test_files_are_read_whole(setting, folder, capsys):
 def test_a_prompt_is_continued_before_the_end_of_the_document(prompt, ids, folder, capsys):
     save_words("words.json", single="<s> $A </s>")
     assert train("run", "--tokenizer", "words.json", "--validation_share", 0) == 0
-    assert "182 tokens to learn from" in capsys.readouterr().out
+    assert "182 tokens to train on" in capsys.readouterr().out
     model = retnet.load("run")
     options = ("--prompt", prompt, "--max_new_tokens", 12, "--seed", 5)
     assert run("generate", "run", *options) == 0
@@ -105,7 +105,7 @@ def test_a_prompt_is_continued_before_the_end_of_the_document(prompt, ids, folde
 
 
 def save_byte_fallback_model(folder):
-    """A model that has learned nothing: most of what it writes is no UTF-8."""
+    """Saves an untrained model. Most of what it generates is not UTF-8."""
     vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
     vocabulary |= {"▁": 257, "h": 258, "i": 259}
     tokenizer = Tokenizer(
@@ -155,7 +155,7 @@ def test_a_prompt_that_is_not_utf8(kind, folder, capsys):
 
 
 def test_output_that_stdout_cannot_encode(folder, capsys, monkeypatch):
-    """As in the locale C: what is no ASCII is printed as Python writes it."""
+    """In the locale C, Python's escapes replace what is not ASCII."""
     save_byte_fallback_model(folder)
     out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr("sys.stdout", out)
@@ -179,12 +179,14 @@ def test_weights_that_are_not_finite(options, folder, capsys):
     assert refused(capsys, "^retnet eval: loss must be finite, got nan; the weights may hold NaN")
 
 
-# Which tokenizer
+# Which tokenizer is used
 
 
 @pytest.fixture
 def base(folder):
-    """A run on words, and other tokenizers: as many words in another order, one more, one less."""
+    """Returns the folder of a run on words. It also holds tokenizers with the same words in another
+    order, one word more and one less.
+    """
     assert train("base", "--tokenizer", "words.json") == 0
     save_words("other.json", [*WORDS[:3], *WORDS[:2:-1]])
     save_words("more.json", [*WORDS, "dog"])
@@ -194,12 +196,12 @@ def base(folder):
 
 def test_init_takes_the_tokenizer_of_its_folder(base, capsys):
     assert train("new", "--init", "base") == 0
-    assert "162 tokens to learn from" in capsys.readouterr().out
+    assert "162 tokens to train on" in capsys.readouterr().out
     assert (base / "new/tokenizer.json").read_bytes() == (base / "words.json").read_bytes()
     assert run("generate", "new", "--prompt", "the cat") == 0
     assert run("eval", "new", "text") == 0
     capsys.readouterr()
-    # The run goes on with the tokenizer in its own folder, and no other.
+    # The run continues with the tokenizer in its own folder and accepts no other.
     (base / "base/tokenizer.json").unlink()
     assert train("new", "--init", "base", "--resume", "--steps", 3) == 0
     assert (
@@ -240,7 +242,7 @@ def test_the_tokens_of_a_model_cannot_change(base, capsys):
 
 
 def test_tokens_are_never_read_as_bytes(base, capsys):
-    """Not even where there are as many of them."""
+    """This holds even if the tokenizer has as many tokens as there are bytes."""
     assert train("many", "--tokenizer", "words.json", "--model.vocab_size", 256) == 0
     make_byte_model(vocab_size=300).save(base / "saved")
     for folder, why in (("many", "its model learned tokens"), ("saved", "vocab_size = 300 is not")):
@@ -252,7 +254,9 @@ def test_tokens_are_never_read_as_bytes(base, capsys):
             lambda folder=folder: train("new", "--init", folder),
         ):
             assert done() == 1
-            message = rf"{folder}: holds no tokenizer\.json, and {why}.*; name one by --tokenizer$"
+            message = (
+                rf"{folder}: holds no tokenizer\.json, and {why}.*; name one with --tokenizer$"
+            )
             assert refused(capsys, message)
     assert not (base / "new").exists()
     assert train("many", "--resume", "--steps", 3, "--model.vocab_size", 256) == 1
@@ -271,7 +275,7 @@ def test_bytes_are_never_read_as_tokens(base, capsys):
     ):
         assert done() == 1
         assert refused(capsys, r"words\.json: must not be used, the model of .*bytes learned bytes")
-    # More ids than bytes are no hindrance.
+    # A model may have more ids than there are bytes.
     assert run("generate", "bytes", "--prompt", "the", "--seed", 1) == 0
     assert run("eval", "bytes", "text") == 0
     assert train("new", "--init", "bytes") == 0
@@ -279,12 +283,12 @@ def test_bytes_are_never_read_as_tokens(base, capsys):
 
 
 def test_bytes_beside_a_tokenizer_are_refused(folder, capsys):
-    """generate would take it."""
+    """Otherwise generate would use that tokenizer."""
     (folder / "run").mkdir()
     (folder / "words.json").rename(folder / "run/tokenizer.json")
     assert train("run") == 1
     assert refused(
-        capsys, r"run: holds a tokenizer\.json, but the run reads bytes; name it by --to"
+        capsys, r"run: holds a tokenizer\.json, but the run reads bytes; name it with --to"
     )
     assert [path.name for path in (folder / "run").iterdir()] == ["tokenizer.json"]
     assert train("run", "--tokenizer", "run/tokenizer.json") == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`retnet convert`: the old torchscale beside a plain model, options, what is overwritten."""
+"""`retnet convert`: the old torchscale against a plain model, options, and what is overwritten."""
 
 import re
 import subprocess
@@ -74,7 +74,7 @@ def test_safetensors_and_half_precision(tmp_path):
     assert model.embed_tokens.weight.dtype == torch.bfloat16
 
 
-# What is open, and what contradicts
+# Options that are missing, and options that contradict the file
 
 
 def test_missing_options_are_listed(tmp_path, capsys):
@@ -150,7 +150,7 @@ def test_full_disk(tmp_path, capsys):
 
 
 def test_without_the_other_projects_packages(tmp_path):
-    """The command in a process in which their import fails."""
+    """The command runs in a process in which importing those packages fails."""
     torch.save(v1.make_state(), tmp_path / "x.pt")
     make_fla(tmp_path / "fla")
     code = f"""

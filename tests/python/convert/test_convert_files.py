@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`retnet convert`: files that are no checkpoint, or not one that is read."""
+"""`retnet convert` refuses files that are not checkpoints or that it does not support."""
 
 import os
 import pickle

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converted models beside flash-linear-attention 0.6.0, its Triton kernels in an interpreter."""
+"""Converted models match flash-linear-attention 0.6.0, whose Triton kernels run interpreted."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def check_fla(model, folder, name, tmp_path):
 def test_a_converted_model_computes_the_same(name, folder, tmp_path):
     model = converted(folder / name, tmp_path / "new")
     check_fla(model, folder, name, tmp_path)
-    tied = name == "plain"  # which is sharded, without affine head norms
+    tied = name == "plain"  # this one is sharded and has no affine head norms
     assert model.config.tie_embeddings == tied and model.config.group_norm_affine != tied
     assert (folder / name / "model.safetensors.index.json").exists() == tied
 
@@ -45,7 +45,7 @@ def edit_config(folder, remove=(), **changes):
 
 
 def test_the_layout_before_2025_02_09(folder, tmp_path):
-    """gate_proj holds the rows of gate and of up; two settings have other names."""
+    """gate_proj holds the rows of gate and of up, and two settings have other names."""
     shutil.copytree(folder / "fused", tmp_path / "old")
     tensors = load_file(tmp_path / "old" / "model.safetensors")
     for n in range(2):
@@ -60,7 +60,9 @@ def test_the_layout_before_2025_02_09(folder, tmp_path):
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_pickled_weights(shards, folder, tmp_path):
-    """pytorch_model.bin, in one file or in several with an index; a tied head is in it."""
+    """The weights are in pytorch_model.bin, or in several files with an index, and include a tied
+    head.
+    """
     shutil.copytree(folder / "plain", tmp_path / "old")
     tensors = {}
     for path in (tmp_path / "old").glob("model*"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`retnet convert`: folders of flash-linear-attention, whole and broken."""
+"""`retnet convert` reads whole folders of flash-linear-attention and refuses broken ones."""
 
 import json
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converted models beside torchscale 0.3.0, which builds, trains and runs them."""
+"""Converted models match torchscale 0.3.0, which builds, trains and runs them."""
 
 import copy
 
@@ -13,7 +13,7 @@ from support.references.run_torchscale import CASES
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 BARE = {"activation": "gelu", "embed_scale": 1.0, "residual_scale": 1.0}
-# What the files do not tell.
+# What the files do not contain.
 OPTIONS = {
     "deepnorm": {"norm_eps": 1e-6},
     "deepnorm, pre norm": {"norm_eps": 1e-6},
@@ -42,7 +42,7 @@ def test_a_converted_model_computes_the_same(name, folder, tmp_path):
     limit = 1e-3 if trained else 5e-6
     check(model, gradients, folder / f"{name}.safetensors", tolerances, limit)
     assert model.config.decay_norm and model.config.rotary_style == "interleaved"
-    if trained:  # 1e-2 and more before
+    if trained:  # the loss was 1e-2 or more before
         chunkwise = (want["logits parallel"] - want["logits chunkwise"]).abs().max().item()
         assert 0 < own < 2e-2 and chunkwise < 2e-2
 
@@ -50,7 +50,7 @@ def test_a_converted_model_computes_the_same(name, folder, tmp_path):
 @pytest.mark.parametrize("low", ["autocast", "bfloat16"])
 @torch.no_grad()
 def test_bfloat16_does_not_depend_on_the_length(low, folder, tmp_path):
-    """torchscale rounds its angles too, and is 2e-1 off at 512 tokens and 5e-1 at 1,500."""
+    """torchscale rounds its angles too: its error is 2e-1 at 512 tokens and 5e-1 at 1,500."""
     model = converted(folder / "trained.pt", tmp_path / "new", **OPTIONS["trained"])
     rounded = copy.deepcopy(model)
     if low == "bfloat16":
@@ -66,7 +66,7 @@ def test_bfloat16_does_not_depend_on_the_length(low, folder, tmp_path):
 
 
 def test_a_half_precision_file_keeps_the_rounded_decay(folder, tmp_path):
-    """fp16 files hold the decay and the angles which the model was trained with."""
+    """fp16 files hold the decay and the angles with which the model was trained."""
     state = torch.load(folder / "tied.pt", weights_only=True)
     half = {name: tensor.half() for name, tensor in state.items()}
     torch.save(half, tmp_path / "half.pt")

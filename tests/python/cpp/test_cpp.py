@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.cpp: the C++ modules have the numbers of their Python twins."""
+"""retnet.cpp: the C++ modules give the same numbers as their Python twins."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from support.cases.nn import VARIANTS, close, each_variant, make_config, make_mo
 
 @each_variant
 def test_same_keys_and_initial_weights(changes):
-    """The same entries in the same order, and from one seed the same weights."""
+    """The twins have the same entries in the same order and, from one seed, the same weights."""
     config = make_config(**changes)
     for reset in (False, True):
         weights = []
@@ -58,7 +58,7 @@ def test_same_numbers_and_gradients(changes, dtype):
     "dtype, tied, reduction", [(torch.float32, True, "mean"), (torch.bfloat16, False, "sum")]
 )
 def test_same_loss_in_chunks(dtype, tied, reduction):
-    """1026 tokens over 33,000 classes are two chunks."""
+    """1026 tokens over 33,000 classes take two chunks."""
     model = make_model(dtype, vocab_size=33_000, tie_embeddings=tied, num_layers=1)
     other, ids = twin_of(model, dtype), random_ids(2, 513)
     a, b = (m(ids, targets=ids, reduction=reduction).loss for m in (model, other))
@@ -81,7 +81,7 @@ def test_same_decoding(changes):
         same(other(step, state=b.state).logits, model(step, state=a.state).logits)
         before = b.state.fork()
         other(step, state=b.state)
-        assert torch.equal(before.retention, b.state.retention)  # a copy was updated
+        assert torch.equal(before.retention, b.state.retention)  # the step updated a copy
         other(step, state=b.state, inplace=True)
         assert not torch.equal(before.retention, b.state.retention)
 
@@ -136,7 +136,7 @@ def test_logits_of_the_last_token_only():
 
 @pytest.mark.parametrize("kind", ["C++", "Python"])
 def test_logits_of_an_empty_sequence_on_a_gpu(kind, gpu):
-    """NaN, as to look at the bounds would wait for the device."""
+    """They are NaN, because reading the bounds would wait for the device."""
     model, ids = make_model(), random_ids(1, 7).to(gpu)
     model = (model if kind == "Python" else twin_of(model)).to(gpu)
     bounds = torch.tensor([0, 0, 3, 3, 7, 7], dtype=torch.int32, device=gpu)
@@ -150,7 +150,9 @@ def test_logits_of_an_empty_sequence_on_a_gpu(kind, gpu):
 @pytest.mark.parametrize("kind", ["C++", "Python"])
 @pytest.mark.parametrize("shape", [(2, 0), (0, 5), (0, 0), "packed"], ids=str)
 def test_the_loss_without_a_token(kind, shape):
-    """NaN, or as a sum 0, with gradients of 0, as F.cross_entropy; labels are targets here."""
+    """The mean is NaN and the sum is 0, with gradients of 0, as in F.cross_entropy. The labels are
+    targets here.
+    """
     model = make_model() if kind == "Python" else twin_of(make_model())
     packed = torch.zeros(3, dtype=torch.int32) if shape == "packed" else None
     ids = torch.zeros((1, 0) if shape == "packed" else shape, dtype=torch.int64)

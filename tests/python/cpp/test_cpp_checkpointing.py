@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers of C++ and Python models that are recomputed in the backward pass."""
+"""Layers of C++ and Python models are recomputed in the backward pass."""
 
 import copy
 
@@ -13,7 +13,7 @@ from support.cases.nn import close, make_model, random_ids
 
 @pytest.mark.parametrize("kind", ["C++", "Python"])
 def test_parameter_hooks_with_checkpointed_layers(kind):
-    """Each runs once, and what it returns becomes the gradient."""
+    """Each hook runs once, and what it returns becomes the gradient."""
     ids, found = random_ids(2, 6), []
     for on in (False, True):
         model = twin_of(make_model()) if kind == "C++" else make_model()
@@ -41,7 +41,7 @@ def test_checkpointing_by_torch():
 
 
 def saved_bytes(model, ids, **call):
-    """Bytes that a forward pass keeps for the backward pass, parameters left out."""
+    """Returns the bytes that a forward pass keeps for the backward pass, except parameters."""
     own = {p.data_ptr() for p in model.parameters()}
     kept = {}
 
@@ -58,7 +58,9 @@ def saved_bytes(model, ids, **call):
 @pytest.mark.parametrize("kind", ["C++", "Python"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_checkpointed_layers(kind, autocast):
-    """The same gradients as without, for less memory; the state's gradients too."""
+    """The gradients, also of the state, are the same as without checkpointing, and take less
+    memory.
+    """
     ids = random_ids(2, 40)
     gradients_of, kept = [], []
     for on in (False, True):
@@ -74,7 +76,7 @@ def test_checkpointed_layers(kind, autocast):
         loss.backward()
         gradients_of.append({**gradients(model), "state": state.retention.grad})
         kept.append(nbytes)
-    # log_decay enters twice: what it gets is summed in another order.
+    # log_decay is used twice, and its gradient is summed in another order.
     torch.testing.assert_close(gradients_of[1], gradients_of[0], rtol=1e-5, atol=1e-6)
     assert all(grad is not None and grad.any() for grad in gradients_of[1].values())
     assert kept[1] < 0.5 * kept[0]
@@ -85,7 +87,7 @@ IN_PLACE = {
     "state of a layer": lambda model, state, bounds: state.retention[1].mul_(2),
     "weight": lambda model, *_: model.get_parameter("layers.0.ffn.up_proj.weight").mul_(2),
     "bias of a norm": lambda model, *_: model.get_parameter("layers.1.ffn_norm.bias").mul_(2),
-    # Each call makes its tokens' positions of these anew.
+    # Each call computes the positions of its tokens from these.
     "positions": lambda model, state, bounds: state.positions.add_(1),
     "cu_seqlens": lambda model, state, bounds: bounds.sub_(1).clamp_(min=0),
 }
@@ -96,7 +98,7 @@ IN_PLACE = {
 @pytest.mark.parametrize("form", ["chunkwise", "parallel", "recurrent"])
 @pytest.mark.parametrize("changed", IN_PLACE)
 def test_a_change_in_place_is_seen_by_checkpointed_layers(kind, packed, form, changed):
-    """It raises as without, or does as little harm."""
+    """The change raises, or does as little harm, as without checkpointing."""
     if changed == "cu_seqlens" and not packed:
         pytest.skip("no cu_seqlens")
     found = []

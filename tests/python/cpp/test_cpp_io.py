@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints and states that Python writes C++ reads, and the other way round.
+"""C++ reads the checkpoints and states that Python writes, and the reverse.
 
 The executable retnet_exchange (tests/cpp/exchange.cpp) runs on folders that Python wrote, and
 writes its own beside them.
@@ -26,7 +26,7 @@ SWITCHES = {
     "numbers": {"decay": (-1 / 3, -5e-324, -0.1), "norm_eps": 0.1 / 3, "embed_scale": 12**0.5},
 }
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
-# Every switch in one dtype, and every dtype.
+# Each switch is tested in one dtype, and each dtype is tested.
 CASES = [(name, "float32") for name in SWITCHES] + [("learnable", "float64"), ("rms", "bfloat16")]
 each_case = pytest.mark.parametrize("name, dtype", CASES, ids=lambda value: value)
 
@@ -37,7 +37,7 @@ def model_of(name, dtype):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """The folder of each case, which C++ has read and written to."""
+    """Returns the folder of each case, which C++ has read and written to."""
     made = {}
     for name, dtype in CASES:
         folder = made[name, dtype] = tmp_path_factory.mktemp("exchange")
@@ -56,7 +56,7 @@ def test_cpp_reads_what_python_wrote(folders, name, dtype):
 
 @torch.no_grad()
 def test_cpp_reads_what_convert_wrote(tmp_path):
-    kind, layout, options, _ = OLD["fairseq"]  # tied, with a norm of the embeddings
+    kind, layout, options, _ = OLD["fairseq"]  # tied embeddings, which are normalised
     torch.save(layout(v1.make_state(**kind)), tmp_path / "old.pt")
     model = converted(tmp_path / "old.pt", tmp_path / "new", **options)
     write_inputs(tmp_path / "new", model, random_ids(2, 9))
@@ -66,7 +66,9 @@ def test_cpp_reads_what_convert_wrote(tmp_path):
 
 @torch.no_grad()
 def test_both_convert_a_decay_of_older_versions_alike(tmp_path):
-    """To the same bits: values, those of the configuration, both ends and next to them."""
+    """The results are equal bit by bit for other values, for those of the configuration, and for
+    both ends of the range and their neighbours.
+    """
     values = torch.tensor([-0.031, -3.7, -1e-4, -0.5, -torch.inf, 0.0, -3e38, -1e-45])
     changes = {"learnable_decay": True, "num_heads": 8, "decay": (-0.5,) * 7 + (0.0,)}
     model = RetNetForCausalLM(make_config(**changes))
@@ -111,7 +113,9 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
 
 
 def peak_memory(folder, **changes):
-    """Bytes that C++ had in use at most while it read, ran and wrote a model; those of its file."""
+    """Returns the most bytes that C++ used while it read, ran and wrote a model, and the size of
+    its file.
+    """
     model = RetNetForCausalLM(make_config(**changes))
     model.save(folder)
     model.config.make_state(1).save(folder / "state")
@@ -123,7 +127,7 @@ def peak_memory(folder, **changes):
 
 @pytest.mark.skipif(not EXECUTABLE.exists(), reason=f"{EXECUTABLE} was not built")
 def test_a_model_is_in_memory_once(tmp_path):
-    """Of two that take more than loading the libraries does; their activations are small."""
+    """The two models are larger than the loaded libraries, and their activations are small."""
     least, less = peak_memory(tmp_path / "large", ffn_dim=100_000, num_layers=20)
     most, more = peak_memory(tmp_path / "larger", ffn_dim=100_000, num_layers=40)
     size = more - less

@@ -17,7 +17,7 @@ from support.cases.nn import close, make_config, make_model, random_ids
 
 
 def odd_models():
-    """A double, an eval, a partly frozen and a tied model."""
+    """Returns a double model, one in eval mode, a partly frozen one and one with a tied head."""
     frozen = twin_of(make_model())
     frozen.embed_tokens.requires_grad_(False)
     yield twin_of(make_model())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo's parts: corpus, n-gram models, forms, pictures, command."""
+"""The parts of the demo: corpus, n-gram models, forms, plots, command."""
 
 import fcntl
 import json
@@ -37,7 +37,9 @@ TEXT = b"the cat sat on the mat, the dog sat on the log. " * 60
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """On a busy machine two threads wait for each other longer than these models compute."""
+    """Uses one thread. On a busy machine, two threads wait for each other longer than these models
+    compute.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -86,7 +88,7 @@ def test_bigram_by_hand():
     c_after_b = (0 + 1 * one_c) / 3
     assert model.bits(b"ab") == pytest.approx(-math.log2(b_after_a))
     assert model.bits(b"abc") == pytest.approx(-math.log2(b_after_a * c_after_b))
-    # "c" was never seen: what follows it falls back on single bytes.
+    # "c" was never seen, so the prediction after it falls back to single bytes.
     assert model.bits(b"ca") == pytest.approx(-math.log2(one_a))
 
 
@@ -97,7 +99,7 @@ def test_trigram_by_hand():
     a_after_ab = (1 + 1 * a_after_b) / 2
     assert model.bits(b"aba") == pytest.approx(-math.log2(b_after_a * a_after_ab))
     a_after_a = (0 + 1 * one_a) / 3
-    assert model.bits(b"bbaa")  # an unseen context of two bytes: the bigram decides
+    assert model.bits(b"bbaa")  # the context of two bytes was never seen, so the bigram decides
     assert model.bits(b"aaa") == pytest.approx(-2 * math.log2(a_after_a))
     assert model.bits_per_byte([b"aaa", b"aba"]) == pytest.approx(
         (model.bits(b"aaa") + model.bits(b"aba")) / 4
@@ -122,7 +124,7 @@ def test_ngram_order_error():
 
 
 def test_recipe(tmp_path):
-    """The recipe that reaches the target in 5 minutes on two cores."""
+    """The recipe reaches the target in 5 minutes on two cores."""
     settings = settings_for(5, tmp_path)
     assert (settings.batch_size, settings.seq_len, settings.grad_accum_steps) == (4, 256, 1)
     assert (settings.lr, settings.warmup, settings.weight_decay) == (4e-3, 0.03, 0.1)
@@ -149,11 +151,11 @@ def test_bits_per_byte_reads_whole_files(monkeypatch):
         ids = as_tokens(text).long().unsqueeze(0)
         logits = model(ids[:, :-1]).logits[0]
         nats += F.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
-    # The state passes between segments; the model computes in float64.
+    # The state is passed between segments, and the model computes in float64.
     assert bits_per_byte(model, files) == pytest.approx(nats / 131 / math.log(2), rel=1e-6)
 
 
-# Forms, pictures, the whole command
+# Forms, plots, the whole command
 
 
 def test_forms_agree_in_the_table():
@@ -226,7 +228,7 @@ def test_command_end_to_end(small_demo, tmp_path, capsys):
     assert command.main(["--minutes", "0.02", "--out", str(tmp_path), "--resume"]) == 0
     assert "Resumed" in capsys.readouterr().out
     assert not (tmp_path / state).exists()
-    # A run from the start replaces the old one, whatever model that held.
+    # A run from the start replaces the old one, whatever model the old one had.
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).unlink()
     other = RetNetForCausalLM(RetNetConfig.preset("tiny", norm="rms"))

@@ -12,15 +12,15 @@ from support.paths import ROOT
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 OPERATORS = [name for name in retnet.ops.__all__ if name not in ("RetentionPlan", "retention_plan")]
-# The list's files that not every operator has.
+# The listed files that not every operator has.
 OPTIONAL = ("csrc/ops/composite/", "csrc/ops/cpu/", "csrc/ops/cuda/", "tests/kernels/")
-# Files of operators that the list describes by a folder, or that belong to no single operator.
+# Files that the list describes by a folder, or that belong to several operators.
 SHARED = {"retention_plan", "retention_chunkwise", "retention_parallel", "retention_recurrent"}
 COMMANDS_NOT_IN_CI = {"bench", "gpu-wheels", "matrix", "mutate", "results", "test-op"}
 
 
 def table(text: str, heading: str) -> list[list[str]]:
-    """The cells of the tables below a heading, as far as the next heading of its kind."""
+    """Returns the cells of the tables between a heading and the next one of its level."""
     level = re.match("#+", heading)[0]
     section = re.split(rf"^{level} ", text.partition(f"\n{heading}\n")[2], flags=re.MULTILINE)[0]
     rows = re.findall(r"^\| (.*) \|$", section, flags=re.MULTILINE)

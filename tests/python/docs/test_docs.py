@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the documentation shows works: the Python of README, docs/ and docstrings runs, their C++ is
-built by test_install.py. docs/kernels has tests of its own (test_kernel_pages.py)."""
+"""The documentation works: the Python code of README, docs/ and docstrings runs, and
+test_install.py builds the C++ code. test_kernel_pages.py tests docs/kernels.
+"""
 
 import doctest
 import importlib
@@ -23,7 +24,7 @@ MODULES = [
     for _, name, _ in pkgutil.walk_packages(retnet.__path__, "retnet.")
     if not re.search(r"\.(demo|_\w+)", name)
 ]
-# Every operator, and what a reader calls first.
+# Every operator, and what a new user calls first.
 NEED_EXAMPLES = [
     *(f"retnet.ops.{name}" for name in retnet.ops.__all__ if name != "RetentionPlan"),
     "retnet.config.RetNetConfig",
@@ -50,7 +51,7 @@ def cases(*languages: str) -> list:
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path, monkeypatch):
-    """Examples save to where they run."""
+    """Runs the examples in an empty folder, because they save files where they run."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -78,7 +79,9 @@ def test_cpp_in_headers_is_what_the_install_test_builds():
 
 
 def test_nothing_else_stands_in_a_fence_unchecked():
-    """sh and toml are commands and settings, which test_cli.py and CI run; text is a drawing."""
+    """sh and toml blocks are commands and settings, which test_cli.py and CI run. text blocks are
+    drawings.
+    """
     for page in PAGES:
         text = page.read_text()
         languages = re.findall(r"^```(\S+)", text, flags=re.MULTILINE)
@@ -104,7 +107,7 @@ def test_has_an_example(name):
 
 
 def test_docstrings_show_code_as_examples_only():
-    """A block of another kind would not be run."""
+    """A code block of another kind would not be run."""
     for name in MODULES:
         source = inspect.getsource(importlib.import_module(name))
         assert "code-block" not in source and "```" not in source, name

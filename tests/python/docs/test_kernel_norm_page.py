@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/kernels/norm.md shows works: its C++ computes the gated group norm and its gradients,
-its excerpts are those of the kernels, its counts are those of the headers."""
+"""docs/kernels/norm.md is correct: its C++ computes the gated group norm and its gradients, its
+excerpts are those of the kernels, and its counts are those of the headers.
+"""
 
 import re
 
@@ -65,7 +66,7 @@ int main() {{
 
 
 def split(line: np.ndarray, head_dim_v: int) -> dict[str, np.ndarray]:
-    """The parts of a printed line."""
+    """Returns the parts of a printed line."""
     affine = HEADS * head_dim_v
     ends = np.cumsum([TOKENS * affine] * 3 + [affine] * 2)
     assert line.size == ends[-1]
@@ -73,7 +74,7 @@ def split(line: np.ndarray, head_dim_v: int) -> dict[str, np.ndarray]:
 
 
 def gated_group_norm(layer: int, head_dim_v: int) -> dict[str, np.ndarray]:
-    """The same by torch's operators and autograd in float64."""
+    """Computes the same with torch operators and autograd in float64."""
     seed = 1
 
     def random(*shape: int) -> torch.Tensor:
@@ -96,7 +97,9 @@ def gated_group_norm(layer: int, head_dim_v: int) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Of each case: what `plain` gives, and `forward` and `backward` with each number of blocks."""
+    """Returns, for each case, the results of `plain`, and of `forward` and `backward` with each
+    number of blocks.
+    """
     code = {name: text for language, name, text in blocks(PAGE) if language == "cpp"}
     assert list(code) == ["common", "plain", "rows"]
     calls = [
@@ -142,7 +145,7 @@ def test_excerpts_are_verbatim():
     assert len(excerpts) >= 5
     for excerpt in excerpts:
         assert any(" ".join(excerpt.split()) in source for source in sources), excerpt
-    # Nothing else stands in a fence, unchecked.
+    # Every code block of the page is checked.
     assert {language for language, _, _ in blocks(PAGE)} == {"cpp", "cuda"}
     assert PAGE.count("```") == 2 * len(blocks(PAGE))
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/kernels/retention.md and backward.md show works: the C++ computes retention, the
-excerpts are those of the kernels, the counts are those of their headers."""
+"""docs/kernels/retention.md and backward.md are correct: their C++ computes retention, their
+excerpts are those of the kernels, and their counts are those of the headers.
+"""
 
 import math
 import re
@@ -18,7 +19,7 @@ BACKWARD = (ROOT / "docs/kernels/backward.md").read_text()
 BLOCKS = blocks(RETENTION)
 VERSIONS = ("plain", "chunkwise", "tiles")
 TOKENS, HEAD_DIM_QK = 75, 32
-# 32 columns are one slice; 64 are two blocks of `tiles`.
+# 32 columns are one slice, and 64 are two blocks of `tiles`.
 CASES = {"decay": (31 / 32, 32), "two slices": (31 / 32, 64), "gamma = 0": (0.0, 32)}
 SCALE = 0.25
 
@@ -67,7 +68,7 @@ def log_decay(gamma: float) -> float:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
-    """Of each case and version: final state and out, one behind the other."""
+    """Returns, for each case and version, final state and out, concatenated."""
     code = {name: text for language, name, text in BLOCKS if language == "cpp"}
     assert list(code) == ["common", *VERSIONS]
     calls = [
@@ -81,7 +82,7 @@ def results(tmp_path_factory) -> dict[str, dict[str, np.ndarray]]:
 
 
 def retention(gamma: float, head_dim_v: int) -> np.ndarray:
-    """Final state and out in float64, by the sum over all pairs of tokens."""
+    """Returns final state and out in float64, by the sum over all pairs of tokens."""
     seed = 1
 
     def random(rows: int, columns: int) -> np.ndarray:
@@ -120,7 +121,7 @@ def test_excerpts_are_verbatim(page, languages):
     sources = [
         " ".join((ROOT / "kernels/cuda/retention" / name).read_text().split())
         for name in (
-            *("chunkwise/kernel.cuh", "log_decay_grad/kernel.cuh"),
+            *("chunkwise/kernel.cuh", "grad_log_decay/kernel.cuh"),
             *("decay.cuh", "segments.cuh", "tile.cuh"),
         )
     ]
@@ -128,7 +129,7 @@ def test_excerpts_are_verbatim(page, languages):
     assert len(excerpts) >= 2
     for excerpt in excerpts:
         assert any(" ".join(excerpt.split()) in source for source in sources), excerpt
-    # Nothing else stands in a fence, unchecked.
+    # Every code block of the page is checked.
     assert {language for language, _, _ in blocks(page)} == languages
     assert page.count("```") == 2 * len(blocks(page))
 
@@ -195,29 +196,29 @@ int main() {
         assert time in BACKWARD, time
 
 
-def test_counts_of_log_decay_grad_are_those_of_its_header(tmp_path):
+def test_counts_of_grad_log_decay_are_those_of_its_header(tmp_path):
     source = """
 #include <cmath>
 #include <cstdio>
 #include "kernels/cuda/retention/chunkwise/cost_model.h"
-#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
+#include "kernels/cuda/retention/grad_log_decay/cost_model.h"
 using namespace retnet::kernels::cuda;
 int main() {
-  const LogDecayGradTile& tile = kLogDecayGradTiles[2];
+  const GradLogDecayTile& tile = kGradLogDecayTiles[2];
   const ModelDevice& device = kModelDevices[0];
-  const int waves = log_decay_grad_wavefronts(tile).total(), mma = log_decay_grad_mma(tile).total();
+  const int waves = grad_log_decay_wavefronts(tile).total(), mma = grad_log_decay_mma(tile).total();
   std::printf("%d %d %zu\\n", mma, waves, tile.shared_bytes());
   // Of a cycle a chunk, per token and head: 8 slices of 32 heads, in whole turns of the device.
   const double turns = std::ceil(8.0 * 32 / device.limits.multiprocessors);
   const double ns = turns / device.clock_ghz / tile.chunk / 32;
-  const auto l2 = static_cast<double>(log_decay_grad_l2_bytes(tile, 256, 512));
-  const auto memory = static_cast<double>(log_decay_grad_memory_bytes(256, 512));
+  const auto l2 = static_cast<double>(grad_log_decay_l2_bytes(tile, 256, 512));
+  const auto memory = static_cast<double>(grad_log_decay_memory_bytes(256, 512));
   std::printf("%.2f %.2f %.2f %.2f\\n", ns * waves / device.wavefronts_per_cycle,
               ns * mma / device.mma_per_cycle, l2 / device.l2_tbps / 1000,
               memory / device.memory_tbps / 1000);
   // Without the compiler of kernels: what the source asks for, and the limit.
-  const double least = mma + log_decay_grad_others(tile);
-  const double most = mma * (1 + log_decay_grad_max_others_per_mma(tile));
+  const double least = mma + grad_log_decay_others(tile);
+  const double most = mma * (1 + grad_log_decay_max_others_per_mma(tile));
   std::printf("%.2f %.2f\\n", ns * least / device.issue_per_cycle,
               ns * most / device.issue_per_cycle);
 }

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the README says of commands holds: they are targets of the Makefile and run by CI. Its code
-is run by test_docs.py."""
+"""The commands in the README are targets of the Makefile, and CI runs them. test_docs.py runs the
+code of the README.
+"""
 
 import re
 import subprocess
@@ -19,7 +20,7 @@ def test_commands_are_run_by_ci():
         assert re.search(rf"^{command}:", makefile, flags=re.MULTILINE), command
     run_by_ci = set(re.findall(r"\bmake ([a-z][a-z-]*)", ci))
     run_by_test = set(re.search("^test: (.*)$", makefile, flags=re.MULTILINE)[1].split())
-    # Tests run bench, mutate and results; gpu-wheels downloads; newest is one pair of the matrix.
+    # Tests run bench, mutate and results. gpu-wheels downloads. newest runs one pair of the matrix.
     allowed = {"bench", "mutate", "results", "gpu-wheels", "matrix"}
     assert commands - run_by_ci - run_by_test <= allowed
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps of `generate` over the same memory, and when and why they are no CUDA graph. A stand-in
-takes a graph's place: what only a GPU shows is in test_gpu_step.py."""
+"""The steps of `generate` reuse the same memory; when and why they are not a CUDA graph. A stand-in
+replaces the graph. test_gpu_step.py tests what only a GPU shows.
+"""
 
 import logging
 from itertools import islice
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import retnet.cpp
 from retnet import _decoding_step, generation
-from retnet._decoding_step import WARM_UP, DecodingStep, graph_refusal
+from retnet._decoding_step import WARM_UP, DecodeStep, graph_unsupported_reason
 from retnet.generation import generate, stream
 from retnet.nn import RetNetForCausalLM
 from support.cases.nn import each_variant, make_config, make_model, random_ids
@@ -65,7 +66,9 @@ def recorder(monkeypatch) -> Recorder:
 
 
 def eager_logits(model, prompt, tokens):
-    """Of each token of [N, T], by plain calls of the model, and the state behind them."""
+    """Returns the logits of each token of [N, T], by plain calls of the model, and the last
+    state.
+    """
     with torch.no_grad():
         state, logits = model(prompt).state, []
         for t in range(tokens.shape[1]):
@@ -77,7 +80,9 @@ def eager_logits(model, prompt, tokens):
 
 @pytest.mark.parametrize("make", [lambda model: model, None], ids=["nn", "cpp"])
 def test_steps_are_plain_calls(make, recorder):
-    """Also from the recorded one on; and each is given in the memory of the last."""
+    """This also holds for the steps from the recorded one on. Each step runs in the memory of the
+    last.
+    """
     model = make_model()
     if make is None:
         twin = retnet.cpp.RetNetForCausalLM(model.config)
@@ -87,7 +92,7 @@ def test_steps_are_plain_calls(make, recorder):
     expected, state = eager_logits(model, prompt, tokens)
     with torch.no_grad():
         own = model(prompt).state
-        step = DecodingStep(model, own)
+        step = DecodeStep(model, own)
         for t in range(7):
             logits = step(tokens[:, t : t + 1])
             assert torch.equal(logits, expected[t]), t
@@ -137,13 +142,13 @@ def test_the_reason_is_logged_once(recorder, caplog):
     ]
 
 
-# What reads a tensor's values on the host, or has an output whose shape they decide.
+# Operators that read the values of a tensor on the host, or whose output shape depends on them.
 READS = {"aten::item", "aten::_local_scalar_dense", "aten::is_nonzero", "aten::nonzero"}
 READS |= {"aten::masked_select", "aten::unique", "aten::repeat_interleave"}
 
 
 def operators(call) -> set[str]:
-    """All that are called, those inside operators and C++ modules too."""
+    """Records all operators that are called, also inside operators and C++ modules."""
     with profile() as recorded, torch.no_grad():
         call()
     return {event.key for event in recorded.key_averages()}
@@ -154,7 +159,7 @@ def test_a_step_reads_nothing_on_the_host(changes):
     model = make_model(torch.float32, **changes)
     for each in (model, retnet.cpp.RetNetForCausalLM(model.config)):
         with torch.no_grad():
-            step = DecodingStep(each, each(random_ids(2, 5)).state)
+            step = DecodeStep(each, each(random_ids(2, 5)).state)
         names = operators(lambda step=step: step(random_ids(2, 1)))
         assert "retnet::multi_scale_retention_step" in names
         assert not names & READS
@@ -167,7 +172,7 @@ def test_reading_would_show():
 
 
 def test_checks_of_the_logits_read_and_steps_between_do_not(monkeypatch):
-    """Where reading would wait, as on CUDA."""
+    """This is tested as on CUDA, where reading would wait."""
     monkeypatch.setattr(generation, "_is_synchronous", lambda device: False)
     tokens = stream(make_model(), random_ids(1, 4), max_new_tokens=9, **GREEDY)
     assert operators(lambda: next(tokens)) & READS
@@ -176,7 +181,7 @@ def test_checks_of_the_logits_read_and_steps_between_do_not(monkeypatch):
 
 
 class Devices(TorchDispatchMode):
-    """Of all tensors that operators take and give."""
+    """Records the devices of all tensors that operators take and return."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,7 +199,7 @@ class Devices(TorchDispatchMode):
 def test_a_step_copies_nothing_from_the_host(changes):
     config = make_config(**changes)
     model = RetNetForCausalLM(config, device="meta")
-    step = DecodingStep(model, config.make_state(2, device="meta"))
+    step = DecodeStep(model, config.make_state(2, device="meta"))
     ids = torch.zeros(2, 1, dtype=torch.int64, device="meta")
     with torch.no_grad(), Devices() as devices:
         step(ids)
@@ -205,11 +210,11 @@ def test_a_step_copies_nothing_from_the_host(changes):
 
 
 class Adapted(nn.Linear):
-    """As LoRA puts in a Linear's place."""
+    """Takes the place of a Linear, as LoRA modules do."""
 
 
 class Wrapped(torch.Tensor):
-    """As DTensors and quantised weights are."""
+    """A tensor subclass, like DTensors and quantised weights."""
 
 
 def replace_child(model):
@@ -230,7 +235,7 @@ def wrap(model):
     model.lm_head.register_buffer("held", weight.detach().as_subclass(Wrapped))
 
 
-REFUSALS = {
+UNSUPPORTED = {
     "hook": (
         lambda model: model.norm.register_forward_hook(lambda *_: None),
         "module norm has forward hooks, which a graph would not run",
@@ -250,22 +255,24 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize(("change", "reason"), REFUSALS.values(), ids=REFUSALS)
-def test_refusals(change, reason):
+@pytest.mark.parametrize(("change", "reason"), UNSUPPORTED.values(), ids=UNSUPPORTED)
+def test_unsupported_reason(change, reason):
     model = make_model()
-    assert graph_refusal(model, CPU) is None
-    assert graph_refusal(retnet.cpp.RetNetForCausalLM(model.config), CPU) is None
+    assert graph_unsupported_reason(model, CPU) is None
+    assert graph_unsupported_reason(retnet.cpp.RetNetForCausalLM(model.config), CPU) is None
     change(model)
-    assert graph_refusal(model, CPU) == reason
+    assert graph_unsupported_reason(model, CPU) == reason
 
 
-def test_refusals_of_the_moment():
+def test_unsupported_reason_of_the_moment():
     model = make_model()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert graph_refusal(model, CPU).startswith("autocast is on")
+        assert graph_unsupported_reason(model, CPU).startswith("autocast is on")
     hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
-        assert graph_refusal(model, CPU).startswith("there are forward hooks of all modules")
+        assert graph_unsupported_reason(model, CPU).startswith(
+            "there are forward hooks of all modules"
+        )
     finally:
         hook.remove()
-    assert graph_refusal(model, CPU) is None
+    assert graph_unsupported_reason(model, CPU) is None

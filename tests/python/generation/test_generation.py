@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.generation: greedy and drawn text, stop tokens, prompts of unequal length, errors."""
+"""retnet.generation: greedy and sampled text, stop tokens, prompts of unequal length, errors."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def same(texts, others):
 
 
 def ranks(model, text, prompt):
-    """Place of each written token by the logits of the whole text; 0 is the likeliest."""
+    """Returns the rank of each new token by the logits of the whole text; 0 is the most likely."""
     order = model(text[None]).logits[0].argsort(-1, descending=True).argsort(-1)
     return order[prompt - 1 : -1].gather(-1, text[prompt:, None])
 
@@ -38,7 +38,7 @@ def test_greedy_text_is_the_argmax_of_the_whole():
         assert text.shape == (len(prompt) + 12,) and text.dtype == torch.int64
         assert torch.equal(text[: len(prompt)], prompt)
         assert not ranks(model, text, len(prompt)).any()
-        # Alone, and beside one of its own length, it is the same text.
+        # A prompt gives the same text alone and beside another prompt of its length.
         for group in ([prompt], torch.stack([prompt, prompt]), [prompt.int()]):
             alone = generate(model, group, max_new_tokens=12, **GREEDY)
             assert same(alone, [text] * len(group))
@@ -75,7 +75,7 @@ def test_top_p_draws_from_the_smallest_set_that_reaches_it():
             likelier = row[row > row[token]].sum()
             assert likelier < top_p  # the set without the token does not reach it
             seen = max(seen, likelier.item())
-        assert seen > top_p / 2  # and less likely ones are drawn too
+        assert seen > top_p / 2  # and less likely ones are sampled too
 
 
 def test_a_text_ends_with_its_first_stop_token():
@@ -87,7 +87,7 @@ def test_a_text_ends_with_its_first_stop_token():
         written = whole[len(prompt) :].tolist()
         end = written.index(stops[0]) + 1 if stops[0] in written else len(written)
         assert torch.equal(text, whole[: len(prompt) + end])
-    # A stop token in the prompt ends nothing; when all have ended, nothing more is drawn.
+    # A stop token in the prompt ends nothing. When all texts have ended, nothing more is sampled.
     again = generate(model, [texts[0]], max_new_tokens=3, **GREEDY, stop_tokens=stops)
     assert len(again[0]) > len(texts[0])
     drawn = list(stream(model, prompts, max_new_tokens=30, **GREEDY, stop_tokens=range(13)))
@@ -98,14 +98,16 @@ def test_a_text_ends_with_its_first_stop_token():
 
 
 def model_with_logits(change):
-    """A model whose logits [.., vocab] of each call `change(logits, calls before)` replaces."""
+    """Returns a model that replaces the logits [.., vocab] of each call by `change(logits, calls
+    before)`.
+    """
     model, calls = make_model(), itertools.count()
     model.lm_head.register_forward_hook(lambda *args: change(args[2].clone(), next(calls)))
     return model
 
 
 def set_logit(value, token=slice(None), first=0):
-    """Changes one logit, or all, from the call `first` on."""
+    """Returns a function that changes one logit, or all, from the call `first` on."""
 
     def change(logits, call):
         if call >= first:
@@ -136,7 +138,7 @@ def test_logits_that_are_not_finite(change, value, way):
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_the_prompt_is_named(way):
-    """By the generate of C++ too."""
+    """The error names the prompt, also in the C++ generate."""
     model = make_model()
     with torch.no_grad():
         model.embed_tokens.weight[5] = math.nan
@@ -160,10 +162,10 @@ def test_a_token_may_be_banned(way):
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("first, given", [(0, 0), (1, 64), (70, 128), (129, 140)])
 def test_checks_that_would_wait_come_seldom(first, given, way, monkeypatch):
-    """As on CUDA: the first step and every 64th is checked at once, the others by then."""
+    """As on CUDA, the first step and every 64th are checked at once, and the others by then."""
     monkeypatch.setattr(generation, "_is_synchronous", lambda device: False)
     if "stop_tokens" in way:
-        given = first  # those wait at every step anyway
+        given = first  # stop tokens wait at every step anyway
     model = model_with_logits(set_logit(math.nan, 3, first))
     tokens = stream(model, random_ids(1, 3), max_new_tokens=140, **way)
     assert len(list(itertools.islice(tokens, given))) == given

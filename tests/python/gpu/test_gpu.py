@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU shows, of forward and backward: the host waits for nothing, calls stay on their
-stream and device, CUDA graphs hold them, offsets are 64 bits wide, and what runs the kernels is as
-much at home in autocast and torch.compile as the rest. Skipped where there is none."""
+"""What only a GPU shows, forward and backward. The tests are skipped if there is no GPU.
+
+The host does not wait, calls stay on their stream and device, CUDA graphs capture them, offsets
+have 64 bits, and calls that run the kernels work in autocast and torch.compile.
+"""
 
 import math
 from collections.abc import Callable
@@ -41,7 +43,7 @@ class Call:
     options: dict = field(default_factory=dict)
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Outputs and, of a step, the state that it has updated in place."""
+        """Returns the outputs and, for a step, the state that it updated in place."""
         out = getattr(ops, self.op)(**inputs, **self.options)
         state = (inputs["state"],) if "state" in inputs else ()
         return (*(out if isinstance(out, tuple) else (out,)), *state)
@@ -96,12 +98,12 @@ every_kernel = parametrize("call", WITH_KERNEL.values(), ids=WITH_KERNEL.keys())
 
 
 def leaves_of(inputs: Inputs) -> Inputs:
-    """Copies that ask for gradients, where the operator has any."""
+    """Returns copies that require gradients if the operator has any."""
     return clones(inputs) if "state" in inputs else ask(inputs)
 
 
 def run(call: Call, leaves: Inputs) -> tuple[Tensor, ...]:
-    """Outputs and, for gradients of ones, the gradients."""
+    """Returns the outputs and the gradients for output gradients of ones."""
     outputs = call(leaves)
     wanted = list(asking(leaves).values())
     incoming = [torch.ones_like(x) for x in outputs] if wanted else []
@@ -122,8 +124,10 @@ def test_the_kernel_runs(call, gpu):
 @pytest.mark.not_poisoned
 @parametrize("bounds", [None, [0, 70, 70, 71, 500]], ids=["whole", "packed"])
 def test_gradient_of_log_decay(bounds, gpu):
-    """By its kernel, in one launch, for which the host does not wait; as the composite's, here and
-    in float64 on the CPU, over heads of one gamma: a single sum may cancel."""
+    """Its kernel is one launch, and the host does not wait for it. The gradient agrees with the
+    composite on the GPU and in float64 on the CPU. All heads have one gamma and are compared
+    together, because a single sum may cancel.
+    """
     B, N, H = (2, 2, 16) if bounds is None else (1, len(bounds) - 1, 16)
     decays = [math.log1p(-1 / 64)] * H
     inputs = make_inputs(B, 500, H, 64, 128, dtype=HALF, num_states=N, log_decay=decays, device=gpu)
@@ -141,7 +145,7 @@ def test_gradient_of_log_decay(bounds, gpu):
         with torch.profiler.profile() as profile:
             (grad,) = torch.autograd.grad(outputs, leaves["log_decay"], incoming)
             torch.cuda.synchronize()
-        launched.extend(e.name for e in profile.events() if "log_decay_grad_kernel" in e.name)
+        launched.extend(e.name for e in profile.events() if "grad_log_decay_kernel" in e.name)
         return grad.double().cpu()
 
     composite, expected = gradient(leaves, "recurrent"), gradient(exact(leaves))
@@ -157,7 +161,9 @@ def test_gradient_of_log_decay(bounds, gpu):
 @parametrize("style", STYLES)
 @parametrize("strides", [torch.clone, strided], ids=["contiguous", "strided"])
 def test_rotary_is_one_launch(style, strides, gpu):
-    """Of q and k together, forwards and backwards; rows between accesses are copied first."""
+    """One launch rotates q and k, forward and backward. Rows that are not aligned are copied
+    first.
+    """
     inputs = rotary_inputs(Dk=64, dtype=HALF, device=gpu)
     inputs |= {name: strides(inputs[name]).requires_grad_() for name in "qk"}
     outputs = ops.rotary(**inputs, style=style)
@@ -187,7 +193,7 @@ def test_the_host_waits_for_nothing(call, gpu):
 
 
 def test_without_a_kernel_packed_sequences_are_waited_for(gpu):
-    """As documented; and so the check above sees what it is to see."""
+    """This is documented. It also shows that the check above can fail."""
     inputs = packed(gpu)
     with pytest.raises(RuntimeError, match="synchroniz"), waiting_raises():
         ops.retention(**inputs, form="recurrent")
@@ -195,7 +201,7 @@ def test_without_a_kernel_packed_sequences_are_waited_for(gpu):
 
 @every_call
 def test_runs_on_the_current_stream(call, gpu):
-    """Its inputs arrive late there: a kernel on another stream would find zeros."""
+    """The inputs arrive late on that stream, so a kernel on another stream would read zeros."""
     inputs = call.make(device=gpu)
     expected = run(call, leaves_of(inputs))
     late = {name: torch.zeros_like(x) for name, x in inputs.items()}
@@ -211,7 +217,7 @@ def test_runs_on_the_current_stream(call, gpu):
 
 @every_call
 def test_on_another_device_than_the_current_one(call, gpu):
-    """The same bits there, and the current device stays the current one."""
+    """The other device gives the same bits, and the current device does not change."""
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU")
     if torch.cuda.get_device_name(0) != torch.cuda.get_device_name(1):
@@ -226,7 +232,9 @@ def test_on_another_device_than_the_current_one(call, gpu):
 
 @every_kernel
 def test_autocast(call, gpu):
-    """float32 tokens are cast: the bits of the call with cast ones, and gradients in float32."""
+    """float32 tokens are cast. The call gives the bits of a call with cast tokens, and gradients in
+    float32.
+    """
     half = leaves_of(call.make(device=gpu))
     expected = run(call, half)
     full = {n: x.detach().float() if x.dtype == HALF else x.detach() for n, x in half.items()}
@@ -253,7 +261,9 @@ def test_autocast(call, gpu):
     ],
 )
 def test_compile(name, backend, gpu):
-    """One graph, forward and backward. inductor is slow to start: two stand for the others."""
+    """Forward and backward are one graph. inductor starts slowly, so two operators represent the
+    others.
+    """
     torch._dynamo.reset()
     call = WITH_KERNEL[name]
     inputs = call.make(device=gpu)
@@ -274,8 +284,9 @@ def test_double_backward_raises(call, gpu):
 
 @every_call
 def test_cuda_graph(call, gpu):
-    """A captured call gives the same bits as a plain one for new values in the same memory: other
-    bounds, slots and positions too."""
+    """A captured call gives the same bits as a plain one for new values in the same memory, also
+    for new bounds, slots and positions.
+    """
     sources = [call.make(device=gpu, seed=seed) for seed in (1, 0)]
     for name, x in sources[1].items():
         if name in ("positions", "slots"):
@@ -298,7 +309,7 @@ def test_cuda_graph(call, gpu):
 
 
 def test_a_graph_of_a_step_decodes(gpu):
-    """Replayed, it goes on from the state that the last replay left."""
+    """Each replay continues from the state that the last one left."""
     call = CALLS["fused"]
     tokens = [call.make(device=gpu, seed=seed) for seed in range(4)]
     inputs, state = clones(tokens[0]), tokens[0]["state"].clone()
@@ -317,7 +328,7 @@ def test_a_graph_of_a_step_decodes(gpu):
 
 @pytest.fixture(params=[pytest.param("large", marks=pytest.mark.large_memory)])
 def large(gpu: torch.device) -> Tensor:
-    """[1, T, 4, 64] of more than 2^31 elements."""
+    """Returns a tensor [1, T, 4, 64] of more than 2^31 elements."""
     if torch.cuda.mem_get_info(gpu)[0] < 40 << 30:
         pytest.skip("a GPU with less than 40 GB free")
     return torch.randn(1, 2**31 // (4 * 64) + 1024, 4, 64, dtype=HALF, device=gpu)
@@ -325,14 +336,16 @@ def large(gpu: torch.device) -> Tensor:
 
 @pytest.mark.not_poisoned
 def test_retention_of_more_than_2_31_elements(large, gpu):
-    """At its end as a call on the last tokens, of which 256 are forgotten; and at its start."""
+    """The result is right at the start. At the end it equals a call on the last tokens, because a
+    token is forgotten after 256 others.
+    """
     assert large.numel() > 2**31
     log_decay = torch.tensor([-0.5, -1.0, -2.0, -0.7], device=gpu)
     assert ops.retention_plan(large, large, large, log_decay).implementation == "kernel"
     out, state = ops.retention(large, large, large, log_decay)
     end = large[:, -512:].clone()
     expected, expected_state = ops.retention(end, end, end, log_decay)
-    both = {"dtype": HALF, "factor": 2}  # two results, each within the table
+    both = {"dtype": HALF, "factor": 2}  # two results are compared, each within the table
     assert_close_to_reference(out[:, -256:], expected[:, -256:].double(), **both)
     assert_close_to_reference(state, expected_state.double(), **both)
     start = large[:, :512].clone()
@@ -361,8 +374,10 @@ def test_norm_of_more_than_2_31_elements(large):
 
 @pytest.mark.not_poisoned
 def test_gradients_of_retention_of_more_than_2_31_elements(large, gpu):
-    """At its start and its end as those of a call on the tokens there. 256 tokens on, a token is
-    forgotten: by dq of those after it, by dk and dv of those before."""
+    """At the start and at the end, the gradients are those of a call on the tokens there. A token
+    is forgotten after 256 others: dq of later tokens and dk, dv of earlier tokens do not depend on
+    it.
+    """
     log_decay = torch.tensor([-0.5, -1.0, -2.0, -0.7], device=gpu)
 
     def grads(x: Tensor) -> tuple[Tensor, ...]:

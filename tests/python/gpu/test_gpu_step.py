@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What only a GPU shows of decoding: the step's kernel on the shapes of models, and `generate` by a
-CUDA graph. Skipped where there is none. What every operator does on a GPU is in test_gpu.py."""
+"""What only a GPU shows of decoding: the decode-step kernel on the shapes of models, and `generate`
+by a CUDA graph. The tests are skipped if there is no GPU. test_gpu.py tests what every operator
+does on a GPU.
+"""
 
 import itertools
 import math
@@ -10,7 +12,7 @@ import torch
 
 import retnet.cpp
 from retnet import RetNetConfig, _decoding_step
-from retnet._decoding_step import WARM_UP, DecodingStep
+from retnet._decoding_step import WARM_UP, DecodeStep
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
 from retnet.ops import multi_scale_retention_step, retention_step
@@ -24,7 +26,7 @@ from support.tolerances import assert_close_to_reference
 parametrize = pytest.mark.parametrize
 HALF = torch.bfloat16
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-# The paper's heads; torchscale's presets, whose rows are of 8 bytes; rows that are not of 16.
+# The heads of the paper, torchscale's presets with rows of 8 bytes, and rows that are not of 16.
 SHAPES = [(2, 3, 256, 512), (3, 2, 64, 428), (2, 2, 128, 432), (2, 2, 34, 63), (1, 1, 1024, 1024)]
 
 
@@ -71,7 +73,7 @@ def test_states_of_any_strides(view, gpu):
 
 
 def test_a_row_has_the_same_bits_in_any_batch(gpu):
-    """However many blocks share its head."""
+    """This holds however many blocks share a head."""
     inputs = fused_inputs(200, 4, 256, 512, dtype=HALF, device=gpu)
     rows = ("q", "k", "v", "gate", "state", "positions")
     alone = {n: x[7:8].clone() if n in rows else x for n, x in inputs.items()}
@@ -83,7 +85,7 @@ def test_a_row_has_the_same_bits_in_any_batch(gpu):
 
 
 def test_clusters_in_a_graph(gpu):
-    """Of one row, whose heads are shared by blocks of a cluster."""
+    """The graph decodes one row, and the blocks of a cluster share its heads."""
     inputs = fused_inputs(1, 2, 256, 512, dtype=HALF, device=gpu)
     state = inputs["state"].clone()
     expected = [multi_scale_retention_step(**inputs, eps=EPS).clone() for _ in range(3)]
@@ -109,7 +111,7 @@ def test_a_slot_past_the_end_touches_nothing(slot, gpu):
 
 @pytest.fixture
 def recordings(monkeypatch) -> list[int]:
-    """Holds an item for each graph that was recorded."""
+    """Returns a list with an item for each graph that was recorded."""
     made: list[int] = []
     record = _decoding_step.record
 
@@ -154,7 +156,7 @@ def test_a_recorded_step_is_an_eager_one(switches, dtype, recordings, monkeypatc
 def test_replays_wait_for_nothing(recordings, gpu):
     model = gpu_model(gpu)
     with torch.no_grad():
-        step = DecodingStep(model, model(random_ids(4, 5).to(gpu)).state)
+        step = DecodeStep(model, model(random_ids(4, 5).to(gpu)).state)
         ids = random_ids(4, 1).to(gpu)
         for _ in range(WARM_UP + 1):
             step(ids)
@@ -179,7 +181,7 @@ def test_a_hook_keeps_the_steps_eager(recordings, caplog, gpu):
 
 @pytest.mark.not_poisoned
 def test_a_step_that_waits_is_not_recorded(recordings, monkeypatch, caplog, gpu):
-    """The failure while recording leaves the state as it was and the device in order."""
+    """A failed recording leaves the state unchanged and the device usable."""
     model = gpu_model(gpu)
     prompts = random_ids(2, 5).to(gpu)
     expected = generate(model, prompts, max_new_tokens=20, temperature=0)
@@ -199,7 +201,7 @@ def test_a_step_that_waits_is_not_recorded(recordings, monkeypatch, caplog, gpu)
 
 @pytest.mark.not_poisoned
 def test_generate_of_cpp(gpu):
-    """By a graph of C++'s own; and by Python's of a C++ model."""
+    """C++ generate records its own graph, and Python generate records one of a C++ model."""
     model = gpu_model(gpu)
     twin = retnet.cpp.RetNetForCausalLM(model.config, device=gpu, dtype=HALF)
     twin.load_state_dict(model.state_dict())
@@ -215,7 +217,7 @@ def test_generate_of_cpp(gpu):
 @pytest.mark.not_poisoned
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"seed": 0}, {"top_p": 0.5}])
 def test_logits_that_are_not_finite(options, gpu):
-    """An error of one call, after which the device is as usable as before."""
+    """One call raises an error, and the device stays usable."""
     model = gpu_model(gpu)
     twin = retnet.cpp.RetNetForCausalLM(model.config, device=gpu, dtype=HALF)
     twin.load_state_dict(model.state_dict())
@@ -237,7 +239,7 @@ def test_logits_that_are_not_finite(options, gpu):
 
 @pytest.mark.not_poisoned
 def test_the_small_models_of_the_other_tests(gpu):
-    """Heads so narrow that rows of the state are not of 16 bytes."""
+    """The heads are so narrow that rows of the state are not of 16 bytes."""
     model = make_model().to(gpu)
     prompts = random_ids(2, 5).to(gpu)
     texts = generate(model, prompts, max_new_tokens=30, temperature=0)

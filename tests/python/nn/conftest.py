@@ -8,6 +8,6 @@ import retnet.nn.loss as module
 
 @pytest.fixture
 def short(monkeypatch):
-    """Chunks of 12 tokens at most."""
+    """Limits chunks to 12 tokens."""
     monkeypatch.setattr(module, "_LOGITS", 0)
     monkeypatch.setattr(module, "_TOKENS", 12)

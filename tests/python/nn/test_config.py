@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RetNetConfig: values, errors, presets, JSON, the state it makes."""
+"""RetNetConfig: values, errors, presets, JSON, and the state that it makes."""
 
 import dataclasses
 import json

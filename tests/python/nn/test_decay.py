@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A learnable decay at every value of its parameter, and constants wherever a model is made."""
+"""A learnable decay works at every value of its parameter, and constants are right however a model
+is made.
+"""
 
 import copy
 import io
@@ -21,7 +23,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 def raws(model):
-    """The parameters of all layers, each [3]."""
+    """Returns the parameters of all layers, each [3]."""
     return [p for name, p in model.named_parameters() if name.endswith("retention.log_decay_raw")]
 
 
@@ -66,7 +68,7 @@ def test_every_raw_gives_an_ln_gamma_in_range_and_a_finite_gradient(configured, 
     layer.log_decay_raw = torch.nn.Parameter(torch.tensor(RAWS, dtype=dtype))
     log_decay = layer.log_decay
     assert log_decay.dtype == torch.float32
-    # The operator gives 0 where gamma is 0. 0.3 times the least float32 would be 0 in float32.
+    # The operator gives 0 where gamma is 0. 0.3 times the smallest float32 would be 0 in float32.
     log_decay.backward(torch.where(log_decay == -INF, 0.0, GRADIENT))
     rounded = torch.tensor(configured).item()  # as the configuration gives it
     for raw, value, grad in zip(
@@ -92,7 +94,7 @@ def test_every_raw_gives_an_ln_gamma_in_range_and_a_finite_gradient(configured, 
 @each_kind
 @pytest.mark.parametrize("decay", ["power2", "linspace", (-0.5, 0.0, -1e308)], ids=str)
 def test_the_initial_decay_is_the_configuration_s_bit_by_bit(kind, decay):
-    """Logits are those of the model whose decay is not learnable."""
+    """The logits are those of the model whose decay is not learnable."""
     ids, logits = random_ids(2, 20), []
     for learnable in (False, True):
         torch.manual_seed(0)
@@ -155,7 +157,7 @@ def test_an_average_of_an_end_and_a_value_is_a_value():
 @pytest.mark.parametrize("form", ["chunkwise", "parallel", "recurrent"])
 @pytest.mark.parametrize("decay_norm", [False, True])
 def test_gradients_at_both_ends_and_next_to_them(kind, form, decay_norm):
-    """ln gamma: -inf, 0, -1e-38, -1e-10, -1e30, -0.1, and -inf by overflow."""
+    """ln gamma is -inf, 0, -1e-38, -1e-10, -1e30, -0.1, and -inf by overflow."""
     decay = (-0.5, -0.5, -1e-38, -1e-10, -1e30, -0.1, -1e38)
     config = make_config(
         num_heads=7, decay=decay, decay_norm=decay_norm, learnable_decay=True, num_layers=1
@@ -191,7 +193,7 @@ OLD = {
 
 
 def old_state(state, values):
-    """A state dict whose layers hold ln gamma under the key of older versions."""
+    """Returns a state dict whose layers hold ln gamma under the key of older versions."""
     raw = "retention.log_decay_raw"
     return {
         name.removesuffix("_raw") if name.endswith(raw) else name: torch.tensor(values)
@@ -220,7 +222,7 @@ def test_an_old_state_dict_is_converted(kind, values, decay):
                 assert got == want and abs(raw) == LIMIT
             else:
                 exact = math.log(want / expected_reference(configured))
-                # never an end, in bfloat16 neither
+                # never an end of the range, not even in bfloat16
                 assert raw == torch.tensor(max(-79.5, min(exact, 79.5))).item()
                 limited = abs(raw) == 79.5
                 assert limited or got == pytest.approx(want, rel=2.0**-23 * (1 + abs(raw)))
@@ -266,7 +268,9 @@ def from_assigned(model):
 
 
 def from_filled(model):
-    """As accelerate does it: each tensor by itself, buffers by garbage."""
+    """Makes a model as accelerate does: each tensor is set by itself, and buffers start as
+    garbage.
+    """
     made = RetNetForCausalLM(model.config, device="meta")
     for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
         path, _, leaf = name.rpartition(".")
@@ -366,7 +370,7 @@ def test_constants_follow_the_device():
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("moved", [False, True])
 def test_the_first_call_makes_no_constants(learnable, moved, monkeypatch):
-    """A CUDA graph may record it."""
+    """Otherwise a CUDA graph could not record it."""
     model = make_model(torch.float32, learnable_decay=learnable)
     if moved:
         weights = model.state_dict()
@@ -380,7 +384,9 @@ def test_the_first_call_makes_no_constants(learnable, moved, monkeypatch):
 @pytest.mark.not_poisoned
 @pytest.mark.parametrize("warm, learnable", [(False, False), (True, True)], ids=["cold", "warm"])
 def test_constants_in_graphs(warm, learnable, tmp_path):
-    """compile, export (strict or not), save and load, before and after the first eager call."""
+    """The constants survive compile, export (strict or not), save and load, before and after the
+    first eager call.
+    """
     model = make_model(torch.float32, learnable_decay=learnable, num_layers=1).eval()
     ids = random_ids(2, 9)
     expected = model(ids).logits

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model inside DistributedDataParallel or FSDP, and a sequence cut into parts."""
+"""A model works inside DistributedDataParallel and FSDP, and on a sequence that is cut into
+parts.
+"""
 
 import copy
 
@@ -43,7 +45,7 @@ def test_data_parallel_gradients(one_process, head, monkeypatch):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("checkpoint_layers", [False, True])
 def test_data_parallel_hooks(one_process, options, tied, checkpoint_layers, monkeypatch):
-    """The hook of the head's weight runs once for each backward pass, no_sync ones too."""
+    """The hook of the head weight runs once for each backward pass, also under no_sync."""
     monkeypatch.setattr(retnet.nn.loss, "_LOGITS", 0)
     monkeypatch.setattr(retnet.nn.loss, "_TOKENS", 6)
     ids, plain, model = random_ids(2, 9), *(make_model(tie_embeddings=tied) for _ in range(2))
@@ -66,8 +68,9 @@ def test_data_parallel_hooks(one_process, options, tied, checkpoint_layers, monk
 @pytest.mark.parametrize("unit", ["model", "head", "norm and head", "hooked head"])
 @pytest.mark.parametrize("checkpoint_layers", [False, True])
 def test_fully_sharded_gradients(one_process, unit, checkpoint_layers, monkeypatch):
-    """FSDP2 reduces the gradient of the head's weight once, whatever unit the head belongs to. A
-    unit of its own keeps the chunks: three, called twice."""
+    """FSDP2 reduces the gradient of the head weight once, whatever unit the head belongs to. If the
+    head is a unit of its own, the chunks remain: three, each called twice.
+    """
     monkeypatch.setattr(retnet.nn.loss, "_LOGITS", 0)
     monkeypatch.setattr(retnet.nn.loss, "_TOKENS", 6)
     ids, plain, model = random_ids(2, 9), make_model(), make_model()
@@ -117,7 +120,9 @@ def fsdp2(model):
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("shard", [fsdp1, fsdp1_with_names, fsdp2], ids=lambda f: f.__name__)
 def test_fully_sharded_in_bfloat16(one_process, shard, learnable, tmp_path):
-    """The logits of the model in bfloat16: constants stay float32. Saving says what to do."""
+    """The logits are those of the model in bfloat16, because constants stay float32. Saving raises
+    an error that says what to do.
+    """
     model, ids = make_model(torch.float32, learnable_decay=learnable), random_ids(2, 9)
     rounded = copy.deepcopy(model).bfloat16()
     for name, parameter in rounded.named_parameters():
@@ -127,7 +132,7 @@ def test_fully_sharded_in_bfloat16(one_process, shard, learnable, tmp_path):
     assert torch.equal(sharded(ids).logits, rounded(ids).logits)
     sharded(ids, labels=ids).loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in sharded.parameters())
-    if shard is not fsdp1_with_names:  # whose parameters are whole in a group of one
+    if shard is not fsdp1_with_names:  # its parameters are whole in a group of one
         for save in (sharded.save, getattr(sharded, "module", sharded).save):
             with pytest.raises(ValueError, match=r"^[^\n]*: weights are sharded; .*[^\n]*$"):
                 save(tmp_path)
@@ -139,7 +144,9 @@ def test_fully_sharded_in_bfloat16(one_process, shard, learnable, tmp_path):
 
 
 def test_a_part_of_a_matrix_is_not_saved(one_process, tmp_path):
-    """What FSDP gives on one of several processes with use_orig_params: names, but flat parts."""
+    """With use_orig_params, FSDP gives each of several processes the names of the parameters, but
+    flat parts.
+    """
     model = make_model()
     state = {name: tensor.flatten()[::2] for name, tensor in model.state_dict().items()}
     with pytest.raises(ValueError, match="weights are sharded"):

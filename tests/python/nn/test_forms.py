@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Forms, states and packed sequences of a model, and its loss."""
+"""The forms, states and packed sequences of a model agree, as does its loss."""
 
 import pytest
 import torch

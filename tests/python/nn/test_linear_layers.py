@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Linear layers that call retnet.ops.linear, in Python and in C++: where they do, and so that
-hooks, subclasses and replaced modules count."""
+"""The Linear layers that call retnet.ops.linear, in Python and in C++: when they call it, and that
+hooks, subclasses and replaced modules still take effect.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -46,7 +47,9 @@ def seen(call, *args, **options) -> tuple[int, int]:
     return mode.steps, mode.products
 
 
-LINEARS = 2 * 7 + 1  # of the small model: 2 layers of 5 in retention and 2 in the FFN, and the head
+LINEARS = (
+    2 * 7 + 1
+)  # the small model has 2 layers, each with 5 in retention and 2 in the FFN, and the head
 
 
 @parametrize("tied", [False, True])
@@ -80,14 +83,14 @@ def test_same_bits_in_python_and_cpp(rows, tied):
 
 
 class Doubled(nn.Linear):
-    """As LoRA puts in a Linear's place."""
+    """Takes the place of a Linear, as LoRA modules do."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
 
 
 class Wrapped(Tensor):
-    """As DTensors and quantised weights are."""
+    """A tensor subclass, like DTensors and quantised weights."""
 
 
 @torch.no_grad()
@@ -114,8 +117,9 @@ def test_hooks_subclasses_and_replacements_count():
 @pytest.mark.not_poisoned
 @torch.no_grad()
 def test_compiled_and_exported_steps():
-    """A compiled step takes retnet's, for any batch, as does one exported with strict=True; else
-    an exported one is torch's alone."""
+    """A compiled step calls retnet's operator for any batch, as does one exported with strict=True.
+    Any other exported step calls only torch's linear.
+    """
     model = make_model(BF16).eval()
     kinds = []
 
@@ -162,7 +166,9 @@ def test_the_cpp_layer_alone():
 
 @parametrize("tied", [False, True])
 def test_same_bits_in_python_and_cpp_by_onednn(tied, onednn):
-    """Logits, the loss and its gradients, of more tokens than a chunk of the loss takes."""
+    """The logits, the loss and its gradients agree for more tokens than a chunk of the loss
+    holds.
+    """
     sizes = {
         "embed_dim": 256,
         "key_dim": 256,
@@ -175,7 +181,7 @@ def test_same_bits_in_python_and_cpp_by_onednn(tied, onednn):
     with torch.no_grad():
         same(other(ids).logits, model(ids).logits)
     calls = {m: seen(lambda m=m: m(ids, labels=ids).loss.backward()) for m in (model, other)}
-    # The head in two chunks; and as many gradients of x, beside those of the weights.
+    # The head runs in two chunks. There are as many gradients of x, besides those of the weights.
     assert calls[model] == calls[other] == (2 * (LINEARS + 1), LINEARS + 1)
     for mine, its in zip(other.parameters(), model.parameters(), strict=True):
         same(mine.grad, its.grad)
@@ -183,7 +189,7 @@ def test_same_bits_in_python_and_cpp_by_onednn(tied, onednn):
 
 @pytest.mark.not_poisoned
 def test_compiled_training_is_torchs(onednn):
-    """In float32 the compiler has products of its own to choose from."""
+    """In float32 the compiler can choose among products of its own."""
     layer, x = Linear(256, 256, dtype=torch.float32), normal(128, 256, dtype=torch.float32)
     assert by_onednn(layer(x))
     torch._dynamo.reset()
@@ -193,7 +199,7 @@ def test_compiled_training_is_torchs(onednn):
 
 @torch.no_grad()
 def test_what_torchs_linear_takes_too(onednn):
-    """Nested tensors, and the function a weight of one row."""
+    """Nested tensors work, and the function accepts a weight of one row."""
     layer = Linear(256, 256, dtype=torch.float32)
     parts = [normal(rows, 256, dtype=torch.float32) for rows in (3, 200)]
     config = make_model(embed_dim=256, ffn_dim=256).config
@@ -217,7 +223,7 @@ ASKED = {
 @parametrize("with_grad", [False, True])
 @parametrize(("dtype", "rows", "size", "when"), ASKED.values(), ids=ASKED)
 def test_the_operator_decides(dtype, rows, size, when, with_grad, onednn):
-    """What the layer asks is answered as the operator itself does."""
+    """The function that the layer asks gives the same answer as the operator itself."""
     layer, x = Linear(size, size, dtype=dtype), normal(rows, size, dtype=dtype)
     answer = when == "always" or (when == "without gradients" and not with_grad)
     with torch.set_grad_enabled(with_grad):
@@ -228,7 +234,7 @@ def test_the_operator_decides(dtype, rows, size, when, with_grad, onednn):
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @torch.no_grad()
 def test_transforms_tracers_and_layouts_get_torchs(onednn):
-    """Where the operator has no product, or cannot be asked."""
+    """The operator has no product for them, or cannot be asked."""
     for layer, x in (
         (Linear(256, 256, dtype=torch.float32), normal(3, 128, 256, dtype=torch.float32)),
         (Linear(64, 64, dtype=BF16), normal(3, 2, 64)),
@@ -246,7 +252,9 @@ def test_transforms_tracers_and_layouts_get_torchs(onednn):
 )
 @parametrize("tied", [False, True])
 def test_quantize_dynamic_converts_every_layer(tied, dtype, bound):
-    """Once they have torch's class, as the guide says; the model then decodes too."""
+    """Its layers first get torch's class, as the guide says. The quantized model can also
+    decode.
+    """
     torch.manual_seed(0)
     model = RetNetForCausalLM(replace(RetNetConfig.preset("tiny"), tie_embeddings=tied)).eval()
     ids = torch.randint(256, (2, 40))

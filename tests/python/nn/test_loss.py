@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linear_cross_entropy against F.cross_entropy of all logits."""
+"""linear_cross_entropy agrees with F.cross_entropy of all logits."""
 
 import copy
 import weakref
@@ -32,7 +32,7 @@ def test_equals_cross_entropy(kind, reduction, short):
         close(a, b)
     with torch.no_grad():
         close(linear_cross_entropy(hidden, head, targets, V, reduction=reduction), expected)
-    if kind in PLAIN:  # what the graph keeps is not used up
+    if kind in PLAIN:  # the graph still has what it saved
         for a, b in zip(torch.autograd.grad(3 * loss, leaves), actual, strict=True):
             assert torch.equal(a, b)
 
@@ -58,8 +58,10 @@ def test_one_chunk_is_cross_entropy_itself(kind):
     "dtype", [torch.float32, torch.bfloat16, torch.float16, "autocast"], ids=str
 )
 def test_rounds_like_cross_entropy(kind, dtype, monkeypatch):
-    """Loss and gradients are within the table; those of a plain head have at most twice the error
-    of all logits at once. (Those of others are summed by autograd, in the parameter's dtype.)"""
+    """Loss and gradients are within the table. The gradients of a plain head have at most twice the
+    error of those from all logits at once. (Autograd sums those of other heads in the dtype of the
+    parameter.)
+    """
     monkeypatch.setattr(module, "_LOGITS", 0)
     monkeypatch.setattr(module, "_TOKENS", 200)
     autocast = dtype == "autocast"
@@ -92,7 +94,7 @@ def test_rounds_like_cross_entropy(kind, dtype, monkeypatch):
 @pytest.mark.parametrize("kind", ["linear", "hooked"])
 @pytest.mark.parametrize("shape", [(2, 19), (0, 3), (3, 0)], ids=str)
 def test_without_a_target(kind, shape, short):
-    """NaN, and gradients of zero; a sum is zero."""
+    """The mean is NaN with gradients of zero, and the sum is zero."""
     head, learning, _ = make_head(kind)
     hidden, targets = make_inputs(*shape)
     targets.fill_(-100)
@@ -138,7 +140,7 @@ def test_gradients_accumulate(short):
 
 @pytest.mark.parametrize("reduction, size", [("sum", 1800.0), ("mean", 0.5)])
 def test_gradients_of_16_bit_weights_are_summed_in_float32(reduction, size, short):
-    """Each of 300 chunks adds -6 and 6. Above 1024 bfloat16 has multiples of 8 alone."""
+    """Each of 300 chunks adds -6 and 6. Above 1024, bfloat16 holds only multiples of 8."""
     weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
     hidden = torch.ones(1, 3600, 1, dtype=torch.bfloat16)
     targets = torch.zeros(1, 3600, dtype=torch.int64)
@@ -147,7 +149,7 @@ def test_gradients_of_16_bit_weights_are_summed_in_float32(reduction, size, shor
 
 
 def test_autocast_leaves_float64_alone(short):
-    """Here as in torch's linear and cross-entropy."""
+    """torch's linear and cross-entropy leave it alone too."""
     for kind in ("linear", "bias"):
         head, learning, _ = make_head(kind)
         hidden, targets = make_inputs()
@@ -162,7 +164,7 @@ def test_autocast_leaves_float64_alone(short):
 
 @pytest.mark.parametrize("kind", ["linear", "hooked"])
 def test_a_target_that_is_no_class(kind, short):
-    """IndexError, as of F.cross_entropy."""
+    """It raises an IndexError, as in F.cross_entropy."""
     hidden, targets = make_inputs()
     targets[1, 3] = V
     for loss in (whole, lambda *args: linear_cross_entropy(*args, V)):
@@ -171,7 +173,9 @@ def test_a_target_that_is_no_class(kind, short):
 
 
 def test_a_gradient_scaler(short):
-    """Scaled gradients of a scaled loss; an infinite one skips the step, and is counted once."""
+    """The loss and its gradients are scaled. An infinite gradient skips the step and is counted
+    once.
+    """
     head, hidden = make_head("bias", torch.float32)[0], make_inputs(dtype=torch.float32)[0].detach()
     targets, before = make_inputs()[1], copy.deepcopy(head.state_dict())
     optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
@@ -194,7 +198,7 @@ def test_a_gradient_scaler(short):
 
 
 def test_autocast_keeps_no_cast_of_the_head(short):
-    """A region may hold many micro-batches."""
+    """One autocast region may hold many micro-batches."""
     head = make_head("linear", torch.float32)[0]
     hidden, targets = make_inputs(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16), Casts() as mode:
@@ -204,7 +208,7 @@ def test_autocast_keeps_no_cast_of_the_head(short):
 
 
 class Casts(TorchDispatchMode):
-    """Refers to the casts of what has the shape of the weight."""
+    """Keeps references to the casts of tensors that have the shape of the weight."""
 
     def __init__(self):
         super().__init__()
@@ -217,13 +221,13 @@ class Casts(TorchDispatchMode):
         return out
 
 
-# Changes in place, before the backward pass
+# Changes in place before the backward pass
 
 
 @pytest.mark.parametrize("changed", ["hidden", "targets", "weight", "nothing"])
 @pytest.mark.parametrize("kind", ["one chunk", "plain", "called twice"])
 def test_a_change_in_place_raises_or_does_no_harm(kind, changed, monkeypatch):
-    """A plain head's gradients are those of the forward pass, which is over."""
+    """The gradients of a plain head are computed in the forward pass, before the change."""
     if kind != "one chunk":
         monkeypatch.setattr(module, "_LOGITS", 0)
         monkeypatch.setattr(module, "_TOKENS", 12)

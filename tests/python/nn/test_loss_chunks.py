@@ -14,7 +14,7 @@ from support.cases.loss import PLAIN, V, make_head, make_inputs
 
 
 class Logits(TorchDispatchMode):
-    """Keeps what has as many elements as the logits of 2 x 5 tokens."""
+    """Keeps tensors that have as many elements as the logits of 2 x 5 tokens."""
 
     def __init__(self):
         super().__init__()
@@ -30,12 +30,12 @@ class Logits(TorchDispatchMode):
 @pytest.mark.parametrize("kind", PLAIN)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_a_chunk_has_one_memory(dtype, kind, short):
-    """Of logits there are no copies, nor a gradient beside them."""
+    """The logits are not copied, and their gradient uses the same memory."""
     hidden, targets = make_inputs(2, 20, dtype)
     with Logits() as mode:
         linear_cross_entropy(hidden, make_head(kind, dtype)[0], targets, V)
     found = {x.untyped_storage().data_ptr(): x.dtype for x in mode.found}
-    of_a_chunk = 2 if kind == "bias" else 1  # torch's product, and its sum with the bias
+    of_a_chunk = 2 if kind == "bias" else 1  # the product of torch, and its sum with the bias
     assert list(found.values()) == [dtype] * 4 * of_a_chunk
 
 
@@ -43,7 +43,7 @@ def test_a_chunk_has_one_memory(dtype, kind, short):
     "B, T, vocab, lengths",
     [
         (1, 2048, 32768, [1024] * 2),
-        (4, 2048, 32000, [256] * 8),  # 2^25 / 32000 = 1048 tokens, 262 of each row
+        (4, 2048, 32000, [256] * 8),  # 2^25 / 32000 = 1048 tokens, which are 262 of each row
         (1, 1025, 200_000, [513, 512]),
         (2000, 3, 50_000, [1, 1, 1]),
         (16, 512, 256, [512]),
@@ -78,8 +78,10 @@ print(peak() - before)
     "kind", [("Python", "plain", "8192"), ("Python", "wrapped", "4096"), ("C++", "plain", "4096")]
 )
 def test_peak_memory(kind):
-    """A step on 8192 tokens over 50,000 classes takes less than a fifth of what their logits alone
-    would, 1.6 GB in float32, and of another module half; other ways are tried on 4096."""
+    """A step on 8192 tokens over 50,000 classes takes less than a fifth of the memory of the
+    logits, 1.6 GB in float32, and less than half if the head is another module. The other ways run
+    on 4096 tokens.
+    """
     ran = subprocess.run([sys.executable, "-c", PEAK, *kind], capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     share = 0.5 if kind[1] == "wrapped" else 0.2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What linear_cross_entropy refuses."""
+"""linear_cross_entropy refuses wrong arguments."""
 
 import pytest
 import torch

@@ -13,7 +13,7 @@ from support.cases.nn import make_model, random_ids
 
 
 class Products(TorchFunctionMode):
-    """Keeps what is multiplied by a weight [V, D]."""
+    """Keeps tensors that are multiplied by a weight [V, D]."""
 
     def __init__(self):
         super().__init__()
@@ -37,7 +37,9 @@ def test_every_logit_of_a_plain_head_is_one_product(kind, short):
 
 @pytest.mark.parametrize("kind", KINDS[3:])
 def test_calls_of_other_heads(kind, short):
-    """Two for each chunk, in order, but one with hooks sees all of hidden once."""
+    """Each chunk calls the head twice, in order. A head with hooks is called once with all of
+    hidden.
+    """
     head, _, _ = make_head(kind)
     hidden, targets = make_inputs()
     seen, forward = [], head.forward
@@ -51,7 +53,7 @@ def test_calls_of_other_heads(kind, short):
 
 
 def test_dropout_of_an_adapter_is_drawn_once(short):
-    """The second call of a chunk sees what the first one dropped."""
+    """The second call of a chunk drops the same elements as the first."""
     head, learning, _ = make_head("adapted")
     head.train()
     hidden, targets = make_inputs()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks on the head of linear_cross_entropy, and on what they see."""
+"""Hooks on the head of linear_cross_entropy, and the values that they get."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def scale_by_position(module, args, out):
 
 
 def descend(seen):
-    """An optimizer within the backward pass."""
+    """Runs an optimizer within the backward pass."""
 
     @torch.no_grad()
     def step(parameter):
@@ -43,7 +43,7 @@ def spectral(seen, head):
 
 
 def normed(seen, head):
-    nn.utils.weight_norm(head)  # by a forward hook
+    nn.utils.weight_norm(head)  # a forward hook does this
     head.weight_g.register_hook(seen.append)
 
 
@@ -93,7 +93,9 @@ HOOKS = {
 @pytest.mark.parametrize("inner", [False, True], ids=["head", "part of head"])
 @pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS.keys())
 def test_hooks_see_what_they_see_without_chunks(register, inner, short):
-    """Called as often, with the same gradients; what they return has the same effect."""
+    """Hooks are called as often as without chunks, with the same gradients, and what they return
+    has the same effect.
+    """
     found = []
     for loss in (linear_cross_entropy, lambda *args: whole(*args[:3])):
         linear, seen = make_head("bias")[0], []
@@ -127,7 +129,7 @@ def test_retained_gradient_of_a_weight_that_is_computed(short):
 @pytest.mark.parametrize("cls", ["Python", "C++"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_hook_on_the_weight_of_the_head(cls, tied):
-    """In the real size of chunks, 1024 tokens of so many classes."""
+    """The chunks have their real size, 1024 tokens for this many classes."""
     made = retnet.nn.RetNetForCausalLM if cls == "Python" else retnet.cpp.RetNetForCausalLM
     config = make_config(
         vocab_size=33_000, embed_dim=6, num_heads=1, num_layers=1, tie_embeddings=tied

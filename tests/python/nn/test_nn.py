@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.nn against a model written out token by token."""
+"""retnet.nn agrees with a model that is written out token by token."""
 
 import math
 
@@ -134,7 +134,9 @@ def test_initial_weights():
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_initial_weights_by_depth(gated):
-    """DeepNet's beta = (8L)^(-1/4) and Magneto's sqrt(ln 2L), biases as torchscale's."""
+    """The gains are beta = (8L)^(-1/4) of DeepNet and sqrt(ln 2L) of Magneto. Biases start as in
+    torchscale.
+    """
     layers = 4
     first = "ffn.gate_proj" if gated else "ffn.up_proj"
     scaled = ("retention.v_proj", "retention.out_proj", first, "ffn.down_proj")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modules beside torch: dtypes, copies, autocast, torch.compile, torch.export."""
+"""The modules work with torch: dtypes, copies, autocast, torch.compile, torch.export."""
 
 import copy
 import pickle
@@ -85,7 +85,7 @@ def test_repr_names_the_sizes():
 
 
 def compile_and_count(function, dynamic):
-    """The function compiled as one graph, and the list of the graphs made so far."""
+    """Compiles the function as one graph. Returns it and the list of the graphs made so far."""
     graphs = []
 
     def count(graph, inputs):
@@ -136,7 +136,7 @@ def test_compiled_decoding_step():
 
 @pytest.mark.not_poisoned
 def test_compiled_logits_of_an_empty_sequence_are_nan():
-    """Traced code cannot look at bounds and raise; those of the others are right."""
+    """Traced code cannot read bounds and raise. The logits of the other sequences are right."""
     model, ids = make_model(torch.float32, num_layers=1), random_ids(1, 9)
     compiled, _ = compile_and_count(
         lambda ids, bounds: model(ids, cu_seqlens=bounds, last_only=True).logits, dynamic=None

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that write into an argument, and the states of models, under Inductor and AOTInductor.
+"""Operators that write to an argument, and the states of models, work under Inductor and
+AOTInductor.
 
 Each function runs once as it is and once compiled, on inputs with the same values."""
 
@@ -19,8 +20,9 @@ BATCHES = (1, 3, 5)
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():
-    """No graph of another test, nor of another version of the library: torch's caches of graphs
-    know operators by name."""
+    """Clears torch's caches of graphs, which know operators only by name. No graph of another test
+    or of another version of the library is used.
+    """
     torch._dynamo.reset()
     with (
         torch._inductor.config.patch(fx_graph_cache=False),
@@ -37,7 +39,7 @@ def assert_same(actual, expected, tolerance=2e-6):
 # The operators
 
 
-SHAPE = (2, 3, 4, 8)  # of a state [B, H, Dk, Dv]
+SHAPE = (2, 3, 4, 8)  # the dtype of a state [B, H, Dk, Dv]
 TOKENS = [
     [torch.randn(2, 3, n, generator=torch.Generator().manual_seed(seed)) for n in (4, 4, 8, 8)]
     for seed in range(3)
@@ -88,7 +90,7 @@ PROGRAMS = {copies_of_a_state: SHAPE, copy_of_a_layer: (3, *SHAPE), layers_of_a_
 @pytest.mark.not_poisoned
 @parametrize("call", [retention_step, multi_scale_retention_step, cross_entropy])
 def test_copies_between_calls_keep_their_values(call):
-    """All programs in one graph: to start the compiler takes most of the time."""
+    """All programs are in one graph, because starting the compiler takes most of the time."""
 
     def run(*inputs):
         return [program(call, x) for program, x in zip(PROGRAMS, inputs, strict=True)]
@@ -114,7 +116,7 @@ FORMS = {
 
 @parametrize("name", FORMS)
 def test_functional_forms(name):
-    """They pass torch's checks, leave their arguments alone and refuse gradients."""
+    """They pass torch's checks, do not change their arguments and refuse gradients."""
     in_place = getattr(torch.ops.retnet, name).default
     functional = getattr(torch.ops.retnet, f"_{name}_functional").default
     written = next(x.name for x in in_place._schema.arguments if x.alias_info is not None)
@@ -143,7 +145,7 @@ def random_ids(batch: int, length: int) -> Tensor:
 
 
 class TwoSteps(nn.Module):
-    """A step in place and a step on a copy, with forks between, as a program of tensors."""
+    """A program of tensors: a step in place and a step on a copy, with forks between them."""
 
     def __init__(self, model: RetNetForCausalLM) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The CPU's kernels on every instruction set that this machine has: what they have of their own.
-`make paths` runs the operators' tables on each, too."""
+"""The CPU kernels on every instruction set of this machine: tests of what only they do. `make
+paths` also runs the tables of the operators on each.
+"""
 
 import math
 import time
@@ -41,11 +42,12 @@ def test_threads_share_the_work(threads):
     before = time.process_time(), time.thread_time()
     torch.ops.retnet._multiply_adds(torch.float32, 1 << 24)
     of_all, of_this = time.process_time() - before[0], time.thread_time() - before[1]
-    # Half of the work is each thread's; on a busy machine this one waits for its turn, too.
+    # Each thread does half of the work. On a busy machine this thread also waits for its turn.
     assert of_all - of_this > 0.1 * of_this
 
 
-# Heads of a block, of several, of part of one; tokens of a part of a chunk, of one, of several.
+# Heads of one block, of several and of part of one. Tokens of part of a chunk, of one and of
+# several.
 SHAPES = [
     (1, 8, 12),
     (2, 1, 1),
@@ -88,7 +90,7 @@ def test_gamma_zero_forgets_even_nan(path):
 
 @parametrize("dtype", DTYPES, ids=str)
 def test_as_good_as_the_composite(dtype, path):
-    """Values and the gradients of the tokens."""
+    """This compares the values and the gradients of the tokens."""
     inputs = require_grad(make_inputs(1, 130, 2, 64, 96, dtype=dtype))
     reference_inputs = as_float64(inputs)
     reference = retention_by_recurrence(**reference_inputs)
@@ -103,7 +105,9 @@ def test_as_good_as_the_composite(dtype, path):
 
 @parametrize("dtype", DTYPES, ids=str)
 def test_gradient_of_log_decay_of_a_long_sequence(dtype, path):
-    """As test_retention_log_decay.py, for float32 states of 8 by 8 over 8192 tokens, at 8 seeds."""
+    """As in test_retention_log_decay.py, but for float32 states of 8 by 8 over 8192 tokens, at 8
+    seeds.
+    """
     decays = [math.log1p(-(2.0**-n)) for n in (5, 9.37, 12)] + [0.0]
     inputs = make_inputs(1, 8192, 32, 8, 8, dtype=dtype, log_decay=decays * 8)
     del inputs["initial_state"]
@@ -129,7 +133,9 @@ def all_of(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 @parametrize(("heads", "count"), [(1, 3), (3, 2), (4, 3)], ids=["all", "1 of 3", "1 of 4"])
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_slices_change_no_bit(dtype, heads, count, path, threads):
-    """Where heads do not go evenly into the threads: of the heads left over."""
+    """If the heads cannot be divided evenly among the threads, the remaining heads are cut into
+    slices.
+    """
     inputs = make_inputs(1, 100, heads, 130, 200, dtype=dtype)
     threads(1)
     whole = all_of(inputs)
@@ -145,7 +151,9 @@ def test_slices_change_no_bit(dtype, heads, count, path, threads):
 @parametrize("packed", [False, True], ids=["one", "packed"])
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_segments_against_the_definition(dtype, packed, path, threads):
-    """With log_decay's gradient, for which sequences stay whole in that pass, and without."""
+    """This runs with the gradient of log_decay, whose pass keeps sequences whole, and without
+    it.
+    """
     threads(4)
     lengths = [100, 0, 600] if packed else [700]
     bounds = [0, *accumulate(lengths)]
@@ -184,7 +192,7 @@ def test_strict_mode_has_the_bits_of_each_row(path, threads):
 @parametrize("V", [5, 37, 200])
 @parametrize("dtype", DTYPES, ids=str)
 def test_other_operators_against_their_definitions(dtype, V, name, path):
-    """Of fewer channels than a vector, of one and of several, and of some more."""
+    """The channels fill less than a vector, one, several, and several with some left over."""
     op = OPS[name]
     inputs = op.make(3, 5, 4, 6, V, dtype=dtype)
     actual, leaves = op.with_grads(inputs), exact(ask(inputs))
@@ -208,7 +216,7 @@ def test_rotary_at_any_position(dtype, Dk, style, path):
 
 
 def test_gates_far_out(path):
-    """The exponential at and beyond the ends of its range."""
+    """The gates reach the ends of the range of the exponential and go beyond them."""
     x = torch.tensor([-3.0, -1.0, 1.0, 2.0, 5.0, 7.0, 11.0, 13.0]).expand(2, 8).contiguous()
     gate = torch.tensor([-1e30, -200.0, -88.0, -87.0, 87.0, 89.0, 200.0, 1e30]).expand(2, 8)
     out = gated_group_norm(x, gate, eps=1e-5)

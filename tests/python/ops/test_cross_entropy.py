@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cross_entropy_with_gradient_ against its definition in float64: the kernel on every instruction
-set, and the ATen operations that run elsewhere."""
+"""cross_entropy_with_gradient_ agrees with its definition in float64. This holds for the kernel on
+every instruction set and for the ATen operations that run elsewhere.
+"""
 
 import math
 from collections.abc import Callable
@@ -23,14 +24,14 @@ fused = torch.ops.retnet.cross_entropy_with_gradient_
 
 
 def composite(logits: Tensor, targets: Tensor, **options: int) -> Tensor:
-    """What devices without a kernel run."""
+    """Calls what devices without a kernel run."""
     key = torch._C.DispatchKey.CompositeExplicitAutograd
     return fused.default._op_dk(key, logits, targets, **options)
 
 
 @pytest.fixture(params=[*chosen_instruction_sets(), "composite"])
 def op(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Op:
-    """The kernel of an instruction set, or the composite."""
+    """Returns the kernel of an instruction set, or the composite."""
     if request.param == "composite":
         return composite
     monkeypatch.setenv("RETNET_CPU", request.param)
@@ -46,7 +47,7 @@ def make(
     offset: float = 0,
     ignored: float = 0.2,
 ) -> tuple[Tensor, Tensor]:
-    """logits and targets, of which about `ignored` are -100."""
+    """Returns logits and targets. About `ignored` of the targets are -100."""
     generator = torch.Generator().manual_seed(N * 1000 + V)
     logits = torch.randn(N, V, generator=generator, dtype=torch.float64) * scale + offset
     targets = torch.randint(V, (N,), generator=generator)
@@ -55,14 +56,14 @@ def make(
 
 
 def check(op: Op, logits: Tensor, targets: Tensor, **options: int) -> Tensor:
-    """Returns the gradient, which is in the place of the logits."""
+    """Returns the gradient, which overwrites the logits."""
     dtype, accumulate = logits.dtype, torch.promote_types(logits.dtype, torch.float32)
     expected, gradient = cross_entropy_by_definition(
         logits.detach().cpu().double(), targets.cpu(), **options
     )
     loss = op(logits, targets, **options)
     assert loss.shape == () and loss.dtype == accumulate and loss.device == logits.device
-    limit = TOLERANCES[accumulate][0]  # not a 16-bit dtype's: the loss is not rounded to it
+    limit = TOLERANCES[accumulate][0]  # the loss is not rounded to a 16-bit dtype
     torch.testing.assert_close(loss.cpu().double(), expected, rtol=limit, atol=limit)
     assert logits.dtype == dtype
     assert_close_to_reference(logits, gradient, dtype)
@@ -89,20 +90,24 @@ def test_on_the_device(dtype, device):
 @parametrize(("scale", "offset"), [(1, 1e4), (1, -1e4), (100, 0), (1e4, 0)], ids=str)
 @parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_large_logits(dtype, scale, offset, op):
-    """exp(1e4) is infinite, exp(-1e4) is zero; of logits far apart most have no probability."""
+    """exp(1e4) is infinite and exp(-1e4) is zero. Most classes have no probability if logits are
+    far apart.
+    """
     check(op, *make(70, 33, dtype, scale=scale, offset=offset))
 
 
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_many_classes(dtype, op):
-    """One logit above 200,000 equal ones: their sum in float32, term by term, is off by 1e-4."""
+    """One logit is above 200,000 equal ones. Their sum in float32, term by term, would have an
+    error of 1e-4.
+    """
     logits = torch.zeros(2, 200_000, dtype=dtype)
     logits[:, 77_777] = 0.3
     check(op, logits, torch.tensor([77_777, 5]))
 
 
 def test_the_sum_over_rows_is_wide(op):
-    """30,000 losses, added one by one in float32, are off by 1e-5."""
+    """30,000 losses that are added one by one in float32 would have an error of 1e-5."""
     logits, targets = make(30_000, 3, ignored=0)
     expected = cross_entropy_by_definition(logits.double(), targets)[0]
     limit = 1e-6 if op is composite else 1e-7
@@ -115,7 +120,7 @@ def test_minus_infinity_has_no_probability(dtype, op):
     logits[0, 3], logits[1, 30:], logits[2, :36] = -INF, -INF, -INF
     targets[:3] = torch.tensor([4, 5, 36])
     masked = logits == -INF
-    assert not check(op, logits, targets)[masked].any()  # to the bit
+    assert not check(op, logits, targets)[masked].any()  # bit by bit
 
 
 @parametrize("dtype", [*DTYPES, torch.float64], ids=str)
@@ -132,8 +137,9 @@ def test_a_target_without_probability(dtype, op):
 @parametrize("V", [13, 37])
 @parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_not_a_number(dtype, V, bad, op):
-    """A row with NaN or infinity, or without any finite logit, is NaN, as in torch; the rows beside
-    it are as without it. One that is ignored is zero."""
+    """A row with NaN or infinity, or without any finite logit, is NaN, as in torch. It does not
+    affect the rows beside it. An ignored row is zero.
+    """
     for column in range(V):
         logits, targets = make(5, V, dtype, ignored=0)
         expected = logits.clone()
@@ -151,7 +157,7 @@ def test_not_a_number(dtype, V, bad, op):
 
 
 def test_a_nan_with_a_payload(op):
-    """Its last bits are set, too."""
+    """The last bits of this NaN are set, too."""
     logits, targets = make(1, 37, ignored=0)
     logits.view(torch.int32)[0, 20] = 0x7F800001
     assert torch.isnan(op(logits, targets)) and torch.isnan(logits).all()
@@ -159,7 +165,9 @@ def test_a_nan_with_a_payload(op):
 
 @parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_batch_invariance(dtype, op):
-    """The rows of a wider tensor, at an odd offset: what lies between them stays as it is."""
+    """The rows belong to a wider tensor and start at an odd offset. The values between them do not
+    change.
+    """
     logits, targets = make(7, 37, dtype)
     wide = torch.full((14, 48), NAN, dtype=dtype)
     apart = wide[::2, 3:40].copy_(logits)
@@ -187,7 +195,7 @@ def test_another_ignore_index(dtype, op):
 
 @parametrize("dtype", DTYPES, ids=str)
 def test_threads_change_no_bit(dtype, op, threads):
-    """Of the kernel; and it gives the same from run to run."""
+    """The kernel gives the same bits with any number of threads, and from run to run."""
     if op is composite:
         pytest.skip("torch's sums")
     results = []
@@ -202,7 +210,7 @@ def test_threads_change_no_bit(dtype, op, threads):
 @parametrize("bad", [-1, -99, 13, 2**40])
 @parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 def test_a_target_that_is_no_class(dtype, bad, op):
-    """Raises before anything is written."""
+    """The operator raises before it writes anything."""
     logits, targets = make(70, 13, dtype)
     targets[69] = bad
     before = logits.clone()
@@ -258,7 +266,7 @@ def test_errors(changes, message):
     assert str(error.value).splitlines()[0] == f"cross_entropy_with_gradient_: {message}"
 
 
-# As a citizen of PyTorch
+# Integration with PyTorch
 
 
 @parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
@@ -269,8 +277,9 @@ def test_opcheck(dtype, device):
 
 
 def test_without_gradients():
-    """A leaf that requires grad may be overwritten where no graph is made; a graph that has kept
-    the logits notices."""
+    """A leaf that requires grad may be overwritten if no graph is made. A graph that has saved the
+    logits detects the change.
+    """
     logits, targets = make(5, 13)
     kept = logits.clone().requires_grad_() * 1
     loss = kept.square().sum()
@@ -296,7 +305,7 @@ def test_meta():
 
 
 def test_compiled(device):
-    """For any shape, in one graph; the logits are changed in their place."""
+    """One graph serves any shape and changes the logits in place."""
     torch._dynamo.reset()
 
     def run(logits, targets):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same bits from run to run, and under torch.use_deterministic_algorithms(True) the same bits
-of a row whatever else the batch holds. One table of operators, each test for all of them."""
+"""Operators give the same bits from run to run. Under torch.use_deterministic_algorithms(True), a
+row has the same bits whatever else the batch holds. Each test runs on one table of operators.
+"""
 
 import random
 
@@ -23,7 +24,7 @@ parametrize = pytest.mark.parametrize
 
 RANDOM = random.Random(0)
 SIZES = [2, 4, 7], [1, 3, 66, 101], [1, 2, 3], [2, 10, 26], [1, 3, 21]
-SHAPES = [  # B, T, H, Dk, Dv: some of which show each operator that differs when batched
+SHAPES = [  # B, T, H, Dk, Dv. Each operator that differs when batched shows it in some of these.
     (5, 150, 4, 16, 32),
     (5, 1, 2, 128, 5),
     (3, 33, 1, 6, 7),
@@ -38,7 +39,7 @@ SHAPES = [  # B, T, H, Dk, Dv: some of which show each operator that differs whe
 @parametrize("dtype", DTYPES, ids=str)
 @parametrize("mode", ["poisoned_memory", "strictly_deterministic"])
 def test_run_to_run(mode, dtype, op, device, request):
-    """Together, and with the rows of the batch apart."""
+    """This holds for the whole batch, and if the rows are computed separately."""
     request.getfixturevalue(mode)
     first, second = (
         op.with_grads(op.make(3, 150, 4, 8, 12, dtype=dtype, device=device)) for _ in range(2)
@@ -52,7 +53,7 @@ def test_run_to_run(mode, dtype, op, device, request):
 @parametrize("shape", SHAPES, ids=str)
 @parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_row_does_not_depend_on_the_batch(dtype, shape, op, device):
-    """Nor on strides: of the batch each row but that of slots lies apart."""
+    """It does not depend on strides either: the rows of all inputs except slots lie apart."""
     if op.name == "linear" and (dtype != torch.bfloat16 or shape[0] > 4):
         pytest.skip("torch's linear, which does not promise it")
     inputs = op.make(*shape, dtype=dtype, device=device)
@@ -69,7 +70,7 @@ def test_a_row_does_not_depend_on_the_batch(dtype, shape, op, device):
         )
         for name, x in alone.items():
             if name in {"log_decay", "weight", "bias"}:
-                continue  # sums over the whole batch
+                continue  # these are summed over the whole batch
             if name == "output 1" and "slots" in inputs:  # the state
                 used = inputs["slots"][row]
                 used = used[used >= 0]
@@ -82,7 +83,7 @@ def test_a_row_does_not_depend_on_the_batch(dtype, shape, op, device):
 @every_op
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_batch_invariance_against_the_definition(dtype, op, device):
-    """Values and gradients, those of log_decay, weight and bias included."""
+    """This compares values and gradients, also those of log_decay, weight and bias."""
     inputs = op.make(3, 7, 4, 6, 5, dtype=dtype, device=device)
     actual, leaves = op.with_grads(inputs), exact(ask(inputs))
     options = {name: value for name, value in op.options.items() if name != "form"}
@@ -99,7 +100,7 @@ def test_batch_invariance_against_the_definition(dtype, op, device):
 @every_op
 @parametrize("shape", [(0, 3, 2, 4, 5), (2, 0, 2, 4, 5), (2, 3, 0, 4, 5)], ids=str)
 def test_batch_invariance_of_nothing(shape, op, device, request):
-    """No row, no token or no head: the same shapes and zeros in the strict mode as without it."""
+    """If there is no row, token or head, the strict mode gives the same shapes and zeros."""
     batched = op.with_grads(op.make(*shape, dtype=torch.float32, device=device))
     request.getfixturevalue("strictly_deterministic")
     apart = op.with_grads(op.make(*shape, dtype=torch.float32, device=device))
@@ -110,7 +111,7 @@ def test_batch_invariance_of_nothing(shape, op, device, request):
 
 @parametrize("form", FORMS)
 def test_rows_are_apart_under_the_strict_mode_alone(form, request):
-    """By the number of matrix products of the whole batch and of one row, in the composite."""
+    """The test counts the matrix products of the composite for the whole batch and for one row."""
 
     def products(B: int) -> int:
         inputs = make_inputs(B, 20, dtype=torch.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values and gradients of gated_group_norm against the float64 oracle."""
+"""Values and gradients of gated_group_norm agree with the float64 oracle."""
 
 import math
 from itertools import product
@@ -19,7 +19,7 @@ parametrize = pytest.mark.parametrize
 norms = parametrize("norm", NORMS)
 EPS = 1e-5
 
-# Which inputs are there, and the layouts of weight and bias.
+# The inputs that are given, and the layouts of weight and bias.
 PARTS = {
     "x": {"gate": False, "weight": "", "bias": ""},
     "x-gate": {"weight": "", "bias": ""},
@@ -35,7 +35,7 @@ parts = parametrize("part", PARTS.values(), ids=PARTS.keys())
 
 
 def check(inputs, norm, eps=EPS):
-    """The output and all gradients against the oracle, at the table's tolerances."""
+    """Compares the output and all gradients with the oracle, at the tolerances of the table."""
     dtype = inputs["x"].dtype
     inputs = ask(inputs)
     out, reference = gated_group_norm(**inputs, eps=eps, norm=norm), exact(inputs)
@@ -61,7 +61,9 @@ def test_against_the_definition(part, dtype, norm, device):
 @norms
 @parametrize("affine_dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_dtype_of_weight_and_bias(affine_dtype, norm, device):
-    """Beside bfloat16 tokens they may have either dtype; their gradients have their own."""
+    """With bfloat16 tokens they may have either dtype, and their gradients have the same dtype as
+    they.
+    """
     inputs = norm_inputs(dtype=torch.bfloat16, affine_dtype=affine_dtype, device=device)
     check(inputs, norm)
 
@@ -79,7 +81,7 @@ def test_gradcheck(part, norm):
 @norms
 @parametrize("leading", [(), (4,), (2, 3, 2)], ids=str)
 def test_leading_dimensions(leading, norm, device):
-    """None at all included: a decoded token's [H, Dv]."""
+    """There may be none: a decoded token has [H, Dv]."""
     check(norm_inputs(leading, device=device), norm)
     check(norm_inputs(leading, gate=False, weight="", bias="[H, Dv]", device=device), norm)
 
@@ -91,7 +93,7 @@ def test_eps(norm, eps, device):
 
 
 def test_variance_from_centred_values(device):
-    """At a mean of 16 deviations, mean(x^2) - mean(x)^2 in float32 is 10 tolerances off."""
+    """If the mean is 16 deviations, mean(x^2) - mean(x)^2 in float32 misses by 10 tolerances."""
     inputs = norm_inputs((2,), 3, 64, dtype=torch.float32, device=device)
     inputs["x"] += 32
     check(inputs, "layer")
@@ -100,11 +102,11 @@ def test_variance_from_centred_values(device):
 @norms
 @parametrize("dtype", DTYPES, ids=str)
 def test_extreme_gates(dtype, norm, device):
-    """sigmoid saturates; nothing overflows on the way."""
+    """sigmoid saturates, and no intermediate value overflows."""
     inputs = norm_inputs((1,), 1, 8, dtype=dtype, bias="", device=device)
     gates = [0.0, -0.0, 1.0, -1.0, 100.0, -100.0, 6e4, -6e4]
     inputs["gate"] = torch.tensor(gates, dtype=dtype, device=device).view(1, 1, 8)
-    inputs["x"] /= 16  # out = normed * 6e4 has to fit into float16
+    inputs["x"] /= 16  # out = normed * 6e4 must fit into float16
     inputs["weight"] /= 4
     inputs = ask(inputs)
     out = gated_group_norm(**inputs, eps=1.0, norm=norm)
@@ -115,7 +117,7 @@ def test_extreme_gates(dtype, norm, device):
 
 @norms
 def test_constant_row(norm, device):
-    """Variance 0: eps alone stands under the root."""
+    """The variance is 0, so only eps is under the root."""
     inputs = norm_inputs((2,), 1, 4, dtype=torch.float32, device=device)
     inputs["x"][0] = 3.0
     check(inputs, norm)
@@ -141,8 +143,9 @@ def test_a_poisoned_row_leaves_the_others(poison, norm, device):
 @parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.not_poisoned
 def test_gradients_summed_over_many_rows(dtype, norm, device):
-    """weight's and bias's: the oracle is ATen's own float64 arithmetic, which the small cases hold
-    to the definition."""
+    """This tests the gradients of weight and bias. The oracle is float64 arithmetic of ATen, which
+    the small cases compare with the definition.
+    """
     inputs = ask(norm_inputs((20_000,), 2, 16, dtype=dtype, device=device))
     out, reference = gated_group_norm(**inputs, eps=EPS, norm=norm), exact(inputs)
     x = reference["x"]
@@ -156,7 +159,9 @@ def test_gradients_summed_over_many_rows(dtype, norm, device):
     expected = grads((expected,), reference, use=(True,))
     for name in inputs:
         assert_close_to_reference(actual[name], expected[name], dtype, grad=True, name=name)
-    if dtype != torch.float32:  # sums in float32 of exact products: not the tokens' rounding
+    if (
+        dtype != torch.float32
+    ):  # float32 sums of exact products do not have the rounding of the tokens
         assert errors(actual["weight"].cpu(), expected["weight"])[0] < 1e-5
 
 
@@ -168,7 +173,9 @@ PRESENCE = [
 
 @parametrize("present", PRESENCE, ids=["-".join(["x", *names]) for names in PRESENCE])
 def test_subset_of_gradients(present, device):
-    """Each input alone asks, beside each set of absent ones: none takes another's gradient."""
+    """Each input alone requires a gradient, with each set of absent inputs. No input gets the
+    gradient of another.
+    """
     inputs = norm_inputs(dtype=torch.float32, device=device)
     inputs = {name: x for name, x in inputs.items() if name in ["x", *present]}
     every = ask(inputs)
@@ -207,7 +214,7 @@ def test_an_undefined_incoming_gradient_gives_none():
 
 
 def test_gradients_share_no_memory_with_the_incoming_one():
-    """Where there is nothing to sum over, bias's gradient has the values of grad_out."""
+    """If there is nothing to sum over, the gradient of bias has the values of grad_out."""
     x, bias = torch.randn(2, 3), torch.randn(2, 3)
     grad_out = torch.randn(2, 3)
     options = {"eps": EPS, "norm": "layer", "output_mask": [True] * 4}
@@ -246,7 +253,7 @@ def test_any_shape(leading, H, Dv, gate, weight, bias, norm, eps):
     torch.testing.assert_close(out, expected, rtol=1e-11, atol=1e-11)
     actual = grads((out,), inputs, use=(True,))
     expected = grads((expected,), reference, use=(True,))
-    for name in inputs:  # absolute as well: with Dv = 1 the layer norm's gradients are 0
+    for name in inputs:  # absolute as well, because the gradients of the layer norm are 0 if Dv = 1
         torch.testing.assert_close(
             actual[name], expected[name], rtol=1e-10, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
         )

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of what is registered for a device is at most twice the composite's, which the same
-operator is on the CPU: in outputs and in the gradients of the tokens. Where the CPU is all there
-is, the comparison runs with the composite on both sides."""
+"""The error of a device's implementation is at most twice that of the composite, in outputs and in
+the gradients of the tokens. The composite is the same operator on the CPU. If there is only a CPU,
+the composite is compared with itself.
+"""
 
 from functools import cache
 
@@ -24,7 +25,9 @@ TOKENS = ["q", "k", "v", "x", "gate"]
 
 
 def results(outputs: tuple[Tensor, ...], inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The first output and the gradients of the tokens; states answer to the table alone."""
+    """Returns the first output and the gradients of the tokens. States are only compared with the
+    table.
+    """
     found = grads(outputs, inputs, use=(True,) * len(outputs))
     return {"out": outputs[0].detach(), **{n: x for n, x in found.items() if n in TOKENS}}
 

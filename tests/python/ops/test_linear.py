@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""linear against its definition on every instruction set and by oneDNN; as a citizen of PyTorch."""
+"""linear agrees with its definition on every instruction set and with oneDNN, and works with
+PyTorch.
+"""
 
 import platform
 import warnings
@@ -32,7 +34,7 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @parametrize("n_out", [1, 3, 50_001])
 @parametrize("n_in", [1, 7, 428])
 def test_against_float64(n_in, n_out, bias, path):
-    """And a row has the same bits alone as beside others."""
+    """A row also has the same bits alone and beside others."""
     if path == "emulated" and n_in * n_out > 1e7:
         pytest.skip("the arithmetic of avx512_bf16, slowly: 50,001 rows of 7 are enough")
     x, weight = normal(4, n_in), normal(n_out, n_in, seed=1)
@@ -44,7 +46,9 @@ def test_against_float64(n_in, n_out, bias, path):
 
 
 def test_strides(path):
-    """Of x and of bias any, of the weight's rows any; a transposed weight is torch's."""
+    """x and bias may have any strides, and the rows of weight too. A transposed weight uses torch's
+    linear.
+    """
     x, weight, bias = normal(2, 1, 37), normal(2000, 37, seed=1), normal(2000, seed=2)
     expected = check(x, weight, bias)
     apart = normal(2000, 50)[:, 5:42].copy_(weight)
@@ -62,7 +66,7 @@ def test_threads_change_no_bit(path, threads):
 
 
 def test_large_and_special_values(path):
-    """Sums are wider than bfloat16, and what is not finite stays in its own output."""
+    """Sums are wider than bfloat16, and a value that is not finite affects only its own output."""
     x = torch.full((1, 4096), 1.0, dtype=BF16)
     weight = torch.ones(3, 4096, dtype=BF16)
     weight[1, 100], weight[2, 4095] = torch.inf, torch.nan
@@ -87,7 +91,7 @@ def test_empty(shape):
 
 
 def test_off_by_the_environment(monkeypatch):
-    """The kernel asks for an instruction set, torch's linear does not."""
+    """The kernel needs a valid instruction set, and torch's linear does not read the variable."""
     x, weight = normal(1, 37), normal(9, 37)
     monkeypatch.setenv("RETNET_CPU", "none")
     with pytest.raises(ValueError, match="RETNET_CPU must be one of"):
@@ -118,12 +122,12 @@ def test_errors(changes, message):
     assert str(error.value).splitlines()[0] == f"linear: {message}"
 
 
-# Both kernels as citizens of PyTorch, and the gradients of oneDNN's
+# Integration of both kernels with PyTorch, and the gradients of the oneDNN kernel
 # --------------------------------------------------------------------------------------------------
 
 
 def many(rows: tuple[int, ...] = (2, 64), n_in: int = 256, n_out: int = 300) -> list[Tensor]:
-    """x, weight and bias of at least as many numbers as oneDNN takes."""
+    """Returns x, weight and bias of at least as many numbers as oneDNN takes."""
     shapes = ((*rows, n_in), (n_out, n_in), (n_out,))
     return [normal(*s, dtype=torch.float32, seed=i) for i, s in enumerate(shapes)]
 
@@ -138,7 +142,7 @@ def test_onednn_against_float64(layout, bias, onednn):
         inputs = [t.mT.contiguous().mT if t.dim() > 1 else t for t in inputs]
     elif layout == "expanded":
         inputs[0] = inputs[0][:1].expand(3, 47, 256)
-    elif layout == "overlapping":  # as frames of a signal are
+    elif layout == "overlapping":  # overlapping rows, like the frames of a signal
         inputs[:2] = [
             t.flatten()[: 30 * t.numel() // 256 + 256].unfold(0, 256, 30) for t in inputs[:2]
         ]
@@ -157,7 +161,8 @@ def test_onednn_against_float64(layout, bias, onednn):
     for mine, its, t in zip(actual, reference, inputs, strict=True):
         assert mine.shape == t.shape
         assert_close_to_reference(mine, its, torch.float32, grad=True)
-    # The product and x's gradient are oneDNN's: its bits, from operands that it takes as they are.
+    # oneDNN computes the product and the gradient of x. The bits are those of oneDNN on the same
+    # operands.
     if layout == "dense" and not bias:
         x, weight = (t.detach() for t in inputs)
         product = torch.ops.mkldnn._linear_pointwise
@@ -166,7 +171,7 @@ def test_onednn_against_float64(layout, bias, onednn):
 
 
 def test_onednn_by_the_cpu(monkeypatch):
-    """Where MKL has no AVX-512, and for the product and the gradient of x."""
+    """oneDNN is used if MKL has no AVX-512, for the product and the gradient of x."""
     monkeypatch.delenv("RETNET_CPU_LINEAR", raising=False)
     try:
         cpu = Path("/proc/cpuinfo").read_text()
@@ -183,7 +188,7 @@ def test_onednn_by_the_cpu(monkeypatch):
 
 @parametrize("asked", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
 def test_onednn_keeps_and_computes_what_is_asked(asked, onednn):
-    """Of x and the weight each is kept for the other's gradient alone."""
+    """x is kept only for the gradient of weight, and weight only for that of x."""
     inputs, kept = many(), []
     for i in asked:
         inputs[i].requires_grad_()
@@ -228,7 +233,7 @@ def test_smaller_products_are_torchs(shape, onednn):
 
 
 def test_onednn_off(onednn, monkeypatch):
-    """By the environment, and where torch's own switch says so."""
+    """The environment turns it off, and so does torch's own switch."""
     x, weight, bias = many()
     weight.requires_grad_()
     monkeypatch.setenv("RETNET_CPU_LINEAR", "1")
@@ -243,7 +248,7 @@ def test_onednn_off(onednn, monkeypatch):
 
 
 def test_other_derivatives_are_torchs(onednn):
-    """Forward mode, and the transforms of torch.func."""
+    """These are forward mode and the transforms of torch.func."""
     inputs, tangents = many(), [t + 1 for t in many()]
     for actual, expected in zip(
         torch.func.jvp(linear, tuple(inputs), tuple(tangents)),
@@ -257,7 +262,7 @@ def test_other_derivatives_are_torchs(onednn):
     torch.testing.assert_close(tangent, F.linear(tangents[0], inputs[1]))
     x = torch.stack([inputs[0], tangents[0]])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # vmap's of a loop in place of a rule
+        warnings.simplefilter("error")  # the warning of vmap about a loop in place of a rule
         together = torch.vmap(linear, (0, None, None))(x, *inputs[1:])
         grad = torch.vmap(torch.func.grad(lambda x: linear(x, *inputs[1:]).sum()))(x)
     torch.testing.assert_close(together, F.linear(x, *inputs[1:]))
@@ -290,7 +295,7 @@ def test_checkpointed_and_without_gradients(onednn):
 
 
 def test_flops_are_counted(onednn):
-    """As of torch's linear, with all gradients."""
+    """The count is that of torch's linear, with all gradients."""
     counts = []
     for call in (linear, F.linear):
         inputs = [t.requires_grad_() for t in many()]
@@ -304,10 +309,10 @@ def test_flops_are_counted(onednn):
 @parametrize("bias", [True, False], ids=["bias", "plain"])
 @parametrize("dtype", [BF16, torch.float32], ids=str)
 def test_opcheck(dtype, bias, rows, onednn, device):
-    # torch's product on Arm rounds the sums over each of some blocks of channels to bfloat16.
+    # On Arm, torch's product rounds the sum over each block of channels to bfloat16.
     n_in = 64 if dtype == BF16 else 256
     inputs = [t.to(device, dtype) for t in many((rows,), n_in)[: 2 + bias]]
-    # With shapes that are not known the product is torch's, whose sums have another order.
+    # If shapes are unknown, torch computes the product, and its sums have another order.
     torch.library.opcheck(torch.ops.retnet.linear, tuple(inputs), rtol=1e-4, atol=1e-4)
     if dtype == torch.float32:
         asking = tuple(t.clone().requires_grad_() for t in inputs)

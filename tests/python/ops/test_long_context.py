@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chunkwise form is linear in T: in memory, by one call of one million tokens, and in work."""
+"""The chunkwise form is linear in T: in memory, by one call on a million tokens, and in work."""
 
 import json
 import math
@@ -25,8 +25,9 @@ def test_memory(backward, limit):
 
 
 def arithmetic(T: int, form: str, backward: bool) -> int:
-    """Multiplications and additions in the matrix products of one head of 16 by 24. In float64:
-    of the composite, whose products the profiler sees."""
+    """Returns the multiplications and additions in the matrix products of one head of 16 by 24. The
+    inputs are float64, so the composite runs, and the profiler sees its products.
+    """
     inputs = require_grad(make_inputs(1, T, 1, 16, 24, dtype=torch.float64))
     call = lambda: retention(**inputs, form=form, chunk_size=64)  # noqa: E731
     if backward:
@@ -43,11 +44,13 @@ def arithmetic(T: int, form: str, backward: bool) -> int:
     ("form", "T", "least", "most"), [("chunkwise", 1024, 3.95, 4.05), ("parallel", 512, 11, 16.1)]
 )
 def test_work(form, T, least, most, backward):
-    """Four times the tokens: four times the work, or sixteen."""
+    """Four times as many tokens take four times the work, or up to sixteen times in the parallel
+    form.
+    """
     ratio = arithmetic(4 * T, form, backward) / arithmetic(T, form, backward)
     assert least <= ratio <= most
 
 
 def test_work_of_the_chunkwise_form_is_what_numerics_states():
-    """T (2 K V + C (K + V)) products, each with an addition."""
+    """There are T (2 K V + C (K + V)) products, each with an addition."""
     assert arithmetic(1024, "chunkwise", False) == 2 * 1024 * (2 * 16 * 24 + 64 * (16 + 24))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory on a CPU: freed memory stays mapped, large outputs ask for huge pages."""
+"""Memory on a CPU: freed memory stays mapped, and large outputs ask for huge pages."""
 
 import os
 import platform
@@ -33,8 +33,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 def faults(keep: bool, **environment: str) -> int:
-    """Of the last of some pieces of 64 MiB, each freed before the next. Without torch, which takes
-    seconds to import, and whose tensors are malloc's."""
+    """Returns the page faults of the last of several pieces of 64 MiB, each freed before the next.
+    torch is not imported, because that takes seconds. Its tensors use malloc too.
+    """
     malloc = ("MALLOC_", "GLIBC_TUNABLES")
     clean = {name: x for name, x in os.environ.items() if not name.startswith(malloc)}
     command = [sys.executable, "-c", PROGRAM.format(keep=keep, module=retnet._memory.__file__)]
@@ -43,7 +44,7 @@ def faults(keep: bool, **environment: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
 def test_freed_memory_stays_mapped():
-    pages = (64 << 20) // (2 << 20)  # at least: huge ones
+    pages = (64 << 20) // (2 << 20)  # at least, if all are huge pages
     assert faults(keep=False) >= pages
     assert faults(keep=True) < pages
     assert faults(keep=True, MALLOC_MMAP_MAX_="1000") >= pages
@@ -53,7 +54,7 @@ def test_freed_memory_stays_mapped():
 
 
 def test_the_command_asks_for_it(monkeypatch, capsys):
-    """As a process of its own, not within another program."""
+    """It does so as a process of its own, but not within another program."""
     asked = []
     monkeypatch.setattr(retnet.cli, "keep_memory_mapped", lambda: asked.append(True))
     call = ["generate", "nowhere", "--prompt", "x"]
@@ -66,7 +67,7 @@ def test_the_command_asks_for_it(monkeypatch, capsys):
 
 
 def advised(x: Tensor) -> bool:
-    """Whether the system was asked for huge pages where the middle of ``x`` lies."""
+    """Returns whether the system was asked for huge pages around the middle of ``x``."""
     middle, region = x.data_ptr() + x.nbytes // 2, range(0)
     for line in Path("/proc/self/smaps").read_text().splitlines():
         if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):

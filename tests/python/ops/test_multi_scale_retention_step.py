@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of multi_scale_retention_step against the float64 oracles of its three parts."""
+"""Values of multi_scale_retention_step agree with the float64 oracles of its three parts."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_without_weight_or_bias(dtype, without, device):
 @parametrize("weight_layout", [(12,), (4, 12)], ids=str)
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_layout_and_dtype_of_weight_and_bias(dtype, weight_layout, device):
-    """Beside bfloat16 tokens: float32 or bfloat16, [Dv] or [H, Dv]."""
+    """With bfloat16 tokens they may be float32 or bfloat16, and [Dv] or [H, Dv]."""
     inputs = fused_inputs(dtype=torch.bfloat16, device=device)
     generator = torch.Generator().manual_seed(3)
     for name in ("weight", "bias"):
@@ -58,8 +58,9 @@ def test_scale_and_eps(dtype, options, device):
 
 @parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_rounds_once(dtype, device):
-    """Nearly every element is the reference, rounded: the three operators one after the other,
-    each rounding its result, hit half of them."""
+    """Nearly every element is the rounded reference. If the three operators ran one after the other
+    and each rounded its result, only half of the elements would be.
+    """
     inputs = fused_inputs(8, dtype=dtype, device=device)
     expected = definition(inputs)[0].to(dtype)
     q, k = rotary(*(inputs[n] for n in ("q", "k", "positions", "frequencies")))
@@ -111,7 +112,7 @@ def test_any_shape_and_slots(dtype, B, H, pairs, Dv, norm, style, permutation, s
 @parametrize("slots", [[-1, 2, -5], [-1, -1, -1]], ids=["some", "none"])
 @parametrize("dtype", DTYPES, ids=str)
 def test_skipped_rows_are_zero_whatever_they_hold(dtype, slots, device):
-    """Neither bias nor a NaN in a skipped token shows, and no state changes but the used one."""
+    """Neither bias nor a NaN in a skipped token has an effect, and only the used state changes."""
     inputs = fused_inputs(S=4, dtype=dtype, device=device)
     inputs["slots"] = torch.tensor(slots, dtype=INT32, device=device)
     for b, slot in enumerate(slots):
@@ -162,7 +163,7 @@ def test_gradients_are_refused(name):
 
 @parametrize("name", ["q", "k", "v", "gate", "log_decay", "frequencies", "weight", "bias"])
 def test_state_that_shares_memory_with_an_input_raises(name):
-    inputs = fused_inputs(dtype=torch.float32)  # that of frequencies
+    inputs = fused_inputs(dtype=torch.float32)  # the message about frequencies
     shape = inputs[name].shape
     inputs[name] = inputs["state"].flatten()[: shape.numel()].view(shape)
     if name == "log_decay":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong arguments of rotary, gated_group_norm and the two steps: each error names op, argument,
-requirement and actual value, and a step that raises leaves its state alone."""
+"""Wrong arguments of rotary, gated_group_norm and the two steps. Each error names op, argument,
+requirement and actual value, and a step that raises does not change its state.
+"""
 
 import math
 
@@ -23,7 +24,7 @@ def ints(*values, dtype=INT32):
     return torch.tensor(values, dtype=dtype)
 
 
-# id: (what is changed in good float32 inputs, the message after the op's name)
+# id: (what is changed in valid float32 inputs, the message after the name of the op)
 ROTARY = {
     "q_rank": ({"q": zeros(2, 8)}, "q must have shape [B, T, H, Dk] or [B, H, Dk], got [2, 8]"),
     "q_dtype": (

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rotary, gated_group_norm, linear and the steps as citizens of PyTorch: opcheck, compile,
-autocast, strides, threads. One table of operators, each test for all of them."""
+"""rotary, gated_group_norm, linear and the steps work with PyTorch: opcheck, compile, autocast,
+strides, threads. Each test runs on one table of operators.
+"""
 
 import threading
 from collections.abc import Callable
@@ -31,22 +32,24 @@ parametrize = pytest.mark.parametrize
 
 @dataclass
 class Op:
-    """An operator, how to make its inputs for a batch and length, and what is true of it."""
+    """Holds an operator, a function that makes its inputs for a batch and length, and its
+    properties.
+    """
 
     name: str
     make: Callable[..., Inputs]
     options: dict = field(default_factory=dict)
-    tokens: tuple[str, ...] = ("q", "k", "v", "gate", "x")  # cast by autocast
+    tokens: tuple[str, ...] = ("q", "k", "v", "gate", "x")  # autocast casts these
 
     def __call__(self, **inputs) -> tuple[Tensor, ...]:
-        """Outputs and, of a step, the state as it is then."""
+        """Returns the outputs and, for a step, the state after it."""
         out = getattr(ops, self.name)(**inputs, **self.options)
         state = (inputs["state"],) if "state" in inputs else ()
         return (*(out if isinstance(out, tuple) else (out,)), *state)
 
     @property
     def is_step(self) -> bool:
-        """Without gradients."""
+        """Returns whether the operator is a step, which has no gradients."""
         return self.name.endswith("step")
 
     @property
@@ -138,7 +141,9 @@ def test_opcheck_rotary_backward(there, mask):
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @parametrize("rank", [4, 2])
 def test_opcheck_gated_group_norm_backward(rank, dtype, mask):
-    """Each gradient has its input's dtype. At rank 2 none is a sum: it could alias grad_out."""
+    """Each gradient has the dtype of its input. At rank 2 no gradient is a sum, so it could alias
+    grad_out.
+    """
     leading = (2, 5)[: rank - 2]
     inputs = norm_inputs(leading, bias="[H, Dv]", dtype=dtype, affine_dtype=dtype)
     grad_out = torch.randn_like(inputs["x"])
@@ -151,8 +156,10 @@ def test_opcheck_gated_group_norm_backward(rank, dtype, mask):
 @every_op
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides_and_offsets(dtype, op, device):
-    """Every input with gaps, at an odd offset; every one with a strided last dimension; and so but
-    for the state, which the CPU's kernels take with dense rows."""
+    """In the first case, every input has gaps and an odd offset. In the second, the last dimensions
+    are strided. The third is the second with a dense state, because the CPU kernels take a state
+    with dense rows.
+    """
     inputs = op.make(dtype=dtype, device=device)
     gaps = {name: strided(x) for name, x in inputs.items()}
     turned = {n: x.mT.contiguous().mT if x.dim() > 1 else x for n, x in inputs.items()}
@@ -167,7 +174,7 @@ def test_strides_and_offsets(dtype, op, device):
 
 @every_differentiable_op
 def test_expanded_inputs(op, device):
-    """Stride 0 over the batch, gradients included: they sum over it."""
+    """The stride over the batch is 0. Gradients are included and sum over it."""
     inputs = ask(op.make(1, device=device))
     batched = [name for name in op.tokens if name in inputs and name not in ("weight", "bias")]
     expanded = {**inputs, **{n: inputs[n].expand(3, *inputs[n].shape[1:]) for n in batched}}
@@ -185,7 +192,7 @@ def test_expanded_inputs(op, device):
 @parametrize("op", [OPS["step"], OPS["fused"]], ids=["step", "fused"])
 @parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_expanded_tokens_of_a_step(dtype, op, device):
-    """Stride 0 over batch and heads in all but the state."""
+    """The stride over batch and heads is 0 in all inputs except the state."""
     inputs = op.make(dtype=dtype, device=device)
     one = {n: x[:1, :1] for n, x in inputs.items() if n in op.tokens}
     expanded = {n: x.expand(*inputs[n].shape) for n, x in one.items()}
@@ -216,7 +223,7 @@ def test_the_inputs_are_left_alone(op, device):
 @every_op
 @parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_autocast(dtype, op, device):
-    """Tokens are cast, everything else keeps its float32."""
+    """Tokens are cast, and all other inputs stay float32."""
     inputs = op.make(dtype=torch.float32, device=device)
     cast = {n: x.to(dtype) if n in op.tokens else x.clone() for n, x in inputs.items()}
     with torch.autocast(device.type, dtype):
@@ -225,7 +232,7 @@ def test_autocast(dtype, op, device):
     assert equal(outputs, op(**cast))
     double = op.make(device=device)
     with torch.autocast(device.type, dtype):
-        assert op(**double)[0].dtype == torch.float64  # as everywhere in autocast
+        assert op(**double)[0].dtype == torch.float64  # as autocast does everywhere
 
 
 @every_differentiable_op
@@ -273,17 +280,20 @@ def test_compile_with_dynamic_sizes(op, device):
 
 @parametrize("name", ["norm_layer", "fused"])
 def test_compile_with_inductor(name):
-    """It is slow to start: an operator with gradients and one with a state stand for the others."""
+    """inductor starts slowly, so one operator with gradients and one with a state represent the
+    others.
+    """
     check_compiled(OPS[name], "inductor", "cpu")
 
 
 def check_compiled(op, backend, device):
-    """One graph for every batch and length, forward, backward and the update of the state,
-    without a break or a recompilation."""
+    """One graph serves every batch and length, forward, backward and the update of the state,
+    without a break or a recompilation.
+    """
     torch._dynamo.reset()
     compiled = torch.compile(lambda **x: op(**x), fullgraph=True, dynamic=True, backend=backend)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for B, T in ((5, 11), (6, 13), (7, 17)):  # none equal to another size, nor 1
+        for B, T in ((5, 11), (6, 13), (7, 17)):  # no size equals another size or 1
             made = [op.make(B, T, dtype=torch.float32, device=device) for _ in range(2)]
             inputs, plain = made if op.is_step else map(ask, made)
             outputs, expected = compiled(**inputs), op(**plain)
@@ -299,7 +309,7 @@ def check_compiled(op, backend, device):
 
 
 def test_compile_of_a_loop_of_steps():
-    """Several steps on one state inside a graph happen in order."""
+    """Several steps on one state in a graph run in order."""
     torch._dynamo.reset()
 
     def run(inputs, state):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The portable kernels of the CPU, compiled for other architectures and run in an emulator."""
+"""The portable CPU kernels work when they are compiled for other architectures and run in qemu."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from support.paths import ROOT
 
 FLAGS = ["-std=c++20", "-O2", "-ffp-contract=fast", "-Wno-psabi", "-static", f"-I{ROOT}"]
 SOURCES = ["tests/kernels/cpu/portable_check.cpp", "kernels/cpu/isa/portable.cpp"]
-# The compiler, and what runs its programs.
+# The compiler, and the program that runs the result.
 ARCHITECTURES = {"this": ("g++", []), "aarch64": ("aarch64-linux-gnu-g++", ["qemu-aarch64"])}
 
 

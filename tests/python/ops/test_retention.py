@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values and gradients of the three forms against float64 oracles."""
+"""Values and gradients of the three forms agree with float64 oracles."""
 
 import math
 from collections.abc import Callable
@@ -50,7 +50,7 @@ def test_head_sizes(Dk, Dv, form, device):
     check_all(make_inputs(B=1, T=9, Dk=Dk, Dv=Dv, dtype=torch.float32, device=device), form=form)
 
 
-# One of each tile of the kernel, and sizes that fill none of them.
+# One shape for each tile of the kernel, and sizes that fill no tile.
 KERNEL_HEADS = [(4, 4), (64, 64), (36, 132), (128, 128), (256, 260)]
 
 
@@ -176,7 +176,7 @@ def test_no_token_copies_the_state(form, device):
 
 
 def grads_of_state(state: Tensor) -> Tensor:
-    """What `grads` feeds into a state when the output is empty."""
+    """Returns the gradients that `grads` feeds into a state if the output is empty."""
     generator = torch.Generator().manual_seed(1)
     return (torch.randint(-128, 129, state.shape, generator=generator) / 64).to(state)
 
@@ -273,15 +273,17 @@ def test_gamma_zero_forgets_even_nan(form, device):
 @parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.not_poisoned
 def test_long_sequences(dtype, form, device):
-    """T = 8192 at gammas that are and are not 1 - 2^-k, and at 1: values and gradients, but for
-    log_decay's, which test_retention_log_decay.py judges over several seeds."""
+    """T = 8192, and some gammas are 1 - 2^-k, some are not, and one is 1. This compares values and
+    all gradients except that of log_decay, which test_retention_log_decay.py tests over several
+    seeds.
+    """
     decays = [math.log1p(-(2.0**-n)) for n in (5, 9.37, 11.4)] + [0.0]
     inputs = make_inputs(1, 8192, 4, 8, 8, dtype=dtype, device=device, log_decay=decays)
     check_all(inputs, oracle=retention_by_recurrence, but="log_decay", form=form)
 
 
 def test_fp16_state_beyond_the_range_of_fp16():
-    """Inputs of mean 1 at gamma = 1: the state passes 65,504 and the output stays finite."""
+    """Inputs of mean 1 at gamma = 1 take the state beyond 65,504, and the output stays finite."""
     T = 8192
     ones = torch.ones(1, T, 1, 4, dtype=torch.float16)
     out, state = retention(ones * 4, ones * 4, ones * 4, torch.zeros(1), scale=2.0**-10)
@@ -309,7 +311,7 @@ def test_forms_agree(dtype, device):
 
 
 def products_of(call: Callable) -> list[tuple[int, ...]]:
-    """The shapes of the right-hand sides of the matrix products of a call."""
+    """Returns the shapes of the right-hand sides of the matrix products of a call."""
     with torch.profiler.profile(record_shapes=True) as profile:
         call()
     return [tuple(e.input_shapes[1]) for e in profile.events() if e.name == "aten::bmm"]
@@ -317,14 +319,14 @@ def products_of(call: Callable) -> list[tuple[int, ...]]:
 
 @parametrize("backward", [False, True], ids=["forward", "backward"])
 def test_no_form_is_another(backward):
-    """Their results are equal, their work is not."""
+    """Their results are equal, but their work differs."""
     inputs, products = require_grad(make_inputs(1, 128, 2, 12, 12, dtype=torch.float32)), {}
     for form in FORMS:
         call = partial(retention, **inputs, form=form, chunk_size=16)
         products[form] = products_of(partial(grads, call(), inputs) if backward else call)
     per_token = 4 if backward else 1
     assert len(products["recurrent"]) == 128 * per_token
-    assert any(128 in shape for shape in products["parallel"])  # scores over the whole sequence
+    assert any(128 in shape for shape in products["parallel"])  # the scores of the whole sequence
     assert not any(128 in shape for shape in products["chunkwise"] + products["recurrent"])
     assert len(products["chunkwise"]) < 16
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wrong arguments of retention: each error names op, argument, requirement and actual value."""
+"""Wrong arguments of retention. Each error names op, argument, requirement and actual value."""
 
 import math
 
@@ -160,7 +160,7 @@ def test_bad_cu_seqlens_of_the_backward(cu_seqlens, message):
     assert f"retention_backward: cu_seqlens {message}" in str(error.value)
 
 
-# grad_out, grad_state, what is changed in good inputs, the message
+# grad_out, grad_state, what is changed in valid inputs, the message
 BAD_GRADIENTS = {
     "out_shape": (
         torch.zeros(2, 7, 4, 8),

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of log_decay, where implementations go wrong: a sum that cancels."""
+"""The gradient of log_decay. Implementations often get it wrong, because it is a sum that
+cancels.
+"""
 
 import math
 
@@ -21,11 +23,13 @@ SEEDS = 8
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
 def test_long_sequence(dtype, form, device):
-    """Root mean square error over seeds at T = 8192, relative to that of the gradient itself;
-    T = 2048 for the parallel form, whose time is quadratic."""
+    """The error is the root mean square over seeds at T = 8192, relative to that of the gradient.
+    The parallel form takes T = 2048, because its time is quadratic.
+    """
     T = 2048 if form == "parallel" else 8192
     decays = [math.log1p(-(2.0**-n)) for n in EXPONENTS]
-    H = SEEDS * len(decays)  # seeds are heads: over rows of the batch the operator sums
+    # The seeds are heads, because the operator sums over the rows of the batch.
+    H = SEEDS * len(decays)
     inputs = make_inputs(1, T, H, 8, 8, dtype=dtype, log_decay=decays * SEEDS)
     del inputs["initial_state"]
     generator = torch.Generator().manual_seed(1)
@@ -45,7 +49,9 @@ def test_long_sequence(dtype, form, device):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_sided_at_gamma_one(form, device):
-    """gamma = 1 is the end of the domain: compare with a difference from inside it."""
+    """gamma = 1 is the end of the domain, so the gradient is compared with a difference from
+    inside.
+    """
     inputs = require_grad(make_inputs(T=20, log_decay=[0.0] * 4, device=device))
     actual = grads(retention(**inputs, form=form), inputs)["log_decay"]
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What retention_plan says a call runs. That wrong arguments raise as in retention is in
-test_retention_errors.py; that what runs is right, in test_retention.py."""
+"""retention_plan says what a call runs. test_retention_errors.py tests that wrong arguments raise
+as in retention, and test_retention.py that the results are right.
+"""
 
 import pytest
 import torch
@@ -73,7 +74,9 @@ CUTS = {
 
 @parametrize(("call", "cut"), CUTS.items(), ids=str)
 def test_cut_on_the_cpu(call, cut, threads):
-    """Slices of columns where whole heads leave threads idle, then segments of tokens."""
+    """If whole heads leave threads idle, the columns are cut into slices, and then the tokens into
+    segments.
+    """
     threads(call[0])
     _, B, H, Dv, T = call
     plan = plan_of(B, T, H, 8, Dv)
@@ -126,13 +129,13 @@ def test_tile(call, tile, dtype, gpu):
     ],
     ids=str,
 )
-def test_refusal(change, reason, gpu):
+def test_unsupported_reason(change, reason, gpu):
     options = {"Dk": 64, "Dv": 64, **change}
     plan = plan_of(2, 20, 4, options.pop("Dk"), options.pop("Dv"), device=gpu, **options)
     assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
 
 
-# Dv, the shared memory that a block needs for the gradients of q and k
+# Dv, and the shared memory that a block needs for the gradients of q and k
 @parametrize(("Dv", "needed"), [(256, 0), (260, 121088), (512, 121088)])
 def test_backward(Dv, needed, gpu):
     inputs = make_inputs(2, 20, 4, 256, Dv, dtype=torch.bfloat16, device=gpu)
@@ -143,7 +146,9 @@ def test_backward(Dv, needed, gpu):
 
 
 def test_too_many_blocks_for_the_gradient_of_log_decay(gpu):
-    """Its slices are half as wide as the forward pass's. Without tokens nothing is allocated."""
+    """Its slices are half as wide as those of the forward pass. Without tokens nothing is
+    allocated.
+    """
     q = torch.empty(2**20, 0, 256, 256, dtype=torch.bfloat16, device=gpu)
     log_decay = torch.full((256,), -0.1, device=gpu)
     call = (q, q, torch.cat([q, q], -1), log_decay)
@@ -185,7 +190,7 @@ def test_copies_nothing(gpu):
 
 
 def test_segments(gpu):
-    """A few heads of a long sequence are cut, where the device has many multiprocessors to fill."""
+    """If the device has many multiprocessors to fill, a long sequence with few heads is cut."""
     if torch.cuda.get_device_properties(gpu).multi_processor_count < 16:
         pytest.skip("a GPU of few multiprocessors")
     plan = plan_of(1, 8192, 1, 64, 64, device=gpu)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values of retention_step against the float64 oracle, its state, its slots."""
+"""Values, state and slots of retention_step agree with the float64 oracle."""
 
 import math
 
@@ -16,13 +16,14 @@ from support.tolerances import assert_close_to_reference
 
 parametrize = pytest.mark.parametrize
 
-# Of one vector or less, and of some with rows and columns left over.
+# Sizes of one vector or less, and of several with rows and columns left over.
 SHAPES = [(8, 12), (7, 45)]
 
 
 def check(inputs, scale=None):
-    """The output and the state after the step against the oracle, at the table's tolerances, each
-    for its own dtype."""
+    """Compares the output and the state after the step with the oracle, at the tolerances of the
+    table, each for its own dtype.
+    """
     dtype = inputs["q"].dtype
     expected, expected_state = retention_step_by_definition(**exact(inputs), scale=scale)
     out = retention_step(**inputs, scale=scale)
@@ -57,7 +58,9 @@ def test_scale(dtype, scale, device):
     skipped=st.one_of(st.none(), st.sets(st.integers(0, 4))),
 )
 def test_any_shape_and_slots(dtype, B, H, Dk, Dv, log_decay, permutation, skipped):
-    """skipped None: no slots; else the rows that are skipped, all of them included."""
+    """If skipped is None there are no slots. Otherwise it lists the skipped rows, which may be
+    all.
+    """
     S = None if skipped is None else 7
     inputs = step_inputs(B, H, Dk, Dv, S=S, dtype=dtype, log_decay=log_decay[:H])
     if skipped is not None:
@@ -68,20 +71,22 @@ def test_any_shape_and_slots(dtype, B, H, Dk, Dv, log_decay, permutation, skippe
 
 @parametrize("dtype", DTYPES, ids=str)
 def test_steps_are_the_recurrent_form(dtype, device):
-    """A sequence of steps: each output, and the final state."""
+    """A sequence of steps gives the same outputs and the same final state."""
     inputs = make_inputs(T=70, dtype=dtype, device=device)
     state = inputs["initial_state"].clone()
     tokens = zip(*(inputs[name].unbind(1) for name in "qkv"), strict=True)
     outs = [retention_step(*token, inputs["log_decay"], state) for token in tokens]
     expected, expected_state = retention(**inputs, form="recurrent")
-    both = {"dtype": dtype, "factor": 2}  # two results, each within the table
+    both = {"dtype": dtype, "factor": 2}  # two results are compared, each within the table
     assert_close_to_reference(torch.stack(outs, 1), expected.double(), **both)
     assert_close_to_reference(state, expected_state.double(), **both, name="state")
 
 
 @pytest.mark.not_poisoned
 def test_long_decay_does_not_drift():
-    """8192 steps at a gamma that is not 1 - 2^-k: gamma rounded to float32 would be 1e-5 off."""
+    """8192 steps at a gamma that is not 1 - 2^-k. If gamma were rounded to float32, the error would
+    be 1e-5.
+    """
     T, decay = 8192, math.log1p(-(2.0**-11.4))
     tokens = make_inputs(1, T, 2, 4, 4, dtype=torch.float32, log_decay=[decay] * 2)
     state = tokens["initial_state"].clone()
@@ -141,7 +146,7 @@ def test_state_of_any_strides(dtype, layout, S, device):
     out, expected = retention_step(**inputs), retention_step(**dense)
     for x, y in [(out, expected), (state, dense["state"])]:
         assert_close_to_reference(x, y.double(), dtype, factor=2)
-        # The CPU's kernel leaves strided columns to ATen.
+        # The CPU kernel leaves strided columns to ATen.
         assert torch.equal(x, y) or (dtype == torch.float32 and state.stride(3) != 1)
 
 
@@ -170,8 +175,9 @@ SLOTS = {
 @parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @parametrize("slots", SLOTS.values(), ids=SLOTS.keys())
 def test_slots(slots, dtype, device):
-    """Each used row is a step of its own slot; the rest is untouched, bit by bit, and gives 0 even
-    where a skipped token is NaN."""
+    """Each used row is a step of its own slot. All other slots stay the same bit by bit. A skipped
+    row gives 0 even if its token is NaN.
+    """
     inputs = step_inputs(4, 4, 7, 45, S=7, dtype=dtype, device=device)
     inputs["slots"] = torch.tensor(slots, dtype=INT32, device=device)
     before = inputs["state"].clone()

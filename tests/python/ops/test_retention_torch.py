@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retention as a citizen of PyTorch: autograd, compile, autocast, strides, threads, processes."""
+"""retention works with PyTorch: autograd, compile, autocast, strides, threads, processes."""
 
 import math
 import os
@@ -39,13 +39,13 @@ def test_opcheck(form, device):
     cu_seqlens = torch.tensor([0, 4, 9], dtype=torch.int32, device=device)
     options = {"scale": 0.5, "form": form, "chunk_size": 4, "cu_seqlens": cu_seqlens}
     torch.library.opcheck(torch.ops.retnet.retention, tuple(inputs.values()), options)
-    # The outputs are aliased by no input when nothing asks for gradients either.
+    # No input aliases the outputs, even if no gradient is required.
     detached = tuple(x.detach() for x in inputs.values())
     torch.library.opcheck(torch.ops.retnet.retention, detached, options)
 
 
 def backward_call(packed, form, undefined=()):
-    """Positional arguments and options but for the mask."""
+    """Returns positional arguments and options, except the mask."""
     N = 3 if packed else 1
     inputs = make_inputs(1, 9, 2, 3, 2, dtype=torch.float32, num_states=N)
     incoming = {"out": torch.randn(1, 9, 2, 2), "state": torch.randn(N, 2, 3, 2)}
@@ -103,7 +103,10 @@ def test_one_tensor_as_query_and_key(form, device):
 def test_strides_and_offsets(dtype, form, device):
     inputs = make_inputs(T=20, dtype=dtype, device=device)
     views = {name: strided(x) if x.dim() > 1 else x for name, x in inputs.items()}
-    transposed = {**views, "q": inputs["q"].mT.contiguous().mT}  # strided in the last dimension
+    transposed = {
+        **views,
+        "q": inputs["q"].mT.contiguous().mT,
+    }  # these are strided in the last dimension
     expected = retention(**inputs, form=form)
     for other in (views, transposed):
         for a, b in zip(retention(**other, form=form), expected, strict=True):
@@ -112,7 +115,7 @@ def test_strides_and_offsets(dtype, form, device):
 
 @parametrize("form", FORMS)
 def test_expanded_inputs(form, device):
-    """Stride 0 over the batch and over heads, gradients included."""
+    """The stride over the batch and over heads is 0, and gradients are included."""
     inputs = make_inputs(B=1, T=20, device=device)
     inputs["k"] = inputs["k"][:, :, :1]
     leaves = require_grad(inputs)
@@ -195,7 +198,9 @@ def test_vmap_is_a_loop():
 
 @parametrize("form", FORMS)
 def test_memory_between_forward_and_backward(form, device):
-    """What is saved are the inputs themselves: nothing per pair of tokens, no state per chunk."""
+    """Only the inputs themselves are saved, and nothing per pair of tokens and no state per
+    chunk.
+    """
     inputs = require_grad(make_inputs(T=300, dtype=torch.bfloat16, device=device))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
@@ -215,7 +220,7 @@ def test_autocast(dtype, device):
     assert torch.equal(out, retention(**cast)[0])
     double = make_inputs(T=20, device=device)
     with torch.autocast(device.type, dtype):
-        assert retention(**double)[0].dtype == torch.float64  # as everywhere in autocast
+        assert retention(**double)[0].dtype == torch.float64  # as autocast does everywhere
 
 
 def test_autocast_gradients_reach_float32_leaves(device):
@@ -246,7 +251,7 @@ def test_activation_checkpointing(form, device):
 
 @parametrize("form", FORMS)
 def test_compile_with_dynamic_length(form, device):
-    """One graph for every length: forward and backward, without a break or a recompilation."""
+    """One graph serves every length, forward and backward, without a break or a recompilation."""
     torch._dynamo.reset()
 
     def step(q, k, v, log_decay, initial_state):
@@ -272,7 +277,7 @@ def test_compile_with_inductor():
     compiled = torch.compile(lambda **x: retention(**x)[0].sin(), fullgraph=True)
     inputs = require_grad(make_inputs(T=20, dtype=torch.float32))
     del inputs["initial_state"]
-    inputs["log_decay"].requires_grad_(False)  # a gradient that is not asked for is undefined
+    inputs["log_decay"].requires_grad_(False)  # a gradient that is not required is undefined
     leaves = {name: inputs[name] for name in "qkv"}
     actual = torch.autograd.grad(compiled(**inputs).sum(), list(leaves.values()))
     expected = torch.autograd.grad(retention(**inputs)[0].sin().sum(), list(leaves.values()))
@@ -306,7 +311,7 @@ def test_threads(device):
 
 
 def run_python(code: str, **environment: str) -> str:
-    """The standard output of ``code`` in a fresh interpreter."""
+    """Returns the standard output of ``code`` in a fresh interpreter."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -319,7 +324,7 @@ def run_python(code: str, **environment: str) -> str:
 
 
 def test_fork_after_import(device):
-    """Parent and child both compute: the import has initialised nothing that a fork breaks."""
+    """Parent and child both compute, because the import initialises nothing that a fork breaks."""
     code = f"""
 import os, torch, retnet
 pid = os.fork()
@@ -333,7 +338,7 @@ if pid:
 
 
 def test_import_leaves_cuda_alone(device):
-    """Whether there is a GPU or not: nothing asks for CUDA, nothing has initialised it."""
+    """With or without a GPU, the import neither queries nor initialises CUDA."""
     code = """
 import torch
 def asked(*_): raise AssertionError("the import asks for CUDA")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Values and gradients of rotary against the float64 oracle."""
+"""Values and gradients of rotary agree with the float64 oracle."""
 
 import pytest
 import torch
@@ -47,7 +47,9 @@ def test_gradcheck(layout, style):
 @styles
 @parametrize("dtype", DTYPES, ids=str)
 def test_far_positions(dtype, style, device):
-    """Position 10^6 is as good as position 1: a float32 angle would be off by up to 0.06."""
+    """Position 10^6 is as exact as position 1. A float32 angle would have an error of up to
+    0.06.
+    """
     inputs = rotary_inputs(1, 4, 1, 64, dtype=dtype, device=device)
     inputs["positions"] = torch.tensor([1, 999_999, 1_000_000, 2**31 - 1], device=device)
     check(inputs, style)

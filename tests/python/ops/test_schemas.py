@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schemas of the operators are a promise: schemas.txt changes only with the version. Names that
-begin with an underscore are private."""
+"""The schemas of the operators are stable: schemas.txt changes only with the version. Operators
+whose names begin with an underscore are private.
+"""
 
 import torch
 

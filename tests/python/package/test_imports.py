@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The modules of the package import each other in one direction, and the library knows nothing of
-the programs above it. An import within a function counts as any other."""
+"""The modules of the package import each other in one direction, and the library does not import
+the programs above it. An import inside a function counts too.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ import pytest
 import retnet
 
 ROOT = Path(retnet.__file__).parent
-# What stands above the library.
+# The programs above the library.
 PROGRAMS = ("retnet.__main__", "retnet.cli", "retnet.demo", "retnet.training")
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """The modules of the package in `root`, by name; of an extension its stub."""
+    """Returns the modules of the package in `root` by name. An extension is represented by its
+    stub.
+    """
     found = {}
     for path in sorted(root.rglob("*.py*")):
         if path.suffix not in (".py", ".pyi"):
@@ -28,7 +31,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """The modules of `known` that a module names in its imports, wherever they stand."""
+    """Returns the modules of `known` that a module imports anywhere in its code."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -45,7 +48,7 @@ def imported(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 def graph(root: Path) -> dict[str, set[str]]:
-    """Which modules each module imports."""
+    """Returns the modules that each module imports."""
     known = modules(root)
     return {name: {*imported(name, path, known)} - {name} for name, path in known.items()}
 
@@ -81,7 +84,7 @@ def test_the_library_imports_no_program():
 
 
 def test_files_of_weights_stand_below_the_modules():
-    """And below them nothing reaches up by another module."""
+    """Neither retnet.weights nor a module that it imports, directly or not, imports retnet.nn."""
     edges = graph(ROOT)
     below, waiting = set(), ["retnet.weights"]
     while waiting:

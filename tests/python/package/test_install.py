@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sdist, the wheel and the CMake package: they hold what they should, and an application finds,
-links and runs the library, with or without a CUDA toolkit."""
+"""The sdist, the wheel and the CMake package hold what they should. An application finds, links and
+runs the library, with or without a CUDA toolkit.
+"""
 
 import json
 import os
@@ -34,7 +35,7 @@ def run(*command: str, env: dict[str, str] | None = None, cwd: Path | None = Non
 
 
 def without_cuda_toolkit() -> dict[str, str]:
-    """The environment with nvcc and everything that points to a toolkit taken away."""
+    """Returns the environment without nvcc and without variables that point to a toolkit."""
     folders = [x for x in os.environ["PATH"].split(":") if not (Path(x) / "nvcc").exists()]
     gone = ("CUDA", "NVCC", "TORCH_CUDA", "LIBRARY_PATH", "LD_LIBRARY_PATH", "CPATH")
     kept = {name: x for name, x in os.environ.items() if not name.startswith(gone)}
@@ -42,7 +43,7 @@ def without_cuda_toolkit() -> dict[str, str]:
 
 
 def build(source: str, prefix: Path, folder: Path, env: dict[str, str]) -> None:
-    """Builds a project of its own against the installed package."""
+    """Builds a separate project against the installed package."""
     run(CMAKE, "-S", str(ROOT / source), "-B", str(folder), *NINJA,
         f"-DCMAKE_PREFIX_PATH={prefix};{TORCH}", "-DCMAKE_BUILD_TYPE=Debug",
         "-DCMAKE_CXX_FLAGS_DEBUG=-O0", env=env)  # fmt: skip
@@ -51,8 +52,10 @@ def build(source: str, prefix: Path, folder: Path, env: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def apps(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for the installed package and the applications. Each test that installs there
-    configures, links and runs them; their objects, compiled with the same headers, stay."""
+    """Returns a folder for the installed package and the applications. Each test that installs
+    there configures, links and runs them. The object files stay, because their headers are the
+    same.
+    """
     return tmp_path_factory.mktemp("apps")
 
 
@@ -76,7 +79,7 @@ def install_and_run_apps(tree: str, folder: Path, scratch: Path, env: dict[str, 
 
 
 def check_examples(generate: Path, train: Path, folder: Path, env: dict[str, str]) -> None:
-    """A model goes from C++ to Python and back, and writes the same text in both."""
+    """A model goes from C++ to Python and back, and generates the same text in both."""
     model, text = folder / "model", folder / "text"
     text.write_bytes(TEXT)
 
@@ -86,7 +89,7 @@ def check_examples(generate: Path, train: Path, folder: Path, env: dict[str, str
         in_cpp = run(*command, *asked, env=env)
         command = [sys.executable, "-m", "retnet", "generate", str(model), "--prompt", "The cät"]
         in_python = run(*command, "--temperature", "0", *asked, env=env)
-        # Python leaves out a character that is not complete at the end.
+        # Python leaves out an incomplete character at the end.
         assert in_cpp.rstrip("\n\ufffd") == in_python.rstrip("\n\ufffd")
         assert len(in_cpp.encode()) > 40
 
@@ -97,8 +100,8 @@ def check_examples(generate: Path, train: Path, folder: Path, env: dict[str, str
     first, last = learn()  # a new model
     assert first > 7 and last < first - 1
     write_in_both()
-    assert learn()[0] < first - 1  # goes on with it
-    make_byte_model().save(folder / "other")  # written by Python
+    assert learn()[0] < first - 1  # continues with that model
+    make_byte_model().save(folder / "other")  # a model that Python wrote
     model = folder / "other"
     write_in_both()
     first, last = learn()
@@ -123,14 +126,16 @@ def check_examples(generate: Path, train: Path, folder: Path, env: dict[str, str
 
 
 def test_installed_from_the_build_tree(apps, tmp_path):
-    """The very library that Python imports, CUDA kernels included where they were built."""
+    """The installed library is the one that Python imports, with the CUDA kernels if they were
+    built.
+    """
     run(CMAKE, "--build", str(BUILD), "--target", "csrc/all")
     install_and_run_apps(str(BUILD), apps, tmp_path, dict(os.environ))
 
 
-# Of the repository, what the sdist leaves out.
+# The files of the repository that the sdist leaves out.
 NOT_SHIPPED = (".clang-format", ".gitignore", ".github/", ".pre-commit-config.yaml")
-# What builds and runs leave in a tree, and earlier versions of the sdist packed.
+# Files that builds and runs leave in a tree, and that earlier versions of the sdist packed.
 LITTER = [
     "benchmarks/results/cpu-test/raw/ops.json",
     "build/csrc/libretnet.so",
@@ -144,7 +149,7 @@ LITTER = [
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the files that git tracks or would track."""
+    """Returns a copy of the files that git tracks or would track."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout of the repository")
     folder = tmp_path_factory.mktemp("checkout")
@@ -157,7 +162,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_sdist(tree: Path, folder: Path) -> Path:
-    """The sdist of a tree, unpacked, as `python -m build --sdist` and pip make it."""
+    """Returns the sdist of a tree, unpacked, as `python -m build --sdist` and pip make it."""
     code = f"from setuptools import build_meta; build_meta.build_sdist({str(folder)!r})"
     run(sys.executable, "-c", code, cwd=tree)
     (archive,) = folder.glob("*.tar.gz")
@@ -172,7 +177,7 @@ def sdist(checkout, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def files(tree: Path) -> set[str]:
-    """Without what the sdist's writer adds."""
+    """Returns the files of a tree, except those that the writer of the sdist adds."""
     every = {str(path.relative_to(tree)) for path in tree.rglob("*") if path.is_file()}
     made = {"PKG-INFO", "setup.cfg"}
     return {x for x in every - made if not x.startswith("python/retnet.egg-info/")}
@@ -194,7 +199,9 @@ def test_the_sdist_is_the_repository(checkout, sdist):
 
 @pytest.mark.parametrize("source", ["checkout", "sdist"])
 def test_what_lies_about_is_not_packed(source, request, sdist, tmp_path):
-    """Binaries, build folders, and what the list of an earlier sdist names; of an sdist too."""
+    """Binaries, build folders and files in the list of an earlier sdist are not packed, also if the
+    tree is an unpacked sdist.
+    """
     tree = tmp_path / "tree"
     shutil.copytree(request.getfixturevalue(source), tree)
     for name in LITTER:
@@ -207,7 +214,7 @@ def test_what_lies_about_is_not_packed(source, request, sdist, tmp_path):
 
 
 def test_the_sdist_is_built_and_run_without_a_cuda_toolkit(apps, sdist, tmp_path):
-    """All of it: the library and its applications, then the wheel. Debug is faster to compile."""
+    """This builds the library and its applications, and then the wheel. Debug compiles faster."""
     env = without_cuda_toolkit()
     assert shutil.which("nvcc", path=env["PATH"]) is None
     tree = str(tmp_path / "build")
@@ -222,7 +229,7 @@ def test_the_sdist_is_built_and_run_without_a_cuda_toolkit(apps, sdist, tmp_path
 
 
 def install_without_io(tmp_path: Path, torch_folder: Path = TORCH) -> Path:
-    """Installs the CMake package with a library that is an empty file."""
+    """Installs the CMake package without RetNet::io. The library in it is an empty file."""
     tree, prefix = tmp_path / "build", tmp_path / "prefix"
     out = run(CMAKE, "-S", str(ROOT), "-B", str(tree), *NINJA, f"-DRETNET_TORCH_DIR={torch_folder}",
               "-DRETNET_CUDA=OFF", "-DCMAKE_DISABLE_FIND_PACKAGE_nlohmann_json=ON",
@@ -234,7 +241,7 @@ def install_without_io(tmp_path: Path, torch_folder: Path = TORCH) -> Path:
 
 
 def fake_torch(folder: Path, version: str) -> Path:
-    """What CMake looks at in torch's folder."""
+    """Makes the files of torch that CMake looks at."""
     major, minor, patch = version.split(".")
     for name in ("lib/libtorch.so", "include/ATen/ATen.h"):
         (folder / name).parent.mkdir(parents=True)
@@ -247,7 +254,7 @@ def fake_torch(folder: Path, version: str) -> Path:
     return folder
 
 
-# Two folders look for the package, as those of an application that has several parts.
+# Two folders call find_package, as in an application with several parts.
 APPLICATION = """
 cmake_minimum_required(VERSION 3.26)
 project(Application LANGUAGES CXX)
@@ -318,7 +325,7 @@ def test_without_json_the_component_io_is_named_as_missing(tmp_path):
 
 
 def check_wheel(source: Path, folder: Path, env: dict[str, str]) -> None:
-    """What `pip install` of a source tree installs: it works outside the tree."""
+    """Checks what `pip install` of a source tree installs: it works outside the tree."""
     pip = [sys.executable, "-m", "pip"]
     options = ["--no-deps", "--no-build-isolation", "-w", str(folder)]
     run(*pip, "wheel", *options, str(source), env=env)
@@ -327,7 +334,7 @@ def check_wheel(source: Path, folder: Path, env: dict[str, str]) -> None:
     binaries = [x for x in names if ".so" in x]
     extension = [x for x in binaries if re.fullmatch(r"retnet/_C\.[\w-]+\.so", x)]
     assert sorted(binaries) == [*extension, "retnet/lib/libretnet.so"] and len(extension) == 1
-    assert "retnet/lib/torch_version" in names  # which `import retnet` compares
+    assert "retnet/lib/torch_version" in names  # `import retnet` compares this
     assert {"retnet/py.typed", "retnet/_C.pyi", "retnet/nn/linear.py"} <= set(names)
     run(*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel))
     code = """
@@ -349,9 +356,10 @@ def test_wheel(tmp_path):
 
 def test_the_stubs_tell_what_the_extension_has(tmp_path):
     pytest.importorskip("mypy")
-    # Of a class itself: pybind11's metaclass, which no stub can name. Its members are compared.
+    # The type of a class is the metaclass of pybind11, which no stub can name. Its members are
+    # compared.
     (tmp_path / "ignored").write_text(r"retnet\._C\.\w+")
-    # Names are compared, for which torch's types need not be read: that takes half a minute.
+    # Only names are compared. Reading the types of torch would take half a minute.
     (tmp_path / "mypy.ini").write_text("[mypy]\n[mypy-torch.*]\nfollow_imports = skip\n")
     options = ["--allowlist", tmp_path / "ignored", "--mypy-config-file", tmp_path / "mypy.ini"]
     run(sys.executable, "-m", "mypy.stubtest", "retnet._C", *map(str, options))
@@ -359,7 +367,7 @@ def test_the_stubs_tell_what_the_extension_has(tmp_path):
 
 @pytest.mark.skipif("TORCH_CUDA_ARCH_LIST" not in os.environ, reason="kernels were not asked for")
 def test_the_imported_library_holds_the_kernels():
-    """Where CI asks for the kernels, the library that passes the tests without a GPU has them."""
+    """If CI asks for the CUDA kernels, the library that passes the tests without a GPU has them."""
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     assert has_kernel("retnet::gated_group_norm", "CUDA")
     assert has_kernel("retnet::retention", "CUDA")
@@ -370,7 +378,7 @@ def test_one_version():
 
 
 def test_the_library_registers_operators_without_python():
-    """torch.ops.load_library is enough for a program that only calls operators by name."""
+    """A program that only calls operators by name needs only torch.ops.load_library."""
     library = Path(retnet.__file__).parent / "lib/libretnet.so"
     code = f"import torch; torch.ops.load_library('{library}'); print(torch.ops.retnet.retention)"
     assert run(sys.executable, "-c", code).strip() == "retnet.retention"
@@ -410,7 +418,7 @@ def test_a_warning_is_an_error_where_asked(language, tmp_path):
 
 @pytest.mark.parametrize("source", [".", pytest.param("kernels/cuda", marks=NVCC.marks)])
 def test_warnings_are_errors_for_every_file_or_for_none(source, tmp_path):
-    """Of the library, and of the kernels where they are built alone."""
+    """This holds for the library, and for the kernels if they are built alone."""
     cuda = ["-DTORCH_CUDA_ARCH_LIST=8.0", f"-DRETNET_CUDA={'OFF' if source == '.' else 'ON'}"]
     options = [*NINJA, *cuda, f"-DRETNET_TORCH_DIR={TORCH}", "-DRETNET_TESTS=OFF",
                "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]  # fmt: skip

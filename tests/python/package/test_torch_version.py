@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A build works with the minor version of torch that it was made with, and refuses others in one
-line before it loads a library."""
+"""A build works with the minor version of torch with which it was made, and refuses others in one
+line before it loads a library.
+"""
 
 import os
 import re
@@ -20,7 +21,7 @@ MAJOR, MINOR = map(int, torch.__version__.split(".")[:2])
 
 
 def import_retnet(before: str = "", path: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Imports torch, runs the statement ``before``, imports retnet."""
+    """Imports torch, runs the statement ``before``, and imports retnet in a new process."""
     env = {**os.environ, "PYTHONPATH": str(path)} if path else None
     code = f"import torch; {before}\nimport retnet; print(retnet.__version__)"
     command = [sys.executable, "-c", code]
@@ -40,7 +41,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], built: str, installed
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the package whose extension no program can load."""
+    """Returns a copy of the package with an extension that no program can load."""
     source, copy = Path(retnet.__file__).parent, tmp_path / "retnet"
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for extension in source.glob("_C.*.so"):
@@ -71,7 +72,7 @@ def test_it_is_refused_before_the_extension_is_loaded(package):
 
 
 def test_an_extension_that_does_not_load_is_told_apart(package):
-    """With no record: there is none before the first build."""
+    """There is no record of the version, as before the first build."""
     (package / "lib/torch_version").unlink()
     done = import_retnet(path=package.parent)
     assert done.returncode == 1
@@ -80,7 +81,7 @@ def test_an_extension_that_does_not_load_is_told_apart(package):
 
 
 def test_the_range_is_one():
-    """Of versions of torch: in the two lists of pyproject.toml and in CMake."""
+    """The two lists in pyproject.toml and CMake state the same range of torch versions."""
     specs = re.findall(r'"torch(>=[^"]*)"', (ROOT / "pyproject.toml").read_text())
     assert len(specs) == 2 and len(set(specs)) == 1
     first, end = re.fullmatch(r">=([\d.]+),<([\d.]+)", specs[0]).groups()

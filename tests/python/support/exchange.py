@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that C++ reads and writes: the executable retnet_exchange (tests/cpp/exchange.cpp)."""
+"""Folders that C++ reads and writes, by the executable retnet_exchange (tests/cpp/exchange.cpp)."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ EXECUTABLE = BUILD / "tests/cpp/retnet_exchange"
 
 
 def exchange(folders):
-    """C++ reads the folders and writes to them, in one process."""
+    """Lets C++ read the folders and write to them, in one process."""
     if not EXECUTABLE.exists():
         pytest.skip(f"{EXECUTABLE} was not built (RETNET_TESTS=ON, nlohmann_json)")
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -30,7 +30,7 @@ def write_inputs(folder, model, ids):
 
 
 def check_results(folder, model, ids):
-    """The same logits bit by bit, after the state too, and the same text."""
+    """Compares the logits bit by bit, also those after the state, and the text."""
     results = load_file(folder / "cpp/results")
     assert torch.equal(results["logits"], model(ids, state=model(ids).state).logits)
     text = torch.stack(generate(model, ids, max_new_tokens=12, temperature=0))

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which test files pytest runs first."""
+"""The test files that pytest runs first."""
 
 import pytest
 
-# The longest file, so that no worker is left alone with it at the end; then what a GPU should run
-# first in the little time that it may be there.
+# The longest file comes first, so that no worker is left alone with it at the end. The files that a
+# GPU should run in the short time that it may be there come next.
 FIRST = (
     "test_install.py",
     "test_retention.py",
@@ -16,6 +16,6 @@ FIRST = (
 
 
 def sort_by_file(items: list[pytest.Item]) -> None:
-    """Files of FIRST come first; the others stay in their order."""
+    """Puts files of FIRST first. The others stay in their order."""
     rank = {name: i for i, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several tests need that run on a GPU."""
+"""Helpers of several tests that run on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -12,7 +12,9 @@ from support.cases.retention import make_inputs
 
 
 def instruction_sets() -> list[str]:
-    """Those of this machine, the best first, as the error for an unknown name lists them."""
+    """Returns those of this machine, the best first, as the error for an unknown name lists
+    them.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RETNET_CPU", "none")
         with pytest.raises(ValueError, match="must be one of") as error:
@@ -23,6 +25,6 @@ def instruction_sets() -> list[str]:
 
 
 def chosen_instruction_sets() -> list[str]:
-    """RETNET_CPU if it is set, or else all of this machine."""
+    """Returns RETNET_CPU if it is set, and otherwise all of this machine."""
     chosen = os.environ.get("RETNET_CPU")
     return [chosen] if chosen else instruction_sets()

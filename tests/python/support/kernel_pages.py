@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code that pages of docs/kernels show: found, compiled and run."""
+"""Finds, compiles and runs the code in the pages of docs/kernels."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 
 def blocks(page: str) -> list[tuple[str, str, str]]:
-    """Language, name and text of each."""
+    """Returns the language, name and text of each code block."""
     return re.findall(r"^```(\S*) ?(\w*)\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the repository and its build are."""
+"""The paths of the repository and its build."""
 
 import os
 from pathlib import Path

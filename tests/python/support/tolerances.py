@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tolerance table of docs/numerics.md and the comparison against a float64 reference."""
+"""The tolerance table of docs/numerics.md, and the comparison with a float64 reference."""
 
 import torch
 from torch import Tensor
@@ -39,8 +39,9 @@ def errors(actual: Tensor, reference: Tensor) -> tuple[float, float]:
 def assert_as_good_as_composite(
     actual: Tensor, composite: Tensor, reference: Tensor, name: str = "output"
 ) -> None:
-    """A kernel's error over the whole tensor is at most twice that of the composite, which took
-    the same rounded inputs."""
+    """Asserts that the error of a kernel over the whole tensor is at most twice that of the
+    composite, which took the same rounded inputs.
+    """
     reference = reference.detach().cpu()
     (mine, _), (yardstick, _) = (errors(x.cpu(), reference) for x in (actual, composite))
     assert mine <= 2 * yardstick, f"{name}: error {mine:.2e}, the composite's is {yardstick:.2e}"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/gpu_check.sh rehearsed without a GPU: stand-ins take the place of Python and of what needs
-one. A part that fails, hangs or is interrupted costs no result of another part."""
+"""tools/gpu_check.sh is rehearsed without a GPU: stand-ins replace Python and the programs that
+need one. A part that fails, hangs or is interrupted costs no result of another part.
+"""
 
 import ast
 import os
@@ -28,7 +29,7 @@ STAGES = {
     "all": ("build", "pytest", "large", "memcheck", "racecheck", "bench"),
 }
 
-# What each stand-in answers; FAULT names a part and what befalls it.
+# The output of each stand-in. FAULT names a part and its fault.
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in
   *get_device_name*) echo "NVIDIA Fake 100"; exit ;;
@@ -54,7 +55,7 @@ echo "ends, ERROR SUMMARY: 0 errors"
 SANITIZER = r"""#!/usr/bin/env bash
 TOOL=$2 exec "${@:5}"
 """
-# Seconds become fifths of one.
+# A second takes a fifth of a second.
 TIMEOUT = r"""#!/usr/bin/env bash
 echo "limit: $3"
 exec /usr/bin/timeout "$1" --kill-after=0.3 "${LIMIT:-$3}" "${@:4}"
@@ -62,7 +63,7 @@ exec /usr/bin/timeout "$1" --kill-after=0.3 "${LIMIT:-$3}" "${@:4}"
 
 
 class Rehearsal:
-    """A folder with the script and the stand-ins, and what a run of it leaves."""
+    """Holds a folder with the script and the stand-ins, and what a run of it leaves."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.out, self.started = folder, folder / "out", folder / "started"
@@ -90,17 +91,19 @@ class Rehearsal:
 
     def run(self, stage: str, **variables: str) -> tuple[int, str]:
         process = self.start(stage, **variables)
-        output = process.communicate(timeout=60)[0]  # not until a process that is left ends
+        output = process.communicate(timeout=60)[
+            0
+        ]  # it does not wait for a process that is left over
         return process.returncode, output
 
     def results(self) -> dict[str, str]:
-        """The text of each file in the tar that was copied out."""
+        """Returns the text of each file in the tar that was copied out."""
         with tarfile.open(self.out / ARCHIVE) as tar:
             files = [x for x in tar.getmembers() if x.isfile()]
             return {Path(x.name).name: tar.extractfile(x).read().decode() for x in files}
 
     def parts(self) -> dict[str, str]:
-        """What parts.txt says of each."""
+        """Returns what parts.txt says of each part."""
         lines = self.results()["parts.txt"].splitlines()
         return dict(re.split(r" +(?:\d+ s +)?", line, maxsplit=1) for line in lines)
 
@@ -117,7 +120,7 @@ def test_every_part_runs(stage, rehearsal):
     results, parts = rehearsal.results(), rehearsal.parts()
     assert parts == {**dict.fromkeys(STAGES[stage], "exit status 0"), "gpu-check": "passed"}
     for name in STAGES[stage]:
-        assert results[f"{name}.log"] in output  # seen as it comes
+        assert results[f"{name}.log"] in output  # the output is seen as it comes
         assert results[f"{name}.log"].endswith("ends, ERROR SUMMARY: 0 errors\n")
     assert [x.name for x in rehearsal.out.iterdir()] == [ARCHIVE]
 
@@ -147,7 +150,8 @@ def test_a_part_takes_no_other_along(fault, expected, rehearsal):
         os.kill(int(stray.read_text()), signal.SIGKILL)
     results, parts = rehearsal.results(), rehearsal.parts()
     assert re.fullmatch(expected, parts[part]), output
-    # A sanitizer that ends without its summary does not work on this machine: no failure of ours.
+    # A sanitizer that ends without its summary does not work on this machine. This is not a
+    # failure.
     passes = expected == "exit status 0" or part in ("memcheck", "racecheck")
     assert status == (0 if passes else 1), output
     assert parts["gpu-check"] == ("passed" if passes else f"failed: {part}")
@@ -166,7 +170,7 @@ def test_without_a_build_nothing_else_runs(rehearsal):
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGKILL"])
 def test_interrupted(name, rehearsal):
-    """The parts that have ended are in the tar, and what the current one has printed."""
+    """The tar has the parts that have ended, and what the current one has printed."""
     process = rehearsal.start("test", FAULT="pytest hangs", LIMIT="20")
     while not (rehearsal.started / "pytest").exists():
         assert process.poll() is None, process.communicate()[0]
@@ -199,8 +203,9 @@ def test_bench_adds_to_the_results_of_the_test_before(rehearsal):
 
 @pytest.mark.parametrize("spent", [0, 250, 450, 560])
 def test_a_stage_keeps_to_its_time(spent, rehearsal):
-    """Whatever the parts before took: none gets more than is left, and one for which nothing is
-    left is named. The shell counts its seconds from SECONDS."""
+    """No part gets more time than is left, whatever the parts before it took. A part for which no
+    time is left is named. The shell counts its seconds from SECONDS.
+    """
     _, output = rehearsal.run("test", SECONDS=str(spent))
     parts, results = rehearsal.parts(), rehearsal.results()
     limits = {}
@@ -251,7 +256,7 @@ def test_the_order_of_the_files():
 
 
 def test_what_needs_much_memory_is_marked(request):
-    """In a run that has collected test_gpu.py."""
+    """The test inspects a run that has collected test_gpu.py."""
     large = [item for item in request.session.items if "2_31" in item.name]
     if not large:
         pytest.skip("test_gpu.py is not collected")
@@ -260,7 +265,7 @@ def test_what_needs_much_memory_is_marked(request):
 
 
 def test_where_launches_are_counted_memory_is_not_poisoned():
-    """Poisoning a tensor launches a kernel (conftest.poisoned_memory)."""
+    """Poisoning a tensor would launch a kernel (conftest.poisoned_memory)."""
     counting = {}
     for path in TESTS.rglob("test_*.py"):
         for node in ast.parse(path.read_text()).body:

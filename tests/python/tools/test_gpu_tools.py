@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a GPU machine without network needs is in the lists of tools/gpu_wheels.sh."""
+"""The lists of tools/gpu_wheels.sh cover what a GPU machine without a network needs."""
 
 import ast
 import re
@@ -19,28 +19,29 @@ else:
 
 FOLDERS = ["python", "tests/python", "benchmarks", "tools"]
 MACHINE = {"python_version": "3.12", "python_full_version": "3.12.0", "extra": ""}
-# Modules of ours, found by path; and peers of the benchmarks, whose wheels have other names.
+# Modules of this project, which are found by path, and peers of the benchmarks, whose wheels have
+# other names.
 OURS = {"retnet", "support", *(p.stem for folder in FOLDERS for p in (ROOT / folder).glob("*.py"))}
 PEERS = {"fla": "flash-linear-attention", "torchscale": "torchscale"}
-# Imported inside tests that do not run there.
+# Tests that do not run there import these.
 ELSEWHERE = {"tensorboard"}
 
 
 def needed(name: str) -> set[str]:
-    """The packages that one requires, on that machine and without extras."""
+    """Returns the packages that a package requires on that machine, without extras."""
     every = [Requirement(text) for text in requires(name) or []]
     return {r.name for r in every if r.marker is None or r.marker.evaluate(MACHINE)}
 
 
 def there() -> set[str]:
-    """What the two lists name."""
+    """Returns the packages in the two lists."""
     script = (ROOT / "tools/gpu_wheels.sh").read_text()
     lists = [re.search(rf"^{x}=\((.*?)\)", script, re.M | re.S) for x in ("present", "packages")]
     return {canonicalize_name(word.split("==")[0]) for x in lists for word in x[1].split()}
 
 
 def imports() -> dict[str, str]:
-    """The top-level modules that any file imports anywhere, each with one such file."""
+    """Returns the top-level modules that any file imports, each with one such file."""
     found = {}
     for path in sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -60,7 +61,7 @@ def test_what_the_package_requires():
 
 
 def test_what_is_imported():
-    """By the package, its tests, benchmarks and tools."""
+    """The lists cover the imports of the package, its tests, benchmarks and tools."""
     wheels, third = packages_distributions(), imports()
     for name in [*sys.stdlib_module_names, *OURS, *ELSEWHERE, "tomli"]:  # before Python 3.11
         third.pop(name, None)
@@ -76,5 +77,5 @@ def test_what_is_imported():
 
 @pytest.mark.parametrize("name", ["hypothesis", "pytest-xdist", "tomli-w"])
 def test_what_the_wheels_require(name):
-    """They are installed without their requirements."""
+    """The wheels are installed without their requirements, so the lists must cover them."""
     assert {canonicalize_name(x) for x in needed(name)} <= there()

@@ -18,7 +18,7 @@ import sass
 from gates import Failure
 
 NAME = "_ZN6retnet7kernels4cuda16chunkwise_kernelILNS1_5DTypeE2ELi3EEEvNS1_15ChunkwiseParamsEib"
-# A loop without mma, the main loop with a smaller loop in it, and the endless one behind the end.
+# A loop without mma, the main loop with a smaller loop in it, and the endless loop after the end.
 SASS = f"""
 	code for sm_90a
 		Function : {NAME}
@@ -56,6 +56,7 @@ ITEM = {
     "chunk": 64,
     "shared_bytes": 1000,
     "turns": [],
+    "intervals": [{"ldmatrix": 70, "cp_async": 8, "stores": 4, "mma": 60}],
     "counted": {"mma": 800, "wavefronts": 1000, "minimum": 1000, "barriers": 2}
     | {"l2_loaded": 300, "l2_stored": 100, "memory_bytes": 200}
     | {"ldmatrix": 800, "cp_async": 100, "stores": 50, "loads": 50},
@@ -84,7 +85,7 @@ NORM_DEVICE = {"device": "H100", "architecture": "90a", "multiprocessors": 100} 
 }
 NORM_CODE = Counter({"float": 1000, "MUFU": 100, kr.PADDING: 500})
 NORM_KERNEL = kr.NormKernel("forward", "bf16", 8, 32, "90a")
-# Of the 8 warps together.
+# All 8 warps together.
 LOOP = Counter({"HMMA": 800, "LDSM": 800, "integer": 2400})
 KERNEL = mr.Kernel("chunkwise", "bf16", 3, "90a")
 
@@ -98,11 +99,11 @@ def test_main_loop() -> None:
     assert list(functions) == [("90a", NAME), ("75", NAME)]
     assert mr.kernel_of(NAME, "90a") == KERNEL
     assert mr.kernel_of(NAME.replace("chunkwise", "gated"), "90a") is None
-    log_decay_grad = (
-        "_ZN6retnet7kernels4cuda21log_decay_grad_kernelILNS1_5DTypeE1ELi2EEEv"
-        "NS1_18LogDecayGradParamsEb"
+    grad_log_decay = (
+        "_ZN6retnet7kernels4cuda21grad_log_decay_kernelILNS1_5DTypeE1ELi2EEEv"
+        "NS1_18GradLogDecayParamsEb"
     )
-    assert mr.kernel_of(log_decay_grad, "80") == mr.Kernel("log_decay_grad", "fp16", 2, "80")
+    assert mr.kernel_of(grad_log_decay, "80") == mr.Kernel("grad_log_decay", "fp16", 2, "80")
     assert sass.main_loop(functions["75", NAME]) == []
     loop = sass.main_loop(functions["90a", NAME])
     assert (loop[0].address, loop[-1].address) == (0x30, 0x100)
@@ -121,11 +122,11 @@ def test_inner_loops_count_as_often_as_they_turn() -> None:
     assert sass.executed(loop, 8, [20]) == Counter({k: 8 * n for k, n in once.items()}) + Counter(
         {k: 12 * n for k, n in inner.items()}
     )
-    # Loops that are not stated, or that are not there; and no loop at all.
+    # Too many loops, too few loops, and no loop.
     for turns in ([], [20, 20]):
         assert sass.executed(loop, 8, turns) == Counter()
     assert sass.executed([], 8, []) == Counter()
-    # A loop without mma counts once; one in another by its own turns.
+    # A loop without mma counts once. A loop inside another one counts its own turns.
     names = ["MOV", "HMMA", "HMMA", "LDSM", "BRA", "FADD", "BRA", "F2FP", "BRA", "BRA"]
     targets = {4: 2, 6: 1, 8: 7, 9: 0}  # of the branches
     nested = [
@@ -178,10 +179,11 @@ def test_gates_of_counts(change: dict[str, int], gate: list[str]) -> None:
 )
 def test_gates_of_the_loop(change: dict[str, int], gate: list[str]) -> None:
     loop = Counter({**LOOP, **change})
-    assert gates(mr.check_loop(KERNEL, loop, ITEM)) == gate
-    # Where loops are counted as often as they turn, all mma of a chunk are there and no more.
+    code = mr.Code(loop, ITEM["intervals"], [])
+    assert gates(mr.check_code(KERNEL, code, ITEM)) == gate
+    # If each loop counts as often as it turns, the sum is the mma of a chunk.
     turning = gate if loop["HMMA"] == 800 else ["loop"]
-    assert gates(mr.check_loop(KERNEL, loop, ITEM | {"turns": [4]})) == turning
+    assert gates(mr.check_code(KERNEL, code, ITEM | {"turns": [4]})) == turning
 
 
 @pytest.mark.parametrize("key", NORM_BYTES)
@@ -204,7 +206,9 @@ def test_gates_of_the_norms_bytes(key) -> None:
     ids=str,
 )
 def test_model_of_the_norm(code, rows, expected) -> None:
-    """By hand: 3,072 B at 10 B a cycle; 4 instructions a cycle; 20,000 B per microsecond."""
+    """Counted by hand: 3,072 B at 10 B a cycle, 4 instructions a cycle, 20,000 B per
+    microsecond.
+    """
     times = kr.norm_model(NORM | {"rows": rows}, NORM_DEVICE, NORM_CODE | Counter(code))
     assert times["memory"] == pytest.approx(307.2) and times["needed"] == pytest.approx(20_000)
     failures = kr.check_norm_model("here", times)
@@ -218,7 +222,8 @@ def test_gate_of_the_rotation() -> None:
 
 
 def test_model() -> None:
-    # 100 chunks side by side in 128 blocks; a cycle a chunk is 100 / 2 GHz / 204,800 token-heads.
+    # 100 chunks run in parallel in 128 blocks. One cycle a chunk is 100 / 2 GHz / 204,800 token-
+    # heads.
     cycle = 100 / 2 / 204800
     times = mr.model(GOAL, ITEM, LOOP)
     assert times == pytest.approx(
@@ -240,15 +245,15 @@ ptxas info    : Used 99 registers, used 1 barriers, 64 bytes smem
 """
 
 
-LOG_DECAY_GRAD = mr.Kernel("log_decay_grad", "bf16", 2, "90a")
+GRAD_LOG_DECAY = mr.Kernel("grad_log_decay", "bf16", 2, "90a")
 MANGLED = {
     KERNEL: NAME,
-    LOG_DECAY_GRAD: NAME.replace("chunkwise", "log_decay_grad").replace("ELi3E", "ELi2E"),
+    GRAD_LOG_DECAY: NAME.replace("chunkwise", "grad_log_decay").replace("ELi3E", "ELi2E"),
 }
 
 
 class Report:
-    """Of a kernel of each family, with goals that hold."""
+    """A report of one kernel of each family, whose goals hold."""
 
     def __init__(self, folder: Path, monkeypatch) -> None:
         self.folder, self.monkeypatch = folder, monkeypatch
@@ -256,20 +261,30 @@ class Report:
         self.loops = {kernel: LOOP.copy() for kernel in MANGLED}
         shared = {k: {"family": k.family, "tile": k.tile} for k in MANGLED}
         self.items = {k: copy.deepcopy(ITEM) | shared[k] for k in MANGLED}
-        self.items[LOG_DECAY_GRAD]["turns"] = [4]
+        self.items[GRAD_LOG_DECAY]["turns"] = [4]
         self.goals = {k: GOAL | shared[k] for k in MANGLED}
+        self.intervals = {k: copy.deepcopy(ITEM["intervals"]) for k in MANGLED}
+        self.apart: dict[mr.Kernel, list[str]] = {kernel: [] for kernel in MANGLED}
+        self.step: list[Failure] = []
+        self.estimates: list[Failure] = []
 
     def gates(self, architecture: str = "90a") -> list[str]:
         ptxas = [PTXAS.format(name=MANGLED[k], stack=n) for k, n in self.stack.items()]
         text = "".join(ptxas).replace("sm_90a", f"sm_{architecture}")
         (self.folder / "x.o.ptxas").write_text(text)
-        loops = {k._replace(architecture=architecture): n for k, n in self.loops.items()}
-        self.monkeypatch.setattr(mr, "loop_counts", lambda folder, items: loops)
+        codes = {
+            k._replace(architecture=architecture): mr.Code(n, self.intervals[k], self.apart[k])
+            for k, n in self.loops.items()
+        }
+        self.monkeypatch.setattr(mr, "codes", lambda folder, items: codes)
+        self.monkeypatch.setattr(kr.step_report, "check_code", lambda folder, limit: self.step)
+        self.monkeypatch.setattr(kr.estimate_report, "report", lambda *_: self.estimates)
         self.monkeypatch.setattr(kr, "norm_counts", lambda folder: {NORM_KERNEL: NORM_CODE})
         counts = {k.family: [item] for k, item in self.items.items()}
         counts |= {"goals": list(self.goals.values()), "shared_limits": {"86": 1}}
         counts |= {"gated_group_norm": [NORM], "rotary": [ROTARY], "devices": [NORM_DEVICE]}
         counts |= {"min_capability": 80, "decode_step": [], "decode_step_goals": []}
+        counts |= {"decode_step_fences": 2}
         return gates(kr.report(self.folder, counts))
 
 
@@ -295,7 +310,7 @@ def made(tmp_path, monkeypatch) -> Report:
     ids=str,
 )
 def test_report(made, capsys, kernel, stack, counted, loop, ns, expected) -> None:
-    """What is wrong of one family is found there."""
+    """The report finds a fault in any family."""
     made.stack[kernel] = stack
     made.items[kernel]["counted"].update(counted)
     made.loops[kernel].update({name: n - LOOP[name] for name, n in loop.items()})
@@ -307,6 +322,16 @@ def test_report(made, capsys, kernel, stack, counted, loop, ns, expected) -> Non
     assert cells in [row[:8] for row in rows]
 
 
+@pytest.mark.parametrize("kernel", MANGLED, ids=lambda kernel: kernel.family)
+def test_report_of_what_is_at_barriers(made, kernel) -> None:
+    made.intervals[kernel][0]["ldmatrix"] -= 1
+    assert made.gates() == ["interval"]
+    made.apart[kernel] = ["LDSM R4, [R3]"]
+    made.step = [Failure("fences", "", 3, "2")]
+    made.estimates = [Failure("estimate", "", 2, "1")]
+    assert made.gates() == ["interval", "apart", "fences", "estimate"]
+
+
 def test_report_of_an_architecture_without_the_goals_code(made) -> None:
-    """It is a failure, not a goal met."""
+    """This is a failure, because the goal cannot be checked."""
     assert made.gates("80") == ["model", "model"]

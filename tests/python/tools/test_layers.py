@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/layers.py finds a breach of each rule, and none where the rule lets a file be."""
+"""tools/layers.py finds each violation of its rules, and reports nothing that they allow."""
 
 import sys
 

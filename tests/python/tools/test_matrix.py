@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/matrix.py: which pairs it runs, which interpreters it finds, and the table in the docs."""
+"""tools/matrix.py: the pairs that it runs, the interpreters that it finds, and the table in the
+docs.
+"""
 
 import sys
 from pathlib import Path
@@ -38,7 +40,7 @@ def executable(path: Path, status: int) -> str:
 
 
 def test_an_interpreter_is_one_that_runs(tmp_path, monkeypatch):
-    """A shim of pyenv in PATH may lead nowhere while pyenv has the version."""
+    """A pyenv shim in PATH may not work although pyenv has the version."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     executable(tmp_path / "bin/python3.10", 127)
@@ -87,7 +89,7 @@ def test_the_table_in_the_docs_is_that_of_the_results():
 
 
 class Rehearsal(matrix.Pair):
-    """Runs no command but fails at one step, as if it had printed something."""
+    """Runs no command, but fails at one step as if that step had printed something."""
 
     fails_at, prints, ran = "", "", []
 

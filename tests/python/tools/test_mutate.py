@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tools/mutate.py finds every barrier and wait, deletes one at a time, and tells what notices."""
+"""tools/mutate.py finds every barrier and wait, deletes one at a time, and reports which test
+fails.
+"""
 
 import sys
 
@@ -45,7 +47,7 @@ def test_statements():
 
 
 def test_the_kernels_have_some():
-    """Each primitive that orders is one that it finds, and each file with one of them."""
+    """The tool finds each primitive that orders, and each file that uses one."""
     sources = mutate.kernel_sources(ROOT)
     assert {"sync_block", "sync_warp", "bar_sync", "cp_async_wait", "cp_async_commit"} <= set(
         mutate.primitives(sources)
@@ -56,7 +58,7 @@ def test_the_kernels_have_some():
 
 
 class Emulator:
-    """A stand-in that keeps the text it was asked to build; the second test fails if any."""
+    """A stand-in that keeps the text that it builds. The second test fails if there is one."""
 
     def __init__(self, builds: bool, notices: bool):
         self.builds, self.notices, self.text = builds, notices, ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gates of tools/step_report.py: each fails where it should, and only there."""
+"""Each gate of tools/step_report.py fails where it should, and only there."""
 
 import copy
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python tests are a tree: what test files share stands in the package `support`."""
+"""The Python tests form a tree: what test files share is in the package `support`."""
 
 import ast
 import sys
@@ -10,13 +10,13 @@ import pytest
 from support.paths import ROOT
 
 TESTS = ROOT / "tests/python"
-# These folders are run beside every version of torch, where no other library need be installed.
+# These folders run with every version of torch, and no other library need be installed there.
 FEW_PACKAGES = ("checkpoint", "cpp", "generation", "gpu", "nn", "ops")
 PACKAGES = {"torch", "numpy", "pytest", "hypothesis", "safetensors", "retnet"}
 
 
 def imports(name: str, source: str) -> set[str]:
-    """The modules that a file imports anywhere; `from a import b` is a and a.b."""
+    """Returns the modules that a file imports anywhere. `from a import b` gives a and a.b."""
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -33,13 +33,15 @@ def variables(source: str) -> set[str]:
 
 
 def of_support(modules: set[str], sources: dict[str, str]) -> set[str]:
-    """The files of the package `support` among some modules."""
+    """Returns the files of the package `support` among some modules."""
     names = [module.replace(".", "/") for module in modules if module.startswith("support.")]
     return {x for name in names for x in (f"{name}.py", f"{name}/__init__.py") if x in sources}
 
 
 def problems(sources: dict[str, str]) -> list[str]:
-    """One line for each breach of a rule by the files, whose paths start at tests/python."""
+    """Returns one line for each violation of a rule by the files, whose paths start at
+    tests/python.
+    """
     found = []
     names = [PurePath(name).name for name in sources]
     imported = {name: imports(name, source) for name, source in sources.items()}

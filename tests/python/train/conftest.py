@@ -8,7 +8,7 @@ from support.cases.train import MODEL, TEXT
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """A run of two steps into the folder `run` beside its text, from that folder."""
+    """Returns the command of a run of two steps into the folder `run` beside its text."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text").write_bytes(TEXT)
     sizes = [part for name, value in MODEL.items() for part in (f"--model.{name}", value)]

@@ -15,7 +15,7 @@ from support.cases.train import TEXT, make_byte_model
 
 
 def counting(*lengths):
-    """Documents 0 1 2 .., 100 101 .., 200 .."""
+    """Returns the documents 0 1 2 .., 100 101 .., 200 .."""
     return [torch.arange(100 * n, 100 * n + length).int() for n, length in enumerate(lengths)]
 
 
@@ -80,7 +80,7 @@ def test_tokenizer_file(tokenizer_file, tmp_path):
     assert plain.encode_prompt("der Käfer") == [2, 6]
     decode = plain.decoder()
     assert "".join(map(decode, [2, 6])) == "der Käfer"
-    # With a token before the text, all of the text is predicted.
+    # If a token precedes the text, all of the text is predicted.
     with_start = FileTokenizer(tmp_path / "bos.json").read(tmp_path / "text")
     assert with_start.ids.tolist() == [1, 3, 4, 5, 6] and with_start.predicted_bytes == 19
 
@@ -93,7 +93,7 @@ def test_vocabulary_with_gaps(tmp_path):
 
 
 def test_pairs_of_bytes(tmp_path):
-    """A character may be spread over tokens: it appears when its last one comes."""
+    """The tokens of a character may be separate. The character appears with the last one."""
     tokenizers = pytest.importorskip("tokenizers")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -128,7 +128,7 @@ def test_tokenizer_error(tokenizer_file, tmp_path):
         FileTokenizer(tmp_path / "none")
 
 
-# What is held back
+# What is held out
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,14 @@ def test_windows_reach_both_ends():
     assert {int(row[0]) for row in batch.inputs} == {0, 1}
     assert torch.equal(batch.targets[:, :-1], batch.inputs[:, 1:])
     assert (batch.targets[:, -1] == -100).all() and batch.fresh is None
-    with pytest.raises(ValueError, match="must hold seq_len = 9 tokens or more, got 8"):
+    with pytest.raises(ValueError, match="must hold at least seq_len = 9 tokens, got 8"):
         Windows(counting(8), batch_size=1, seq_len=9)
 
 
 def test_documents_are_read_to_the_end():
-    """Two rows, documents of 8, 2 and 4 tokens: each token but the last of a document is an input
-    once an epoch, in order, with its follower as target."""
+    """There are two rows and documents of 8, 2 and 4 tokens. In each epoch, every token except the
+    last of its document is an input once, in order, with the next token as its target.
+    """
     documents = counting(8, 2, 4)
     source = Documents(documents, batch_size=2, seq_len=3)
     reading, seen = [None, None], []
@@ -225,7 +226,7 @@ def test_batches_go_on_where_they_stopped(kind):
 
 
 def nats_of(model, ids):
-    """-sum ln p of every token but the first, in one pass."""
+    """Returns -sum ln p of every token except the first, in one pass."""
     logits = model(ids[None, :-1].long()).logits[0]
     return F.cross_entropy(logits, ids[1:].long(), reduction="sum").item()
 
@@ -249,7 +250,7 @@ def test_windows_see_what_they_say(window):
     ids = as_tokens(TEXT[:60])
     score = evaluate(model, [ids, as_tokens(b"ab")], window)
     nats, least = nats_of(model, as_tokens(b"ab")), window // 2 + 1
-    for target in range(1, 60):  # each token once, after `least` tokens at the least
+    for target in range(1, 60):  # each token is scored once, after at least `least` tokens
         begin = next(s for s in range(0, 99, window - window // 2) if s + window >= target)
         assert target - begin <= window and (begin == 0 or target - begin >= least)
         logits = model(ids[None, begin:target].long()).logits[0, -1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a run: who may write there, --resume, torchrun."""
+"""The folder of a run: who may write to it, --resume, torchrun."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ LOCK = ".retnet.lock"
 
 
 def is_free(folder):
-    """Whether another open file can be locked; of a file that is not there, whether it is not."""
+    """Returns whether another open file can be locked, or whether the file does not exist."""
     try:
         handle = os.open(folder / LOCK, os.O_RDWR)
     except FileNotFoundError:
@@ -40,7 +40,7 @@ def is_free(folder):
 
 @contextmanager
 def child(work):
-    """A process that calls `work`, says so, and waits to be killed."""
+    """Starts a process that calls `work`, says so, and waits to be killed."""
     reader, writer = os.pipe()
     process = os.fork()
     if process == 0:
@@ -76,7 +76,7 @@ SECOND_RUNS = {
     "another spelling": ("--out", "text_folder/../run/."),
     "link": ("--out", "link"),
     "resumed": ("--resume",),
-    "bad data": ("--data", "none"),  # told before data is read
+    "bad data": ("--data", "none"),  # the error comes before data is read
 }
 
 
@@ -123,7 +123,7 @@ def test_the_library_is_refused_too(tmp_path):
         for call in (trainer.save, trainer.open_log, lambda: train(trainer)):
             with pytest.raises(BlockingIOError, match="in use by process 12 on there"):
                 call()
-        # What is there can be read meanwhile.
+        # The folder can be read at the same time.
         assert run("generate", tmp_path, "--prompt", "a", "--max_new_tokens", 1) == 0
     (tmp_path / LOCK).unlink()
     assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -138,7 +138,7 @@ def test_train_holds_the_folder_of_a_trainer(tmp_path):
 
 
 def test_threads_of_one_process(tmp_path):
-    """The thread that holds a folder may lock it again, another one may not."""
+    """The thread that holds a folder may lock it again. Another thread may not."""
     refused = []
 
     def other():
@@ -156,7 +156,9 @@ def test_threads_of_one_process(tmp_path):
 
 
 def test_a_forked_child_does_not_keep_the_lock(tmp_path):
-    """The child of a killed run lives on; one that ends leaves its parent the lock."""
+    """If the run is killed, its child lives on without the lock. If the child ends, the run keeps
+    the lock.
+    """
 
     lock = locked(tmp_path)
 
@@ -173,7 +175,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path):
     with child(parent):
         assert not is_free(tmp_path)
     assert is_free(tmp_path)
-    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # it lived
+    os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)  # it was alive
 
     with locked(tmp_path):
         process = os.fork()
@@ -202,7 +204,7 @@ def test_a_lock_on_a_file_that_its_last_holder_removed_does_not_count(tmp_path, 
     real, calls = fcntl.flock, []
 
     def flock(handle, how):
-        if not calls:  # between open and flock the last holder ends
+        if not calls:  # the last holder ends between open and flock
             (tmp_path / LOCK).unlink()
         calls.append(how)
         return real(handle, how)
@@ -260,9 +262,9 @@ def test_resume_of_a_folder_that_does_not_exist(out, message, command, tmp_path,
 
 def test_resume_starts_where_no_checkpoint_was_written_yet(command, tmp_path, capsys):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "lo')  # of a run that was killed
+    (tmp_path / "run" / "log.jsonl").write_text('{"step": 1, "lo')  # as a kill leaves it
     assert run(*command, "--resume") == 0
-    line = f"{tmp_path}/run: holds no checkpoint to resume; the run starts anew\n"
+    line = f"{tmp_path}/run: holds no checkpoint to resume; the run starts from the beginning\n"
     assert capsys.readouterr().out.startswith(line)
     assert steps(tmp_path / "run") == [1, 2]
     assert run(*command, "--resume", "--steps", 3) == 0
@@ -296,7 +298,7 @@ def test_one_process_of_torchrun_trains(size, command, monkeypatch):
     assert run(*command) == 0
 
 
-# A byte-order mark, as editors on Windows write it
+# A byte-order mark, as editors on Windows write
 
 
 def test_settings_and_configuration_with_a_byte_order_mark(command, tmp_path):

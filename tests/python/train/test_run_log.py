@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The log of a run that goes on."""
+"""The log of a run that is resumed."""
 
 import pytest
 
@@ -24,7 +24,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage, left, is_told", DAMAGES.values(), ids=DAMAGES)
 def test_a_resumed_log_holds_whole_lines(damage, left, is_told, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(retnet.training.log, "_BLOCK", 16)  # lines are longer
+    monkeypatch.setattr(retnet.training.log, "_BLOCK", 16)  # later lines are longer
     assert train(make_trainer(tmp_path, steps=3)) == 0
     log = tmp_path / "log.jsonl"
     log.write_bytes(damage(log.read_bytes()))
@@ -42,7 +42,7 @@ def test_a_resumed_log_holds_whole_lines(damage, left, is_told, tmp_path, capsys
 
 
 def test_what_follows_a_training_keeps_its_log(tmp_path):
-    """A save by hand after the end, and more steps by the same trainer."""
+    """A manual save after the end, and more steps by the same trainer, keep the log."""
     trainer = make_trainer(tmp_path, steps=3)
     assert train(trainer) == train(trainer) == 0
     trainer.save()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run does on signals."""
+"""A run reacts to signals."""
 
 import os
 import pty
@@ -25,7 +25,7 @@ SAVED = {
 
 
 def signalled(folder, numbers):
-    """A trainer that gets signals in its second of five steps."""
+    """Returns a trainer that gets signals in the second of its five steps."""
     trainer = make_trainer(folder, steps=5)
     step = trainer.step
 
@@ -61,7 +61,7 @@ def test_nohup_goes_on(tmp_path):
 
 
 def test_a_terminal_that_closes_leaves_a_run_to_resume(command, tmp_path):
-    """Output fails from then on: the run is saved, and ends as after any other signal."""
+    """Output fails from then on. The run is saved and ends as after any other signal."""
     process, terminal = pty.fork()
     if process == 0:
         result = 99
@@ -69,13 +69,13 @@ def test_a_terminal_that_closes_leaves_a_run_to_resume(command, tmp_path):
             sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
-            def step(trainer):  # autograd's threads do not fork
+            def step(trainer):  # the threads of autograd do not survive a fork
                 time.sleep(0.01)
                 trainer.steps += 1
 
             Trainer.step = step
             code = run(*command, "--steps", 10_000)
-            sys.stdout.flush()  # as Python does at the end
+            sys.stdout.flush()  # as Python does at exit
             sys.stderr.flush()
             result = code
         finally:

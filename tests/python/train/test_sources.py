@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files are read as text: links, runs among the text, one role for each file."""
+"""The files that are read as text: links, runs among the text, and one role for each file."""
 
 import os
 import re
@@ -17,7 +17,7 @@ SETTINGS = "out = 'run'\nsteps = 3\ndata = ['.']\n"
 
 
 def make_tree(root, *names):
-    """Files of that name and text; a -> b is a link, a = b a hard link."""
+    """Makes files with their names as text. a -> b is a link, and a = b is a hard link."""
     for name in names:
         path, _, target = name.partition(" ")
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +110,7 @@ def test_pipes_are_named(tmp_path):
         Sources({}).files([tmp_path / "a/pipe"], "text")
 
 
-# Roles: what is read of `p` with the run in `p/run`, and what is left out
+# Roles: what a run in `p/run` reads of `p`, and what it leaves out
 
 RUN, OTHER = "belongs to this run", "folder of a run or checkpoint"
 MODEL_FILES = ["config.json", "model.safetensors"]
@@ -216,21 +216,21 @@ def run(*arguments):
 
 
 def texts(root):
-    """100 bytes of text and 50 to check on."""
+    """Returns 100 bytes of text and 50 bytes for validation."""
     (root / "val").mkdir(parents=True)
     (root / "a.txt").write_text("hello, some text. " * 5 + "0123456789")
     (root / "val" / "v.txt").write_text("held out " * 5 + "01234")
 
 
 def test_a_run_below_its_text(tmp_path, capsys):
-    """It can be resumed by either settings, and a second one does not learn of the first."""
+    """Either settings file resumes the run, and a second run does not read the first."""
     texts(tmp_path / "p")
     first = ("train", "--data", tmp_path / "p", "--validation_share", 0, "--out")
     (tmp_path / "p/cfg.toml").write_text(f"data = ['{tmp_path}/p']\nout = '{tmp_path}/p/run'\n"
                                          "steps = 2\nvalidation_share = 0\n")  # fmt: skip
     assert run("train", tmp_path / "p/cfg.toml", *SMALL) == 0
     said = capsys.readouterr()
-    assert "; 150 bytes to learn from, 0 held out" in said.out
+    assert "; 150 bytes to train on, 0 held out" in said.out
     told = [line for line in said.err.splitlines() if "left out" in line]
     assert told == [f"retnet train: left out: {tmp_path}/p/cfg.toml (the settings); "
                     f"{tmp_path}/p/run (belongs to this run)"]  # fmt: skip
@@ -239,7 +239,7 @@ def test_a_run_below_its_text(tmp_path, capsys):
     capsys.readouterr()
     assert run(*first, tmp_path / "p/run2", "--steps", 1, *SMALL) == 0
     said = capsys.readouterr()
-    assert "; 150 bytes to learn from, 0 held out" in said.out
+    assert "; 150 bytes to train on, 0 held out" in said.out
     assert f"{tmp_path}/p/run (folder of a run or checkpoint)" in said.err
     assert run("train", tmp_path / "p/run/run.toml", "--resume", "--steps", 5) == 0
 
@@ -249,7 +249,7 @@ def test_validation_below_the_text(tmp_path, capsys):
     assert run("train", "--data", tmp_path, "--validation", tmp_path / "val", "--out",
                tmp_path / "run", "--steps", 1, *SMALL) == 0  # fmt: skip
     said = capsys.readouterr()
-    assert "; 100 bytes to learn from, 50 held out" in said.out
+    assert "; 100 bytes to train on, 50 held out" in said.out
     assert f"{tmp_path}/val (read once, as validation text)" in said.err
 
 
@@ -294,7 +294,7 @@ def test_settings_behind_data_are_an_error(arguments, message, tmp_path, capsys,
     assert run("train", *arguments) == 1
     said = capsys.readouterr().err
     assert said.startswith(f"retnet train: {message}") and said.count("\n") == 1
-    assert " holds the settings of a run, and was read as text; name it first: retnet t" in said
+    assert " holds the settings of a run and would be read as text; name it first: retnet t" in said
     assert not Path("run").exists()
 
 

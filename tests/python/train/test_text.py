@@ -22,7 +22,7 @@ TEXT = "the cät, 𝄞 sat  on the mat. "
 
 
 def byte_level(merges=(), **trims):
-    """The kind of GPT-2: a letter for each byte, and pairs of them."""
+    """Returns a tokenizer like that of GPT-2: a letter for each byte, and pairs of them."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: n for n, token in enumerate([*letters, *map("".join, merges)])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
@@ -34,7 +34,9 @@ def byte_level(merges=(), **trims):
 
 
 def byte_fallback(start="▁", silent=()):
-    """The kind of Llama: letters, and bytes for what is none; `silent` letters have no text."""
+    """Returns a tokenizer like that of Llama: letters, and bytes for other characters. `silent`
+    letters have no text.
+    """
     vocabulary = {"<unk>": 0} | {f"<0x{byte:02X}>": byte + 1 for byte in range(256)}
     for letter in "▁abcdefghijklmnopqrstuvwxyz":
         vocabulary[letter] = len(vocabulary)
@@ -78,7 +80,7 @@ def word_pieces():
 
 
 def suffixes():
-    """Words end with </w>."""
+    """Returns a tokenizer whose words end with </w>."""
     letters = sorted(set(TEXT) - {" "})
     vocabulary = {piece: n for n, piece in enumerate([*letters, *(f"{x}</w>" for x in letters)])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], end_of_word_suffix="</w>"))
@@ -113,7 +115,7 @@ KINDS = {
 
 @pytest.fixture
 def load(tmp_path):
-    """A FileTokenizer of a Tokenizer of the library."""
+    """Returns a FileTokenizer of a Tokenizer of the library."""
 
     def load(tokenizer):
         tokenizer.save(str(tmp_path / "tokenizer.json"))
@@ -135,7 +137,7 @@ def settings_of_a_call(tokenizer, name):
     elif name == "left padding":
         tokenizer.enable_padding(direction="left", pad_to_multiple_of=64)
     elif name == "dropout":
-        tokenizer.model.dropout = 1.0  # no merges at all
+        tokenizer.model.dropout = 1.0  # it has no merges
     return tokenizer
 
 
@@ -198,7 +200,7 @@ def test_predicted_bytes(make, text, count, load, tmp_path):
 
 
 def test_text_that_cannot_be_encoded(load, tmp_path):
-    """Nothing stands for an unknown word."""
+    """The tokenizer has no token for unknown words."""
     tokenizer = load(Tokenizer(models.WordLevel({"a": 0}, unk_token="?")))
     (tmp_path / "text").write_text("b")
     with pytest.raises(ValueError, match=r"text: cannot be encoded by .*tokenizer\.json: WordL"):
@@ -243,8 +245,8 @@ def test_a_prompt_has_nothing_after_its_text(make, start, load):
     assert tokenizer.encode_prompt("the bär sat") == [*start, 1, 8, 3]
     assert tokenizer.encode_prompt("") == tokenizer.encode_prompt("  ") == start
     document = tokenizer.encode_document("the bär sat").ids.tolist()
-    assert document == make().encode("the bär sat").ids  # that of the library, ends included
-    if make is not words:  # a special token that is typed is text of the user
+    assert document == make().encode("the bär sat").ids  # with the special tokens at its ends
+    if make is not words:  # a special token that the user types is text
         assert tokenizer.encode_prompt("the </s>") == [*start, 1, 10]
         assert tokenizer.encode_prompt("<s> the <s> </s>") == [*start, 9, 1, 9, 10]
 
@@ -261,7 +263,7 @@ def test_a_prompt_that_is_not_utf8(kind, load):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_make_the_decoded_text(kind, load):
-    """For every place where the prompt may end, and whatever special tokens are drawn."""
+    """This holds for every end of the prompt and for all special tokens that may be sampled."""
     library = KINDS[kind]()
     library.add_special_tokens(["<eot>"])
     library.add_tokens(["<tool>"])
@@ -272,19 +274,19 @@ def test_pieces_make_the_decoded_text(kind, load):
     assert special < tokenizer.vocab_size and len(whole) > 30 and "\ufffd" not in whole
     for length in range(len(ids)):
         before = library.decode(ids[:length])
-        if not whole.startswith(before):  # amid a character
+        if not whole.startswith(before):  # within a character
             continue
         decode = tokenizer.decoder(ids[:length])
         pieces = [decode(token) for token in ids[length:]]
         pieces.append(decode.finish())
         assert "".join(pieces) == whole[len(before) :]
-        if length == 0:  # they come as soon as they can
+        if length == 0:  # they come as early as possible
             assert sum(map(bool, pieces)) > 12 and max(map(len, pieces)) <= 7
         assert decode.finish() == ""
 
 
 def test_tokens_that_all_end_within_a_character(load):
-    """However long it lasts, the text is right, and comes before the end."""
+    """However many there are, the text is right, and it comes before the end."""
     library = byte_level([("¤", "Ã")])
     ids = library.encode("ä" * 200).ids
     assert len(ids) == 201
@@ -300,7 +302,7 @@ ODD = {  # tokens as text of the vocabulary, what is shown
     "amid": (byte_level, ["Ã", "a", "ÿ", "b"], "\ufffda\ufffdb"),
     "fallback half": (byte_fallback, ["▁", "a", "<0xC3>"], "a\ufffd"),
     "fallback amid": (byte_fallback, ["▁", "a", "<0xC3>", "b"], "a\ufffdb"),
-    # The library would take the whole é back. What was shown cannot be.
+    # The library would take back the whole é, but text that was shown cannot be taken back.
     "fallback after é": (byte_fallback, ["a", "<0xC3>", "<0xA9>", "<0xFF>", "b"], "aé\ufffdb"),
     "fallback line": (byte_fallback, ["a", "<0x0A>", "<0xE4>", "<0xBD>"], "a\n\ufffd\ufffd"),
     "no text": (lambda: byte_fallback(silent="xz"), [*"▁axz", "▁", "z", "b"], "a b"),
@@ -319,7 +321,7 @@ def test_odd_tokens_give_replacement_characters(make, tokens, text, load):
 
 
 class Counting:
-    """A tokenizer of the library that notes how many tokens each call decodes."""
+    """A tokenizer of the library that counts how many tokens each call decodes."""
 
     def __init__(self, library):
         self.library, self.lengths = library, []
@@ -355,7 +357,7 @@ def test_random_tokens_never_raise_and_cost_no_more_later(kind, load):
     decode = tokenizer.decoder()
     text = "".join(map(decode, ids)) + decode.finish()
     assert max(counting.lengths) <= 100 and len(counting.lengths) <= 4 * len(ids)
-    if kind.startswith(("bytes", "pairs")):  # there the library's text is the only right one
+    if kind.startswith(("bytes", "pairs")):  # only the text of the library is right there
         assert text == library.decode(ids) and "\ufffd" in text
     if kind in ("metaspace", "words", "word pieces"):
         assert text == library.decode(ids)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retnet.training.trainer: the schedule, a step, the carried state, the loop."""
+"""retnet.training.trainer: the schedule, a step, the carried state, and the loop."""
 
 import json
 import math
@@ -53,16 +53,16 @@ def test_checkpointed_layers_change_nothing():
 def test_step_is_adamw_on_the_clipped_mean_gradient():
     trainer = make_trainer(grad_accum_steps=2, clip=0.1, steps=4, warmup=0)
     model = make_byte_model()
-    source = make_trainer()  # the same draw
+    source = make_trainer()  # the same random numbers
     batches = [source.batches.next() for _ in range(2)]
     ids = torch.cat([batch.inputs for batch in batches])
     loss = model(ids, labels=ids).loss
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     assert norm > 0.1
-    rate = 1e-2 * 0.5 * (1 + math.cos(math.pi / 8))  # amid the first of four steps
+    rate = 1e-2 * 0.5 * (1 + math.cos(math.pi / 8))  # within the first of four steps
     for p in model.parameters():
-        # The first step of Adam: g / (|g| + eps). Decay on matrices only.
+        # The first step of Adam is g / (|g| + eps). Only matrices have weight decay.
         p.data -= rate * (p.grad / (p.grad.abs() + 1e-8) + (0.1 * p if p.dim() > 1 else 0))
     assert run(trainer, 1) == pytest.approx([loss.item()])
     for a, b in zip(trainer.model.parameters(), model.parameters(), strict=True):
@@ -120,9 +120,9 @@ def test_bad_tokens_and_too_little_text():
         make_trainer(documents=documents)
     with pytest.raises(ValueError, match=r"ids must be in 0\.\.255 \(vocab_size\), got 256"):
         make_trainer(validation=documents)
-    with pytest.raises(ValueError, match="must hold two tokens or more, got none"):
+    with pytest.raises(ValueError, match="must hold at least two tokens, got none"):
         make_trainer(documents=[as_tokens(b"a"), as_tokens(b"")])
-    with pytest.raises(ValueError, match="must hold seq_len = 32 tokens or more, got 2"):
+    with pytest.raises(ValueError, match="must hold at least seq_len = 32 tokens, got 2"):
         make_trainer(documents=[as_tokens(b"ab")])
 
 
@@ -154,7 +154,7 @@ def test_resumed_log_continues_at_the_checkpoint(tmp_path):
         trainer.step()
     trainer.save()
     trainer.step()
-    log._file.write(b'{"step": 4, "lo')  # the end of a killed run
+    log._file.write(b'{"step": 4, "lo')  # the log of a killed run ends so
     log.close()
     assert [line["step"] for line in map(json.loads, (tmp_path / "log.jsonl")
             .read_text().splitlines()[:3])] == [1, 2, 3]  # fmt: skip

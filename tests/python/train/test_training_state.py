@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training saves to go on from, what is refused, what a failure leaves."""
+"""What a training saves in order to continue, what is refused, and what a failure leaves."""
 
 import functools
 import os
@@ -52,14 +52,18 @@ def die_before_call(n, *names):
 
 
 def test_a_kill_at_any_moment_of_a_save_leaves_a_run_to_resume(tmp_path):
-    """A child is stopped (os._exit) before its n-th fsync or rename, or ends its save."""
+    """A child process is stopped (os._exit) before its n-th fsync or rename, or finishes its
+    save.
+    """
     losses = run(make_trainer(), 6)
     found = []
     for n in range(20):
         first = make_trainer(tmp_path)
         run(first, 2)
         first.save()
-        run(first, 2)  # here: autograd's threads, which other tests may have started, do not fork
+        # The parent runs these steps. autograd's threads, which other tests may have started, do
+        # not survive the fork.
+        run(first, 2)
         child = os.fork()
         if child == 0:
             die_before_call(n, "fsync", "replace", "unlink")
@@ -93,7 +97,7 @@ def test_a_full_disk_leaves_a_run_to_resume(limit, tmp_path):
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path, monkeypatch):
-    """There a learnable decay was ln gamma, and Adam's moments were those of its gradients."""
+    """Its learnable decay was ln gamma, and the moments of Adam were those of its gradient."""
     monkeypatch.setitem(cases_train.MODEL, "learnable_decay", True)
     key, parameter = "layers.0.retention.log_decay", "layers.0.retention.log_decay_raw"
     first = make_trainer(tmp_path)

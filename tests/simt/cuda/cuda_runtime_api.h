@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Stands in for CUDA's header of this name where kernels are emulated: the few of its types and
-// functions that kernels, their launchers and their callers name, with CUDA's values, sizes and alignments.
-// No CUDA toolkit is needed.
+// Replaces CUDA's header of this name if kernels are emulated. It has the few types and functions that
+// kernels, their launchers and their callers name, with CUDA's values, sizes and alignments. No CUDA
+// toolkit is needed.
 #pragma once
 
 #include <cstddef>

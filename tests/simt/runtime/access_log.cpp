@@ -86,7 +86,7 @@ void AccessLog::count(const Group& group, Counters& counters) {
   }
 }
 
-// The usual case: all lanes that did anything did the same.
+// In the usual case, all active lanes did the same.
 bool AccessLog::flush_uniform(Counters& counters) {
   uint32_t mask = 0;
   const std::vector<Record>* model = nullptr;

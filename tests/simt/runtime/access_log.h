@@ -21,13 +21,13 @@ enum class AccessKind : uint8_t {
 
 // Wavefronts of one warp-wide access: 32 banks of 4 bytes serve one word each per wavefront; lanes
 // that touch the same word share it. Accesses of 8 and 16 bytes go by half and quarter warps.
-// addresses[lane] counts where `mask` has the lane's bit. `minimum` becomes the number of groups of
-// lanes that take part at all.
+// addresses[lane] counts if `mask` has the bit of the lane. `minimum` becomes the number of groups of
+// lanes that take part.
 int wavefronts(const uint64_t (&addresses)[32], uint32_t mask, int bytes, int& minimum);
 
-// The accesses of one warp since its lanes were last known to be together. Lanes run one after the
-// other, so warp-wide instructions are put together afterwards: the k-th access of one lane by one
-// instruction belongs to the k-th of the others by it.
+// The accesses of one warp since its lanes last met. Lanes run one after the other, so accesses are
+// combined into warp-wide instructions afterwards. The k-th access of one lane by one instruction
+// belongs to the k-th access of the others by it.
 class AccessLog {
  public:
   void add(int lane, AccessKind kind, uint64_t address, int bytes, Pc pc) {

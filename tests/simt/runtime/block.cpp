@@ -121,7 +121,7 @@ void Block::abandon(Lane& lane) {
   std::abort();
 }
 
-// Runs each lane that is ready once; whether there was one.
+// Runs each lane that is ready once. Returns whether there was one.
 bool Block::run_warp(int warp) {
   const int first = warp * 32;
   const int lanes = std::min<int>(32, static_cast<int>(lanes_.size()) - first);
@@ -146,7 +146,8 @@ bool Block::advance() {
       std::shuffle(warp_order_.begin(), warp_order_.end(), random_);
     }
     for (const int warp : warp_order_) {
-      // As far as it goes before the next warp: the largest skew, where a missing barrier shows.
+      // A warp runs as far as it can before the next one. This is the largest skew, and it exposes a
+      // missing barrier.
       while (!abandoned_ && run_warp(warp)) progress = true;
       if (abandoned_) break;
       if (launch_.options.order == Order::kRandom && progress && random_() % 4 == 0) break;

@@ -33,8 +33,8 @@ struct LaunchContext {
   uint32_t blocks() const { return shape.grid.x * shape.grid.y * shape.grid.z; }
 };
 
-// Runs the blocks that it is given one after the other, each with its threads as fibers of this OS
-// thread: a lane runs until it has to wait for others.
+// Runs the given blocks one after the other. Their threads are fibers of this OS thread, and a lane
+// runs until it must wait for others.
 class Block {
  public:
   Block(const LaunchContext& launch, Cluster& cluster, int rank, Stacks& stacks);
@@ -67,8 +67,8 @@ class Block {
   }
   void leave_cluster_barrier();
 
-  // Waits until all lanes of the warp have called with the same instruction; the last one carries
-  // out `act` for all.
+  // Waits until all lanes of the warp have called with the same instruction. The last one runs `act`
+  // for all.
   using Action = void (*)(Block& block, std::span<Lane> warp, Pc pc);
   void collective(Lane& lane, const char* instruction, const void* argument, Pc pc, Action act);
   void order_warp(std::span<Lane> warp);  // each lane's accesses so far become known to the others
@@ -77,7 +77,7 @@ class Block {
     warps_[lane.warp].log.add(lane.lane, kind, address, bytes, pc);
   }
 
-  // Ends the block at once: it cannot go on without harm.
+  // Ends the block at once, because it cannot continue without harm.
   [[noreturn]] void abandon(Lane& lane);
 
  private:
@@ -125,8 +125,8 @@ class Block {
   SharedMemory shared_;
   std::vector<Lane> lanes_;
   std::vector<Warp> warps_;
-  // Stands for the threads of other blocks that store into this one's shared memory. What it knows,
-  // and what is known of it, changes at barriers of the cluster alone.
+  // Represents the threads of other blocks that store into the shared memory of this one. What it
+  // knows, and what is known of it, changes only at barriers of the cluster.
   Lane remote_;
   std::array<Barrier, 16> barriers_;
   Barrier cluster_barrier_;
@@ -140,7 +140,7 @@ class Block {
   void* scheduler_ = nullptr;  // its stack pointer while a lane runs
 };
 
-// While it lives the runtime is running, on behalf of the lane that called; see running_lane.
+// While an object lives, the runtime is running for the lane that called; see running_lane.
 class Runtime {
  public:
   Runtime() : lane(*running_lane), block(*lane.block) { running_lane = nullptr; }

@@ -91,7 +91,8 @@ void Cluster::store(Lane& lane, const void* shared, int rank, float value, Pc pc
   Block& target = *blocks_[rank];
   const uint32_t offset = own.shared().offset(address);
   if (!target.shared().check_bounds(lane, offset, 4, pc, "store into another block")) return;
-  // What a block stores into its own memory so is seen behind a barrier of the cluster too.
+  // If a block stores into its own memory this way, the value is also seen after a barrier of the
+  // cluster.
   target.shared().write(target.remote(), offset, 4, pc);
   std::memcpy(target.shared().at(offset), &value, 4);
 }

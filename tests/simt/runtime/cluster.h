@@ -14,21 +14,21 @@ class Block;
 struct Counters;
 struct LaunchContext;
 
-// Runs clusters one after the other, each with its blocks side by side on this OS thread: a block
-// runs as far as it can before the next one. Without clusters each is of one block.
+// Runs clusters one after the other. The blocks of a cluster alternate on this OS thread, and each
+// runs as far as it can before the next one. Without clusters, each cluster has one block.
 class Cluster {
  public:
   explicit Cluster(const LaunchContext& launch);
   ~Cluster();
 
-  // The blocks from `first` on; what they count goes into `counters` at their index.
+  // Runs the blocks from `first` on. Their counts go to `counters` at their index.
   void run(uint32_t first, std::vector<Counters>& counters);
   size_t static_bytes() const;
 
   // The rest is for what runs on behalf of a lane.
-  // If all lanes of all blocks have arrived, all go on. Whether they do.
+  // If all lanes of all blocks have arrived, all continue. Returns whether they do.
   bool leave_barrier();
-  // Stores into the place of block `rank` where this one has `shared`.
+  // Stores into block `rank`, at the place where this block has `shared`.
   void store(Lane& lane, const void* shared, int rank, float value, Pc pc);
 
  private:

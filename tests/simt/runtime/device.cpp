@@ -65,7 +65,7 @@ void store(void* dst, const void* src, size_t bytes) {
   access(runtime, dst, bytes, true, pc);
   const auto address = reinterpret_cast<uintptr_t>(dst);
   const GlobalArray* array = runtime.block.launch().memory.find(address, static_cast<int>(bytes));
-  // A write to an input has been reported; what later reads of it give must not depend on it.
+  // A write to an input has been reported. Later reads must not depend on it.
   if (array == nullptr || array->writable()) std::memcpy(dst, src, bytes);
 }
 

@@ -10,7 +10,8 @@ extern "C" void retnet_simt_switch(void** from, void* to);
 
 namespace retnet::simt {
 
-// Stacks of one size, each above a guard page: an overflow is a fault, not silent corruption.
+// Stacks of one size, each above a guard page. An overflow is therefore a fault and not silent
+// corruption.
 class Stacks {
  public:
   Stacks() = default;

@@ -18,7 +18,7 @@ struct Place {
   int thread = -1;
 };
 
-// Collects findings from all OS threads. A broken kernel repeats itself a million times:
+// Collects findings from all OS threads. A broken kernel may repeat a finding a million times, so
 // repetitions are counted, and only the first is described.
 class Findings {
  public:
@@ -33,7 +33,7 @@ class Findings {
     entry->second = Finding{kind, "", "", describe(), place.block, place.thread, 1};
   }
 
-  // With locations looked up; findings of one source line are one.
+  // Returns the findings with their locations. Findings at one source line count as one.
   std::vector<Finding> collect() const;
 
  private:

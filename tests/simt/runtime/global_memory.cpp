@@ -158,7 +158,7 @@ GlobalArray& GlobalMemory::add(std::unique_ptr<GlobalArray> array) {
 }
 
 GlobalArray* GlobalMemory::find(uintptr_t address, int bytes) {
-  // The array that starts last before the address, unless that lies in the next one's red zone.
+  // The last array that starts before the address, unless the address is in the red zone of the next.
   auto next = std::upper_bound(arrays_.begin(), arrays_.end(), address,
                                [](uintptr_t a, const auto& array) { return a < array->start(); });
   if (next != arrays_.begin() && (*(next - 1))->surrounds(address, bytes)) return (next - 1)->get();

@@ -28,7 +28,7 @@ class GlobalArray {
   bool contains(uintptr_t address, int bytes) const {
     return address >= start_ && address + bytes <= start_ + bytes_;
   }
-  // Inside the array or its red zones: memory of ours, harmless to touch.
+  // Inside the array or its red zones. This memory belongs to the emulator and is harmless to touch.
   bool surrounds(uintptr_t address, int bytes) const {
     return address >= start_ - red_zone_ && address + bytes <= start_ + bytes_ + red_zone_;
   }
@@ -49,7 +49,7 @@ class GlobalArray {
   static constexpr size_t kRedZone = 4096;
   static constexpr uint8_t kRead = 1, kWritten = 2;
   static constexpr uint32_t kSeveral = UINT32_MAX;
-  // Per 2 bytes of what may be written. Blocks count from 1; 0 is none in this launch.
+  // One for each 2 bytes that may be written. Blocks count from 1. 0 means none in this launch.
   struct Granule {
     uint32_t writer_block = 0;
     uint32_t writer_clock = 0;

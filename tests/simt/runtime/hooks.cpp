@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What the compiler makes an instrumented kernel call: -fsanitize=thread before each load and store
-// of memory, -fsanitize=bounds,shift,... where the language forbids what the kernel does. Neither
-// library of the sanitizers is linked; their interface is fixed, and defined here instead.
+// The functions that an instrumented kernel calls. With -fsanitize=thread, the compiler inserts a
+// call before each load and store of memory. With -fsanitize=bounds,shift,..., it inserts one where
+// the language forbids what the kernel does. The libraries of the sanitizers are not linked. Their
+// interface is fixed and is defined here instead.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

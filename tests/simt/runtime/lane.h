@@ -14,8 +14,8 @@ namespace retnet::simt {
 
 class Block;
 
-// What a thread knows of the others: entry t is the latest clock of thread t whose effects are
-// visible to it. Shared and immutable, since a barrier gives all of its threads the same.
+// What a thread knows of the others. Entry t is the latest clock of thread t whose effects are
+// visible to it. It is shared and immutable, because a barrier gives all of its threads the same.
 using Clocks = std::shared_ptr<const std::vector<uint32_t>>;
 
 struct AsyncCopy {
@@ -58,8 +58,8 @@ struct Lane {
   }
 };
 
-// The lane whose kernel code is running on this OS thread; null inside the runtime, so that code
-// which the linker happened to take from an instrumented file is not checked there.
+// The lane whose kernel code is running on this OS thread. It is null inside the runtime, so that
+// code that the linker took from an instrumented file is not checked there.
 extern thread_local Lane* running_lane __attribute__((tls_model("initial-exec")));
 
 }  // namespace retnet::simt

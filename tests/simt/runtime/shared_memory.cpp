@@ -73,7 +73,7 @@ bool SharedMemory::check_bounds(const Lane& lane, uint64_t offset, int bytes, Pc
   return false;
 }
 
-// Forgets readers that `lane` knows of: what comes after `lane` comes after them as well.
+// Forgets readers that `lane` knows of, because what comes after `lane` also comes after them.
 void SharedMemory::drop_known_readers(const Lane& lane, Granule& granule, Readers& readers) {
   int kept = 0;
   for (int i = 0; i < granule.readers; ++i) {
@@ -124,7 +124,7 @@ void SharedMemory::add_reader(const Lane& lane, Granule& granule, Readers& reade
   readers.warp[slot] = static_cast<uint8_t>(lane.warp);
 }
 
-// A thread that has read the granule without `lane` knowing that it is done, or -1.
+// Returns a thread that has read the granule and that `lane` does not know to be done, or -1.
 int SharedMemory::unknown_reader(const Lane& lane, const Granule& granule,
                                  const Readers& readers) const {
   if (granule.readers == kOverflow) {

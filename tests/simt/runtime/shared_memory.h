@@ -11,16 +11,17 @@
 
 namespace retnet::simt {
 
-// A block's shared memory and, per granule of 2 bytes (the smallest element of the kernels: larger
-// granules give false races on bf16), who wrote it last and who has read it since.
+// The shared memory of a block. For each granule of 2 bytes, it records the last writer and the
+// readers since then. The smallest element of the kernels has 2 bytes, and larger granules would
+// give false races on bf16.
 //
 // Addresses are offsets. Arrays are apart from one another and from offset 0, so that an index past
-// one's end is seen.
+// the end of one is detected.
 class SharedMemory {
  public:
   SharedMemory(size_t dynamic_bytes, int threads, Findings& findings);
 
-  // For the next block: uninitialised, NaN in every format.
+  // Makes it uninitialised for the next block, with NaN in every format.
   void reset();
 
   void* dynamic() { return bytes_.get() + kDynamicStart; }
@@ -35,15 +36,15 @@ class SharedMemory {
   }
   std::byte* at(uint32_t offset) { return bytes_.get() + offset; }
 
-  // Inside one array; if not, that is reported.
+  // Returns whether an access is inside one array. If it is not, that is reported.
   bool check_bounds(const Lane& lane, uint64_t offset, int bytes, Pc pc, const char* what);
-  // Checks and records an access inside bounds. By a whole warp: `lane` reads for all of it, so
-  // that even its own write must have been published.
+  // Checks and records an access inside bounds. If a whole warp makes it, `lane` reads for all lanes,
+  // so that even its own write must have been published.
   void read(const Lane& lane, uint32_t offset, int bytes, Pc pc, bool whole_warp = false);
   void write(const Lane& lane, uint32_t offset, int bytes, Pc pc) {
     write_as(lane, offset, bytes, pc, State::kValid);
   }
-  // cp.async: from issue until its thread has waited, the destination is NaN and may not be
+  // From the issue of a cp.async until its thread has waited, the destination is NaN and must not be
   // touched.
   void begin_copy(const Lane& lane, const AsyncCopy& copy);
   void end_copy(const Lane& lane, const AsyncCopy& copy);
@@ -64,7 +65,7 @@ class SharedMemory {
     State state = State::kUninitialised;
     uint8_t readers = 0;  // slots in use, or kOverflow: clock[0] is an index into overflow_
   };
-  // Reads since the last write: lanes of one warp at the same clock share a slot.
+  // Reads since the last write. Lanes of one warp at the same clock share a slot.
   struct Readers {
     uint32_t mask[kSlots];
     uint32_t clock[kSlots];

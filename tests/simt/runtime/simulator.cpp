@@ -37,7 +37,7 @@ std::vector<uint32_t> cluster_order(const Options& options, uint32_t clusters) {
   return order;
 }
 
-// The shape that every CUDA device has in common.
+// Returns whether every CUDA device can launch this shape.
 bool launchable(const LaunchShape& shape) {
   const auto& [grid, block, shared, cluster, kernel, stream] = shape;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Barriers and warp-wide instructions: who waits for whom, and what a barrier makes known.
+// Barriers and warp-wide instructions: the lanes that wait for each other, and what a barrier makes
+// known.
 #include <algorithm>
 
 #include "simt/runtime/block.h"
@@ -44,7 +45,7 @@ void Block::barrier(Lane& lane, int id, int threads, bool wait, Pc pc) {
     });
     abandon(lane);
   }
-  // Named barriers may be met at different places by different warps, never within one.
+  // Different warps may reach a named barrier at different places, but the lanes of a warp may not.
   Pc& warp_pc = barrier.warp_pc[lane.warp];
   if (warp_pc == 0) warp_pc = pc;
   const Pc other = whole_block ? barrier.pc : warp_pc;
@@ -71,7 +72,7 @@ void Block::release(Barrier& barrier) {
   for (Lane* waiting : barrier.waiting) {
     waiting->learn(joined);
     waiting->state = LaneState::kReady;
-    // All lanes of the warp are here: what they do next is warp-wide again.
+    // All lanes of the warp are here, so what they do next is warp-wide again.
     if (waiting->lane == 0) warps_[waiting->warp].log.flush(counters_);
   }
   barrier = {};

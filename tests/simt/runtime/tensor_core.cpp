@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// ldmatrix and mma, after the fragment layouts of the PTX ISA.
+// ldmatrix and mma, by the fragment layouts of the PTX ISA.
 #include <cstring>
 
 #include "simt/device.h"
@@ -15,8 +15,8 @@ struct LoadArgument {
   uint32_t address;
 };
 
-// Matrix m's row i lies at the address that lane 8 m + i gives; lane l receives the elements 2 (l %
-// 4) and the next of row l / 4, or of column l / 4 where transposed.
+// Row i of matrix m is at the address that lane 8 m + i gives. Lane l receives the element 2 (l % 4)
+// and the next one of row l / 4, or of column l / 4 if transposed.
 template <int kCount, bool kTransposed>
 void load(Block& block, std::span<Lane> warp, Pc pc) {
   const auto argument = [&](int lane) -> const LoadArgument& {
@@ -60,8 +60,8 @@ struct MultiplyArgument {
   const uint32_t* b;
 };
 
-// D += A B with A 16 x 16, B 16 x 8, D 16 x 8. The products are exact and their sum is rounded
-// once: the hardware truncates, so a kernel agrees with it to tolerance only.
+// Computes D += A B with A 16 x 16, B 16 x 8, D 16 x 8. The products are exact, and their sum is
+// rounded once. The hardware truncates, so a kernel agrees with it only to tolerance.
 template <Half kType>
 void multiply(Block& block, std::span<Lane> warp, Pc) {
   ++block.counters().mma;

@@ -11,6 +11,7 @@
 #include "ops/cpu/retention/decay_tables.h"
 #include "ops/cpu/retention/schedule.h"
 #include "ops/cpu/retention/segments.h"
+#include "ops/cpu/retention/support.h"
 #include "ops/cpu/retention/views.h"
 #include "ops/retention.h"
 
@@ -53,8 +54,8 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
           ? cpu::segment_initial_states(kernels, decay, log_decay, segments, k, v, initial_state)
           : initial_state;
   const auto slices = cpu::split_into_slices(split, segments.size(), H, head_dim_qk());
-  std::vector<double> log_decay_grads(has_grad_log_decay ? slices.size() : 0);
-  // The kernel's q = grad_out, k = v, v = k, grad_out = q, and its states are transposed.
+  std::vector<double> grad_log_decay_parts(has_grad_log_decay ? slices.size() : 0);
+  // The kernel gets q = grad_out, k = v, v = k, grad_out = q, and transposed states.
   const auto make_params = [&](int64_t i) {
     const auto& [n, h, first, columns] = slices[i];
     const auto& segment = segments[n];
@@ -70,7 +71,7 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
     p.initial_state = cpu::transposed(cpu::offset_state(initial, first, 0));
     p.decay = decay[h];
     if (has_grad_log_decay) {
-      p.log_decay_grad = &log_decay_grads[i];
+      p.grad_log_decay = &grad_log_decay_parts[i];
       p.grad_out = cpu::make_token_view(q, segment, h, first);
       const auto grad_final = cpu::state_view(grad_final_state, segment.sequence, h);
       p.grad_final_state = cpu::transposed(cpu::offset_state(grad_final, first, 0));
@@ -82,7 +83,8 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
       [&](int64_t i, void* workspace) { kernels.retention_forward(make_params(i), workspace); });
   for (int64_t h = 0; has_grad_log_decay && h < H; ++h) {
     double sum = 0;
-    for (size_t i = 0; i < slices.size(); ++i) sum += slices[i].head == h ? log_decay_grads[i] : 0;
+    for (size_t i = 0; i < slices.size(); ++i)
+      sum += slices[i].head == h ? grad_log_decay_parts[i] : 0;
     grad_log_decay.mutable_data_ptr<float>()[h] =
         decay[h].gamma_is_zero ? 0 : static_cast<float>(sum);
   }
@@ -90,9 +92,9 @@ void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad
 
 void BackwardCall::backward_pass(const at::Tensor& grad_k, const at::Tensor& grad_v,
                                  const at::Tensor& grad_initial_state) const {
-  // If a head is whole, grad_k and grad_v share the gradient of the state. If it is cut, grad_v and
-  // grad_initial_state go by columns of v and grad_k by columns of k, in two passes: together they
-  // would have to be summed over slices.
+  // If a head is whole, grad_k and grad_v share the gradient of the state. If it is cut, two passes
+  // compute grad_v and grad_initial_state by columns of v, and grad_k by columns of k. One pass for
+  // both would have to sum over slices.
   const int64_t H = num_heads(), Dk = head_dim_qk(), Dv = head_dim_v();
   const bool needs_k = grad_k.defined(), needs_v = grad_v.defined() || grad_initial_state.defined();
   const int64_t passes = needs_k + needs_v;
@@ -112,7 +114,7 @@ void BackwardCall::backward_pass(const at::Tensor& grad_k, const at::Tensor& gra
   };
   struct Task {
     cpu::Slice k, v;              // the columns that are read
-    bool computes_k, computes_v;  // whose gradients are computed
+    bool computes_k, computes_v;  // the gradients that are computed
   };
   std::vector<Task> tasks;
   for (const auto& v_slice : cpu::split_into_slices(split_v, segments.size(), H, Dv)) {

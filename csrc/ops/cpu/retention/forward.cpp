@@ -12,6 +12,7 @@
 #include "ops/cpu/retention/decay_tables.h"
 #include "ops/cpu/retention/schedule.h"
 #include "ops/cpu/retention/segments.h"
+#include "ops/cpu/retention/support.h"
 #include "ops/cpu/retention/views.h"
 #include "ops/retention.h"
 #include "ops/retention_plan.h"

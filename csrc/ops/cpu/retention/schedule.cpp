@@ -6,20 +6,10 @@
 #include <algorithm>
 #include <limits>
 
-#include "kernels/cpu/retention/params.h"
-#include "ops/composite/deterministic.h"
+#include "ops/composite/batch_invariance.h"
 #include "ops/composite/retention.h"
 
 namespace retnet::ops::cpu {
-
-const char* unsupported_reason(const at::Tensor& q, std::string_view form,
-                               std::optional<int64_t> chunk_size) {
-  using retnet::kernels::cpu::kChunk;
-  if (form != "chunkwise") return "the kernel is of the chunkwise form";
-  if (q.scalar_type() == at::kDouble) return "the kernel takes float32, bfloat16 and float16";
-  if (chunk_size.value_or(kChunk) != kChunk) return "the kernel has chunks of 64 tokens";
-  return nullptr;
-}
 
 std::vector<Segment> list_sequences(const char* op, const at::Tensor& q,
                                     const std::optional<at::Tensor>& cu_seqlens) {
@@ -38,21 +28,21 @@ std::vector<Segment> list_sequences(const char* op, const at::Tensor& q,
 
 namespace {
 
-// The narrowest slice: below, packing and scores cost more than the slices save.
+// The narrowest slice. For narrower ones, packing and scores cost more than the slices save.
 constexpr int64_t kMinSliceWidth = 64;
-// The shortest segment: its initial state costs half of a pass over it.
+// The shortest segment. To find its initial state costs half of a pass over it.
 constexpr int64_t kMinSegmentLength = 512;
-// What each further slice adds to the cost of a head, as a share of it: it packs and computes
-// scores of its own.
+// What each further slice adds to the cost of a head, as a share of that cost. A slice packs and
+// computes its own scores.
 constexpr double kSliceCost = 0.05;
-// The gradients of k and of v of one head, computed in two passes, cost this share each of the one
-// pass that computes both: 4 Dk Dv products a token of 6.
+// If two passes compute the gradients of k and v of a head, each costs this share of the one pass
+// that computes both: 4 Dk Dv products a token instead of 6.
 constexpr double kPassCost = 2.0 / 3;
 constexpr int64_t kAllHeads = std::numeric_limits<int64_t>::max();
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// The length of each of `parts` parts of `whole`, a multiple of `least`.
+/// Returns the length of each of `parts` parts of `whole`, which is a multiple of `least`.
 int64_t part_length(int64_t whole, int64_t parts, int64_t least) {
   return std::max(ceil_div(ceil_div(whole, parts), least) * least, least);
 }
@@ -63,8 +53,8 @@ WorkSplit split_work(const std::vector<Segment>& sequences, int64_t heads, int64
                      int64_t passes) {
   const int64_t all_heads = std::max<int64_t>(1, static_cast<int64_t>(sequences.size()) * heads);
   const int64_t threads = at::get_num_threads();
-  // The time in passes over a whole head: the turns of the threads over whole heads, then those
-  // over slices.
+  // Returns the time, in passes over a whole head, of the turns that threads take over whole heads
+  // and then over slices.
   const auto time = [&](const WorkSplit& split) {
     const int64_t whole = std::min(split.whole_heads, all_heads),
                   slices = ceil_div(columns, split.slice_width);

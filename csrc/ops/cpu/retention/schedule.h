@@ -1,32 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What runs for a call of retention or of its gradients: whether the kernels support it, and how
-// its work is split among the threads.
+// How the work of a call of retention, or of its gradients, is split among the threads.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string_view>
 #include <vector>
 
 namespace retnet::ops::cpu {
 
-/// Why the kernels do not take a call; null if they do.
-const char* unsupported_reason(const at::Tensor& q, std::string_view form,
-                               std::optional<int64_t> chunk_size);
-
 /// A sequence or a segment of one: consecutive tokens of one entry of the batch.
 struct Segment {
   int64_t batch, first_token, tokens;
-  int64_t sequence;  // of which it is a segment; also the entry of the states
+  int64_t sequence;  // the one that it is a part of, as an index into the states
 };
 
-/// All sequences of a call. Errors in cu_seqlens name the op `op`.
+/// Returns all sequences of a call. Errors in cu_seqlens name the op `op`.
 std::vector<Segment> list_sequences(const char* op, const at::Tensor& q,
                                     const std::optional<at::Tensor>& cu_seqlens);
 
-/// How the work is split if the heads of all sequences do not go evenly into the threads.
+/// How the work is split if the heads of all sequences do not divide evenly among the threads.
 ///   - The first `whole_heads` stay whole.
 ///   - The columns of the others are cut into slices of `slice_width`. This changes no bit.
 ///   - If that is not enough, the sequences are cut into segments of `segment_length` tokens (0:
@@ -43,11 +37,12 @@ WorkSplit split_work(const std::vector<Segment>& sequences, int64_t heads, int64
 struct Slice {
   int64_t segment, head, first_column, columns;
 };
-/// All columns of all heads of all segments, the widest slices first.
+/// Returns all columns of all heads of all segments, the widest slices first.
 std::vector<Slice> split_into_slices(const WorkSplit& split, size_t segments, int64_t heads,
                                      int64_t columns);
 
-/// The segments of all sequences in order; the sequences themselves if `segment_length` is 0.
+/// Returns the segments of all sequences in order, or the sequences themselves if `segment_length`
+/// is 0.
 std::vector<Segment> split_into_segments(const std::vector<Segment>& sequences,
                                          int64_t segment_length);
 

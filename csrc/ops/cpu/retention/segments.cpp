@@ -21,9 +21,10 @@ void add_decayed(float* to, const float* from, int64_t elements,
   for (int64_t i = 0; i < elements; ++i) to[i] += from[i] + from[i] * power_minus_one;
 }
 
-/// Entry n of the result is the state with which segment n begins (in reverse: ends). That is
-/// `boundary` for the first segment of a sequence, and otherwise what the segment before leaves.
-/// local(n, h, state, workspace) writes the state that segment n leaves if it begins with zeros.
+/// Entry n of the result is the state with which segment n begins (or ends, in reverse). That is
+/// `boundary` for the first segment of a sequence, and otherwise the state that the segment before
+/// leaves. local(n, h, state, workspace) writes the state that segment n leaves if it begins with
+/// zeros.
 template <class Local>
 at::Tensor scan_states(const HeadDecayTables& decay, const at::Tensor& log_decay,
                        const std::vector<Segment>& segments, const at::Tensor& boundary, int64_t Dk,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Tensors as the retention kernels take them: the tokens and the state of one head.
+// Views of tensors as the retention kernels take them: the tokens and the state of one head.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,13 +10,13 @@
 
 namespace retnet::ops::cpu {
 
-/// x, or a copy if its last dimension is not dense.
+/// Returns x, or a copy if its last dimension is not dense.
 inline at::Tensor with_dense_channels(const at::Tensor& x) {
   return x.stride(-1) == 1 ? x : x.clone(at::MemoryFormat::Contiguous);
 }
 
-/// The offset in bytes of the first token of a segment in head `head` of x [B, T, H, D], at channel
-/// `first`.
+/// Returns the offset in bytes of the first token of a segment in head `head` of x [B, T, H, D], at
+/// channel `first`.
 inline int64_t token_offset(const at::Tensor& x, const Segment& segment, int64_t head,
                             int64_t first) {
   const int64_t offset =
@@ -24,8 +24,8 @@ inline int64_t token_offset(const at::Tensor& x, const Segment& segment, int64_t
   return offset * static_cast<int64_t>(x.element_size());
 }
 
-/// The tokens of a segment in head `head` of x [B, T, H, D], from channel `first` on; null if x is
-/// undefined.
+/// Returns a view of the tokens of a segment in head `head` of x [B, T, H, D], from channel `first`
+/// on. It is null if x is undefined.
 inline retnet::kernels::cpu::TokenView make_token_view(const at::Tensor& x, const Segment& segment,
                                                        int64_t head, int64_t first = 0) {
   if (!x.defined()) return {};
@@ -41,7 +41,8 @@ inline retnet::kernels::cpu::MutableTokenView make_mutable_token_view(const at::
   return {ptr + token_offset(x, segment, head, first), x.stride(1)};
 }
 
-/// The state of head `head` in entry n of states [N, H, Dk, Dv] of any strides; null if undefined.
+/// Returns a view of the state of head `head` in entry n of states [N, H, Dk, Dv] of any strides.
+/// It is null if states is undefined.
 inline retnet::kernels::cpu::StateView state_view(const at::Tensor& states, int64_t n,
                                                   int64_t head) {
   if (!states.defined()) return {};
@@ -55,7 +56,7 @@ inline retnet::kernels::cpu::MutableStateView mutable_state_view(const at::Tenso
   return {ptr + n * states.stride(0) + head * states.stride(1), states.stride(2), states.stride(3)};
 }
 
-/// The state from a row and a column on; null stays null.
+/// Returns the view from a row and a column on. A null view stays null.
 template <class View>
 View offset_state(const View& state, int64_t row, int64_t column) {
   if (state.ptr == nullptr) return state;

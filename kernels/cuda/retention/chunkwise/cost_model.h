@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a chunk of the chunkwise retention kernel costs, by formula. Figures follow from a tile alone; they
-// are of one block and one full chunk unless said otherwise. tests/kernels/cuda/kernel_counts.cpp counts the
-// same in the SIMT emulator, and tools/kernel_report.py compares the two. Plain C++, for the host.
+// What a chunk of the chunkwise retention kernel costs, by formula. Figures follow from a tile alone. They
+// are those of one block and one full chunk if nothing else is said. tests/kernels/cuda/kernel_counts.cpp
+// counts the same in the SIMT emulator, and tools/kernel_report.py compares the two. This file is plain C++
+// for the host.
 #pragma once
+
+#include <array>
 
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/retention/chunkwise/plan.h"
@@ -59,8 +62,43 @@ constexpr ChunkwiseWavefronts chunkwise_wavefronts(const ChunkwiseTile& tile) {
 
 constexpr int chunkwise_barriers(const ChunkwiseTile& tile) { return 1 + tile.halves(); }
 
-// Bytes of a token and head. L2: every slice reads q and k; one slice reads v and writes out. Device
-// memory: each operand once.
+// How many instructions the code of the main loop has between two barriers.
+struct CodeInterval {
+  int ldmatrix, cp_async, stores, mma;
+};
+// The cp.async for an operand of `columns` are a thread's copies of 16 bytes, and the two in the loop over
+// copies of 8 bytes.
+constexpr int chunkwise_copies(const ChunkwiseTile& tile, int columns) {
+  return tile.chunk * columns / 8 / tile.threads() + 2;
+}
+// What the source asks for in the code of a warp. The first interval has the copies of k and v, q S and
+// q k^T, and the last one has the copies of q, scores v and k^T v. The stores of the scores are in the first
+// one. With halves they have one of their own, and the first one has the stores that halves send each other.
+// The first chunkwise_barriers(tile) elements count.
+constexpr std::array<CodeInterval, 3> chunkwise_intervals(const ChunkwiseTile& tile) {
+  const int rows = tile.chunk / 16, halves = tile.halves(), depth = tile.head_dim_qk / 16 / halves;
+  const int warps = tile.threads() / 32 / halves, k_tiles = tile.chunk / 8;
+  const int columns = k_tiles > warps ? k_tiles / warps : 1;  // columns of scores
+  const int groups = warps > k_tiles ? warps / k_tiles : 1, score_rows = rows / groups;
+  const int own_rows = rows / halves, again = groups > 1 ? score_rows : 0;
+  // With halves, a warp skips pairs of row tiles above the diagonal at run time.
+  const int pairs = halves > 1 ? own_rows * rows : rows * (rows + 1) / 2;
+  const int stores = 2 * columns * score_rows / halves;
+  CodeInterval first{depth * (rows + again) + columns * depth / 2,
+                     chunkwise_copies(tile, tile.head_dim_qk) + chunkwise_copies(tile, tile.slice),
+                     0, depth * (2 * rows + score_rows * columns)};
+  const CodeInterval last{rows + pairs + rows * depth, chunkwise_copies(tile, tile.head_dim_qk), 0,
+                          2 * pairs + 2 * rows * depth};
+  if (halves == 1) {
+    first.stores = stores;
+    return {first, last, {}};
+  }
+  first.stores = own_rows * (2 + columns);
+  return {first, {0, 0, stores, 0}, last};
+}
+
+// Bytes of a token and head. In L2, every slice reads q and k, and one slice reads v and writes out. In
+// device memory, each operand counts once.
 constexpr int64_t chunkwise_l2_bytes(const ChunkwiseTile& tile, int64_t head_dim_qk,
                                      int64_t head_dim_v) {
   const int64_t slices = (head_dim_v + tile.slice - 1) / tile.slice;
@@ -71,7 +109,7 @@ constexpr int64_t chunkwise_memory_bytes(int64_t head_dim_qk, int64_t head_dim_v
 }
 
 // Instructions of a warp and chunk, besides its mma, that the source asks for. They count as they stand in
-// the code: a branch that is not taken counts, and what ptxas pads the code with does not.
+// the code. A branch that is not taken counts, and the padding of ptxas does not.
 constexpr int chunkwise_others(const ChunkwiseTile& tile, DType dtype) {
   const int warps = tile.threads() / 32, rows = tile.chunk / 16;
   const int score_tiles = rows * (tile.chunk / 8) / warps;
@@ -96,14 +134,15 @@ constexpr double chunkwise_others_per_mma(const ChunkwiseTile& tile, DType dtype
   return static_cast<double>(chunkwise_others(tile, dtype)) * (tile.threads() / 32) /
          chunkwise_mma(tile).total();
 }
-// The most that the compiled main loop may have: 4 for the goals' tile in bf16 (3.3 by the sum above),
-// and as much above the sum for all others. Small tiles have fewer mma for the same outputs.
+// The most instructions besides an mma that the compiled main loop may have. It is 4 for the tile of the
+// goals in bf16 (3.3 by the sum above), and as much above the sum for all others. Small tiles have fewer
+// mma for the same outputs.
 constexpr double chunkwise_max_others_per_mma(const ChunkwiseTile& tile, DType dtype) {
   return 4 * chunkwise_others_per_mma(tile, dtype) /
          chunkwise_others_per_mma(kChunkwiseTiles[3], DType::kBFloat16);
 }
 
-// A goal: nanoseconds per token and head that the model must not exceed.
+// A goal is a number of nanoseconds per token and head that the model must not exceed.
 struct ChunkwiseGoal {
   const char* device;
   DType dtype;
@@ -112,10 +151,10 @@ struct ChunkwiseGoal {
   int64_t tokens;
   double ns;
 };
-// H100: 389 TFLOP/s at the formula of C = 64 (623 kFLOP), inside the 350..430 expected of a first
-// version. A100: 125 of 100..170; 128 blocks on 108 multiprocessors are two turns. Dk = 512 are the
-// passes of grad_q and of grad_k. The pass of grad_v costs what the forward pass does: H100 5.5 for all
-// three.
+// On an H100 the first goal is 389 TFLOP/s by the formula of C = 64 (623 kFLOP), inside the 350 to 430 that
+// are expected of a first version. On an A100 it is 125, of 100 to 170, because 128 blocks on 108
+// multiprocessors take two turns. The goals with Dk = 512 are those of the passes of grad_q and grad_k. The
+// pass of grad_v costs what the forward pass does, so all three take 5.5 ns on an H100.
 inline constexpr ChunkwiseGoal kChunkwiseGoals[] = {
     {"H100", DType::kBFloat16, 256, 512, 32, 8192, 1.6},
     {"A100", DType::kBFloat16, 256, 512, 32, 8192, 5.0},
@@ -131,6 +170,11 @@ static_assert(chunkwise_wavefronts(kChunkwiseTiles[3]).total() ==
 static_assert(chunkwise_mma(kChunkwiseTiles[5]).total() == 512 + 256 + 24 + 512);
 static_assert(chunkwise_wavefronts(kChunkwiseTiles[5]).total() ==
               1024 + 256 + 64 + 48 + 1024 + 544 + 12 + 64 + 2 * 96);
+// Of a warp: 16 times 8 and 4 mma in the first interval, 10 times 2 and 64 times 2 in the second one.
+static_assert(chunkwise_intervals(kChunkwiseTiles[3])[0].mma == 192 &&
+              chunkwise_intervals(kChunkwiseTiles[3])[1].mma == 148);
+static_assert(chunkwise_intervals(kChunkwiseTiles[5])[1].stores == 2 &&
+              chunkwise_intervals(kChunkwiseTiles[5])[2].ldmatrix == 2 + 2 + 32);
 static_assert(chunkwise_l2_bytes(kChunkwiseTiles[3], 256, 512) == 6144);
 static_assert(chunkwise_memory_bytes(256, 512) == 3072);
 

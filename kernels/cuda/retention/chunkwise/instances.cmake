@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Writes the instantiations of the chunkwise retention kernel into `folder` and sets `result` to their files: one for
-# each dtype and entry of the tile table (kChunkwiseTiles). For nvcc and for the SIMT emulator.
+# each dtype and entry of the tile table (kChunkwiseTiles). nvcc and the SIMT emulator compile them.
 function(retnet_chunkwise_sources result folder extension)
   set(files)
   foreach(DTYPE IN ITEMS kFloat16 kBFloat16)

@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Chunkwise retention, the operator Ret(q, k, v; S0) (Sun et al. 2023, Eq. 7), for sm_80 and later. It is
-// the forward pass, and with other tensors as q, k and v each gradient: for grad_q, q = grad_out, k = v and
-// v = k; for grad_k, q = v, k = grad_out and v = q; for grad_v, q = k, k = q and v = grad_out (plan.h).
+// Chunkwise retention, the operator Ret(q, k, v; S0) (Sun et al. 2023, Eq. 7), for sm_80 and later. It
+// computes the forward pass and, with other tensors as q, k and v, each gradient (plan.h):
+// - for grad_q, q = grad_out, k = v and v = k;
+// - for grad_k, q = v, k = grad_out and v = q;
+// - for grad_v, q = k, k = q and v = grad_out.
 //
 //  1. Equation. With i, j positions in a chunk of L tokens and S the state before it,
 //       out_i = scale (sum_{j<=i} gamma^(i-j) (q_i . k_j) v_j + gamma^(i+1) q_i S)
 //       S     = gamma^L S + sum_j k_j^T (gamma^(L-1-j) v_j)
-//     In reverse, positions count from the end of the sequence. S is then the gradient R of the state, which
-//     enters undecayed, decays once more on its way out, and holds scale:
+//     In reverse, positions count from the end of the sequence. S is then the gradient R of the state. It
+//     enters undecayed, decays once more before it leaves, and holds scale:
 //       out_i = scale sum_{j<=i} gamma^(i-j) (q_i . k_j) v_j + gamma^i q_i R
 //       R     = gamma^L R + sum_j k_j^T (scale gamma^(L-j) v_j)
 //  2. Shapes. q, k [B, T, H, Dk] and v [B, T, H, Dv] with any strides of b, t, h that are multiples of 4;
@@ -17,37 +19,38 @@
 //  3. CTA -> problem. Block ((segment * H) + h) * slices + s owns `slice` columns of Dv of one segment, a
 //     sequence or a part of one, and walks its chunks in order. Slices of a head are neighbours and share
 //     q and k through L2.
-//  4. Warp roles. Each warp owns 16 columns of the slice with all of Dk. The warps share the scores: each
-//     computes one or two columns of 8 tokens of k for all, or some, rows of 16 tokens of q. With Dk = 512
+//  4. Warp roles. Each warp owns 16 columns of the slice with all of Dk. The warps share the scores. Each
+//     computes one or two columns of 8 tokens of k for all, or some, rows of 16 tokens of q. If Dk = 512,
 //     two warps share the columns, and each has a half of Dk. They sum outputs and scores in shared memory,
 //     and each continues with half of the rows.
-//  5. Tile and budget. State: Dk / 2 fp32 registers a thread (Dk = 512: 128); outputs of the chunk:
-//     chunk / 2; scores: 4, 8, 16 or 32. Shared memory: ChunkwiseTile::shared_bytes (136 KB for
-//     256 x 128 x 64). Bytes of L2 per token-head: 2 (2 Dk slices + 2 Dv) (6,144 for Dk = 256, Dv = 512);
-//     wavefronts and mma per chunk: cost_model.h.
-//  6. Pipeline. k and v of the next chunk are copied while this chunk is computed. Its q is copied once
-//     this chunk's q is spent, after the scores.
+//  5. Tile and budget. A thread has Dk / 2 fp32 registers of state (128 if Dk = 512), chunk / 2 of outputs
+//     and 4, 8, 16 or 32 of scores. A block has ChunkwiseTile::shared_bytes of shared memory (136 KB for
+//     256 x 128 x 64). A token and head takes 2 (2 Dk slices + 2 Dv) bytes of L2 (6,144 for Dk = 256, Dv =
+//     512). cost_model.h has the wavefronts and mma of a chunk.
+//  6. Pipeline. k and v of the next chunk are copied while this chunk is computed. Its q is copied as soon
+//     as the q of this chunk is spent, after the scores.
 //  7. Sync contract. There are two block barriers a chunk.
-//     - At the first, this chunk has arrived for all threads (before the first chunk: the weights too), and
-//       all are done with the last chunk's k, v and scores.
+//     - At the first, this chunk has arrived for all threads (for the first chunk, the weights too), and all
+//       are done with k, v and the scores of the last chunk.
 //     - At the second, the scores are written, and all are done with q. Without outputs (kLocal) there is
 //       no second one.
-//     - With Dk = 512 there is a third between them: what the halves send each other is written. It is read
-//       before the second barrier, and written again behind the next first one.
-//  8. Numerics. Products of 16-bit operands, sums and states in fp32. Rounded to 16 bits: the decayed
-//     scores, the decayed v, the state as an operand (saturated in fp16) and out. Powers are fp32
-//     (ex2 of n log2 gamma). Those of a negative n, above the diagonal of the scores, are computed too,
-//     may be infinite, and are dropped by a select. Only the sum of the halves crosses warps, so the order
-//     of additions depends only on the tile.
+//     - If Dk = 512, there is a third one between them. At it, what the halves send each other is written.
+//       It is read before the second barrier, and written again after the next first one.
+//  8. Numerics. Operands have 16 bits, and products, sums and states are fp32. The decayed scores, the
+//     decayed v, the state as an operand (saturated in fp16) and out are rounded to 16 bits. Powers are
+//     fp32 (ex2 of n log2 gamma). Those of a negative n, above the diagonal of the scores, are computed
+//     too. They may be infinite, and a select drops them. Only the sum of the halves crosses warps, so the
+//     order of additions depends only on the tile.
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and the
 //     decay uses the true length.
-// 10. Writes. Each element of out and of the final state once, by one thread.
-// 11. Parameters. bf16 and fp16; the tile table; direction of time and layout of states at run time.
+// 10. Writes. Each element of out and of the final state is written once, by one thread.
+// 11. Parameters. Each dtype (bf16, fp16) and tile of the table has an instance. The direction of time and
+//     the layout of states are chosen at run time.
 //
-// Why this way: the state is kept transposed, S^T [16 columns of Dv, Dk], in the layout of the mma's
-// accumulator. That layout is also that of its B operand, so q S takes the state from registers and rounds
-// it there. The state never passes through shared memory, no sum crosses warps, and one fragment of v serves
-// as B operand of the outputs and as A operand of the update.
+// Why this way: the state is kept transposed, S^T [16 columns of Dv, Dk], in the layout of the accumulator
+// of the mma. That layout is also that of its B operand, so q S takes the state from registers and rounds
+// it there. The state never passes through shared memory, no sum crosses warps, and one fragment of v
+// serves as B operand of the outputs and as A operand of the update.
 #pragma once
 
 #include "kernels/cuda/prim/prim.cuh"
@@ -68,7 +71,7 @@ class ChunkwiseBlock {
   static constexpr int kColumnWarps = kWarps / kHalves, kOwnHeadDimQk = kHeadDimQk / kHalves;
   static constexpr int kRowTiles = kChunk / 16;  // of 16 tokens
   static constexpr int kKTiles = kChunk / 8;     // of 8 tokens of k
-  // A warp's scores: columns of tiles, and the row tiles of each.
+  // The scores of a warp: columns of tiles, and the row tiles of each.
   static constexpr int kScoreGroups = kColumnWarps > kKTiles ? kColumnWarps / kKTiles : 1;
   static constexpr int kScoreColumns = kColumnWarps < kKTiles ? kKTiles / kColumnWarps : 1;
   static constexpr int kScoreRows = kRowTiles / kScoreGroups;
@@ -88,7 +91,7 @@ class ChunkwiseBlock {
                 kShape.shared_bytes());
 
  public:
-  // `wide`: copies of 16 bytes (chunkwise_wide), else of 8.
+  // If `wide`, copies have 16 bytes (chunkwise_wide), else 8.
   RETNET_DEVICE ChunkwiseBlock(const ChunkwiseParams& params, ChunkwisePhase phase,
                                int segment_length, bool wide, unsigned char* shared)
       : p_(params), phase_(phase), wide_(wide), shared_(shared), sQ_(prim::smem_u32(shared)) {
@@ -148,8 +151,8 @@ class ChunkwiseBlock {
     if (local) {
       store_state(head_state(p_.workspace_ptr, segment_index_), false);
     } else if (segment_.last && p_.final_state_ptr != nullptr) {
-      // In reverse it decays once more after the last token that is walked: if gamma is 0, to zero, NaN
-      // or not.
+      // In reverse it decays once more after the last token that is walked. If gamma is 0, it becomes zero,
+      // NaN or not.
       const bool zero = decay.gamma_is_zero && reverse() && segment_.length > 0;
       store_state(head_state(p_.final_state_ptr, segment_.sequence), zero);
     }
@@ -189,8 +192,8 @@ class ChunkwiseBlock {
     return sQ_ + kOffsetV + stage * kChunk * kRowBytesV;
   }
 
-  // The weights of v: gamma^(length - 1 - j) of each position j in a full chunk and in the last one (in
-  // reverse scale gamma^(length - j)); 0 past its end.
+  // Stores the weights of v, gamma^(length - 1 - j) of each position j in a full chunk and in the last one
+  // (in reverse scale gamma^(length - j)). They are 0 past its end.
   RETNET_DEVICE void store_weights(const Decay& decay) const {
     auto* weights = reinterpret_cast<float*>(shared_ + kOffsetWeights);
     for (int i = static_cast<int>(threadIdx.x); i < 2 * kChunk; i += kThreads) {
@@ -201,8 +204,8 @@ class ChunkwiseBlock {
     }
   }
 
-  // Of an accumulator: the row of elements 0 and 1 (8 more: 2 and 3), and the column of elements 0 and 2
-  // (1 more: 1 and 3).
+  // lane_row is the row of elements 0 and 1 of an accumulator; 2 and 3 lie 8 rows below. lane_pair is the
+  // column of elements 0 and 2; 1 and 3 lie one to the right.
   RETNET_DEVICE int lane_row() const { return static_cast<int>(lane_ / 4); }
   RETNET_DEVICE int lane_pair() const { return static_cast<int>(lane_ % 4 * 2); }
   RETNET_DEVICE int column_warp() const {
@@ -211,10 +214,10 @@ class ChunkwiseBlock {
   RETNET_DEVICE int half() const {
     return kHalves == 1 ? 0 : static_cast<int>(warp_ / kColumnWarps);
   }
-  // First of the warp's columns of Dv.
+  // The first of the warp's columns of Dv.
   RETNET_DEVICE int warp_column() const { return column_ + 16 * column_warp(); }
 
-  // Calls f(state_[n][e], its offset in a state) for what lies inside.
+  // Calls f(state_[n][e], its offset in a state) for each element that lies inside the state.
   RETNET_DEVICE void for_each_state(const auto& f) {
     const auto head_dim_qk = static_cast<uint32_t>(p_.head_dim_qk);
     const auto head_dim_v = static_cast<uint32_t>(p_.head_dim_v);
@@ -335,7 +338,7 @@ class ChunkwiseBlock {
     }
   }
 
-  // Sums outputs and scores over the halves of Dk. The second half's warps keep the last rows, which
+  // Sums outputs and scores over the halves of Dk. The warps of the second half keep the last rows, which
   // change places with the first in the arrays.
   RETNET_DEVICE void sum_halves() {
     const bool second = half() != 0;
@@ -433,7 +436,7 @@ class ChunkwiseBlock {
         shared_ + kOffsetWeights + (length == kChunk ? 0 : kChunk * 4) + lane_pair() * 4;
     RETNET_UNROLL
     for (int j = 0; j < kRowTiles; ++j) {  // 16 tokens of k and v
-      // Tokens 0..7 and columns 0..7 and 8..15 of the warp, then tokens 8..15.
+      // rV has tokens 0..7 in columns 0..7 and 8..15 of the warp, then tokens 8..15.
       uint32_t rV[4];
       prim::ldmatrix_x4_t(rV, from_v + j * 16 * kRowBytesV);
       if (phase_ != ChunkwisePhase::kLocal) {
@@ -458,8 +461,8 @@ class ChunkwiseBlock {
     }
   }
 
-  // Neighbouring lanes exchange pairs, so that each stores 4 columns: an even lane of its warp's first 8,
-  // an odd one of the others.
+  // Neighbouring lanes exchange pairs, so that each stores 4 columns. An even lane stores some of the first
+  // 8 columns of its warp, an odd one some of the others.
   RETNET_DEVICE void store_out(int start, int length) const {
     const bool odd = lane_ % 2 != 0;
     const int column = warp_column() + (odd ? 8 : 0) + lane_pair() / 4 * 4;
@@ -491,7 +494,8 @@ class ChunkwiseBlock {
   const ChunkwisePhase phase_;
   const bool wide_;
   unsigned char* const shared_;
-  const uint32_t sQ_;
+  const uint32_t
+      sQ_;  // q, the first array in shared memory: the offsets of k, v and scores count from it
   Segment segment_;
   int segment_index_;
   int column_;  // of Dv, where the slice starts

@@ -7,16 +7,17 @@
 
 namespace retnet::kernels::cuda {
 
-// Retention in the chunkwise form, outputs and final state, as `plan` says (chunkwise_plan of the same
-// params, without an unsupported_reason). Asynchronous on `stream`; the device of the pointers must be
-// current. Returns cudaErrorInvalidValue if an operand is not aligned (chunkwise_aligned) or the
-// workspace is missing, and the launch's error if the device lacks the shared memory.
+// Computes outputs and final state of retention in the chunkwise form, as `plan` says (chunkwise_plan of
+// the same params, without an unsupported_reason). The launch is asynchronous on `stream`. The device of
+// the pointers must be current. Returns cudaErrorInvalidValue if an operand is not aligned
+// (chunkwise_aligned) or the workspace is missing, and the error of the launch if the device lacks the
+// shared memory.
 cudaError_t launch_chunkwise(const ChunkwiseParams& params, const ChunkwisePlan& plan,
                              cudaStream_t stream);
 
 // The launches that it consists of.
 
-// One phase, with a block for each slice of each head of each of `segments`: whole sequences, or
+// One phase, with a block for each slice of each head of each of `segments`. These are whole sequences or
 // segments of `segment_length` tokens. Each dtype and tile is instantiated in a file of its own
 // (instances.cmake).
 template <DType kDtype, int kTile>

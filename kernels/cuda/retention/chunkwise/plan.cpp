@@ -4,8 +4,8 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-// All rows of the operand start at multiples of `bytes`. The stride of a dimension of one element or
-// none is never used and may be anything.
+// Whether all tokens of the operand start at multiples of `bytes`. The stride of a dimension of one element
+// or none is never used and may be anything.
 bool aligned(const RetentionOperand& operand, const ChunkwiseParams& p, int64_t bytes) {
   const int64_t elements = bytes / 2;
   return reinterpret_cast<uintptr_t>(operand.ptr) % bytes == 0 &&
@@ -62,7 +62,7 @@ ChunkwiseParams chunkwise_gradient(ChunkwisePass pass, const ChunkwiseParams& fo
 }
 
 ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& device, int64_t chunk,
-                             bool deterministic) {
+                             bool batch_invariance_required) {
   ChunkwisePlan plan;
   const auto unsupported = [&](const char* reason) {
     plan.unsupported_reason = reason;
@@ -83,7 +83,7 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
   bool fits = false;
   for (int i = 0; i < kChunkwiseTileCount && plan.tile < 0; ++i) {
     const ChunkwiseTile& tile = kChunkwiseTiles[i];
-    // Only heads that need halves take the tile that has them: its slices are narrow.
+    // Only heads that need halves take the tile that has them, because its slices are narrow.
     const bool wide = tile.halves() > 1 ? p.head_dim_qk > tile.head_dim_qk / 2
                                         : tile.slice >= (p.head_dim_v < 128 ? p.head_dim_v : 128);
     if (tile.head_dim_qk < p.head_dim_qk || !wide || tile.shared_bytes() > device.shared_bytes)
@@ -100,9 +100,9 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
   // Segments compute the update of the state twice. They pay if whole sequences leave at least half of
   // the multiprocessors idle. The plan then aims at as many segments as run at once.
   const int64_t parallel = p.heads * plan.slices;  // blocks of one sequence
-  if (deterministic) {
-    if (p.tokens > kChunkwiseDeterministicSegment) {
-      plan.segment_length = kChunkwiseDeterministicSegment;
+  if (batch_invariance_required) {
+    if (p.tokens > kChunkwiseBatchInvariantSegment) {
+      plan.segment_length = kChunkwiseBatchInvariantSegment;
     }
   } else if (parallel > 0 && 2 * p.sequences * parallel <= device.multiprocessors) {
     const bool packed = p.cu_seqlens_ptr != nullptr;  // whose lengths are not known here

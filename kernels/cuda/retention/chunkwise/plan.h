@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Parameters of the chunkwise retention kernel, its tile table, and what follows from both on the
-// host: which calls the kernel takes, with which tile, how sequences are cut into segments, and how
-// much workspace that needs. Plain C++: no CUDA header.
+// Parameters of the chunkwise retention kernel, its tile table, and what follows from both on the host:
+// which calls the kernel supports, with which tile, how sequences are cut into segments, and how much
+// workspace that needs. This file is plain C++ and needs no CUDA header.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@
 
 namespace retnet::kernels::cuda {
 
-// [B, T, H, D] with a contiguous last dimension; strides count elements.
+// A tensor [B, T, H, D] with a contiguous last dimension. Strides count elements.
 struct RetentionOperand {
   const void* ptr = nullptr;
   int64_t stride_b = 0;
@@ -41,7 +41,7 @@ struct RetentionOperand {
 //     grad_k       Ret_rev, from grad_final_state^T  v         grad_out  q         Dv, Dk of the call
 //     grad_v       Ret_rev, from grad_final_state    k         q         grad_out  Dk, Dv of the call
 //
-// The final state of the last one is grad_initial_state.
+// The final state of the last operator is grad_initial_state.
 struct ChunkwiseParams {
   int64_t batch = 0;        // B
   int64_t tokens = 0;       // T
@@ -59,7 +59,7 @@ struct ChunkwiseParams {
   const float* initial_state_ptr = nullptr;  // [N, H, Dk, Dv] contiguous, or null: zeros
   void* out_ptr = nullptr;                   // [B, T, H, Dv] contiguous
   float* final_state_ptr = nullptr;          // [N, H, Dk, Dv] contiguous, or null: not wanted
-  // Device memory of the plan's workspace_bytes, 16-byte aligned: the states that segments start from
+  // Device memory of the workspace_bytes of the plan, 16-byte aligned: the states that segments start from
   float* workspace_ptr = nullptr;
 };
 
@@ -67,25 +67,26 @@ struct ChunkwiseParams {
 enum class ChunkwisePhase : int {
   kWhole,  // whole sequences: from the initial state to outputs and final state
   kLocal,  // the states that segments reach from zero, into the workspace, except last segments
-  kFused,  // from the workspace's states to outputs and, of last segments, the final state
+  kFused,  // from the states in the workspace to outputs and, for last segments, the final state
 };
 
-// The gradients of Ret(q, k, v; initial_state) that come in and go out; null: zeros, or not wanted.
-// Dk and Dv are those of the forward pass.
+// The gradients of Ret(q, k, v; initial_state) that come in and go out. Null stands for zeros, or for a
+// gradient that is not wanted. Dk and Dv are those of the forward pass.
 struct ChunkwiseGradients {
   RetentionOperand grad_out;                    // [B, T, H, Dv]
   const float* grad_final_state_ptr = nullptr;  // [N, H, Dk, Dv] contiguous
   void* grad_q_ptr = nullptr;                   // [B, T, H, Dk] contiguous
   void* grad_k_ptr = nullptr;                   // [B, T, H, Dk] contiguous
   void* grad_v_ptr = nullptr;                   // [B, T, H, Dv] contiguous
-  float* grad_initial_state_ptr = nullptr;      // [N, H, Dk, Dv] contiguous; by the pass of grad_v
-  double* log_decay_grad_ptr = nullptr;         // [N, H, slices] of log_decay_grad_plan: its parts
+  float* grad_initial_state_ptr =
+      nullptr;                           // [N, H, Dk, Dv] contiguous; written by the pass of grad_v
+  double* grad_log_decay_ptr = nullptr;  // [N, H, slices] of grad_log_decay_plan: its parts
 };
 
 enum class ChunkwisePass { kGradQ, kGradK, kGradV };
 
-// The parameters of the pass that computes grad_q, grad_k or grad_v, except the workspace. Of `forward`
-// it reads q, k, v and what they come with, but no output.
+// Returns the parameters of the pass that computes grad_q, grad_k or grad_v, except the workspace. It reads
+// q, k, v and what comes with them from `forward`, but no output.
 ChunkwiseParams chunkwise_gradient(ChunkwisePass pass, const ChunkwiseParams& forward,
                                    const ChunkwiseGradients& gradients);
 
@@ -99,16 +100,16 @@ struct ChunkwiseTile {
 
   constexpr int halves() const { return head_dim_qk > 256 ? 2 : 1; }
   constexpr int threads() const { return slice / 16 * 32 * halves(); }
-  // 16-bit tiles of q (one), of k and v (two each, so that the next chunk arrives while this one is
-  // worked on) and of scores; fp32 weights of v in a full chunk and in the last one; with halves, the
-  // fp32 sums of outputs and scores that they exchange.
+  // There are 16-bit tiles of q (one), of k and v (two each, so that the next chunk arrives while this one
+  // is computed) and of scores, and fp32 weights of v in a full chunk and in the last one. Halves also
+  // exchange fp32 sums of outputs and scores.
   constexpr size_t shared_bytes() const {
     return static_cast<size_t>(chunk) * (2 * (3 * head_dim_qk + 2 * slice + chunk) + 2 * 4 +
                                          (halves() - 1) * 4 * (slice + chunk));
   }
 };
 
-// The plan takes the first that is wide enough and fits into the device's shared memory.
+// The plan takes the first that is wide enough and fits into the shared memory of the device.
 inline constexpr ChunkwiseTile kChunkwiseTiles[] = {
     {64, 64, 64}, {64, 128, 64}, {128, 128, 64}, {256, 128, 64}, {256, 128, 32}, {512, 64, 32},
 };
@@ -132,13 +133,13 @@ constexpr bool tiles_are_valid() {
   for (const auto& tile : kChunkwiseTiles) {
     const int warps = tile.slice / 16;  // of a half
     const int k_tiles = tile.chunk / 8, row_tiles = tile.chunk / 16;
-    // Warps share the scores evenly: each has whole columns of tiles, or a part of one column.
+    // Warps share the scores evenly. Each has whole columns of tiles, or a part of one column.
     const bool scores = k_tiles % warps == 0 || (tile.halves() == 1 && warps % k_tiles == 0 &&
                                                  row_tiles % (warps / k_tiles) == 0);
     // Halves share the rows evenly.
     const bool rows = row_tiles % tile.halves() == 0;
-    // In one pass threads copy whole rows of 16-byte units, as many as keep the swizzle of a thread's
-    // unit or flip one bit of it.
+    // In one pass threads copy whole rows of 16-byte units. Their number keeps the swizzle of the unit of a
+    // thread, or flips one bit of it.
     const int widest = tile.head_dim_qk > tile.slice ? tile.head_dim_qk : tile.slice;
     const int rows_a_pass = tile.threads() * 8 / widest;
     const bool copies =
@@ -157,28 +158,30 @@ static_assert(tiles_are_valid());
 
 // How a call will be launched.
 struct ChunkwisePlan {
-  const char* unsupported_reason = nullptr;  // null if the kernel takes the call
+  const char* unsupported_reason = nullptr;  // null if the kernel supports the call
   int tile = -1;                             // index into kChunkwiseTiles
   int64_t slices = 0;                        // of head_dim_v
-  // Tokens after which a sequence is cut into segments that run side by side; 0: not cut.
+  // Tokens after which a sequence is cut into segments that run side by side. 0 if it is not cut.
   int64_t segment_length = 0;
-  // Segments that have blocks: whole sequences, or their segments. Of packed sequences some are empty.
+  // The number of segments that have blocks: whole sequences, or their segments. Some segments of packed
+  // sequences are empty.
   int64_t segments = 0;
   size_t workspace_bytes = 0;
 };
 
-// With `deterministic`, sequences longer than this are cut at its multiples, whatever else runs.
-inline constexpr int64_t kChunkwiseDeterministicSegment = 2048;
+// If batch invariance is required, sequences longer than this are cut at its multiples, whatever else
+// runs.
+inline constexpr int64_t kChunkwiseBatchInvariantSegment = 2048;
 
-// A pure function of the shape, the dtype and the device. `chunk` is the chunk asked for, or 0: any.
-// `deterministic`: a sequence's result does not depend on what else is in the call.
+// A pure function of the shape, the dtype and the device. `chunk` is the chunk that the caller asks for; 0
+// stands for any. If `batch_invariance_required`, the result of a sequence does not depend on what else is
+// in the call.
 ChunkwisePlan chunkwise_plan(const ChunkwiseParams& params, const DeviceLimits& device,
-                             int64_t chunk, bool deterministic);
+                             int64_t chunk, bool batch_invariance_required);
 
-// Whether every row of an operand starts at a multiple of 8 bytes, which the copies to shared memory
-// need.
+// Whether every token of an operand starts at a multiple of 8 bytes. The copies to shared memory need that.
 bool chunkwise_aligned(const RetentionOperand& operand, const ChunkwiseParams& params);
-// Whether the rows of all three operands start and end at multiples of 16 bytes, for wider copies.
+// Whether the tokens of all three operands start and end at multiples of 16 bytes, for wider copies.
 bool chunkwise_wide(const ChunkwiseParams& params);
 
 }  // namespace retnet::kernels::cuda

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The states that the segments of a sequence start from (launch_segment_scan). A thread takes one
+// Computes the states that the segments of a sequence start from (launch_segment_scan). A thread takes one
 // element of the state of one sequence and head through all of its segments.
 #include "kernels/cuda/prim/prim.cuh"
 #include "kernels/cuda/retention/chunkwise/launch.h"

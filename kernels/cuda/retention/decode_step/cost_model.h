@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a decode step costs, by formula; a model of its time; and how many blocks share a head according to
-// it. tests/kernels/cuda/kernel_counts.cpp counts the same bytes in the SIMT emulator, and tools/step_report.py
-// compares the two. Plain C++, for the host.
+// What a decode step costs, by formula, a model of its time, and how many blocks share a head according to
+// it. tests/kernels/cuda/kernel_counts.cpp counts the same bytes in the SIMT emulator, and
+// tools/step_report.py compares the two. This file is plain C++ for the host.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -10,8 +10,9 @@
 
 namespace retnet::kernels::cuda {
 
-// Bytes of device memory of a batch entry and head: the state in fp32, read and written once; q, k, v, gate
-// and out. What all batch entries share (weight, bias, frequencies, log_decay) comes from L2.
+// Bytes of device memory of a batch entry and head. The state in fp32 is read and written once. q, k, v,
+// gate and out are added. What all batch entries share (weight, bias, frequencies, log_decay) comes from
+// L2.
 constexpr int64_t decode_step_state_bytes(int64_t head_dim_qk, int64_t head_dim_v) {
   return 2 * 4 * head_dim_qk * head_dim_v;
 }
@@ -20,26 +21,28 @@ constexpr int64_t decode_step_memory_bytes(DType dtype, int64_t head_dim_qk, int
          element_size(dtype) * (2 * head_dim_qk + 3 * head_dim_v);
 }
 
-inline constexpr int kDecodeStepBarriers = 3;  // of a block, those of its cluster among them
+inline constexpr int kDecodeStepBarriers = 3;  // of a block, including those of its cluster
+// Each barrier of the cluster adds a fence of the device and an invalidation of a cache to the code.
+inline constexpr int kDecodeStepFences = 2;
 
-// Turns of 8 loads that a thread of a block waits for, one after the other.
+// The number of turns of 8 loads for which a thread of a block waits, one after the other.
 constexpr int64_t decode_step_turns(int64_t head_dim_qk, int64_t head_dim_v, int cluster) {
   constexpr int64_t kRows = kDecodeStepLoads * kDecodeStepRows;
   return decode_step_columns(head_dim_v, cluster) / kDecodeStepUnit *
          ((head_dim_qk + kRows - 1) / kRows);
 }
 
-// Estimates, from published measurements of single accesses and copies:
-// - the share of a device's bandwidth that a stream reaches which reads as much as it writes;
-// - nanoseconds of a load from device memory while it is busy;
-// - nanoseconds of what a block does besides its state. Before it come a slot, q, k and the angles (two
-//   loads in turn, two barriers), and after it two barriers and a store.
+// These are estimates, from published measurements of single accesses and copies:
+// - A stream that reads as much as it writes reaches this share of the bandwidth of a device.
+// - A load from device memory takes these nanoseconds while the memory is busy.
+// - What a block does besides its state takes these nanoseconds. Before the state come a slot, q, k and the
+//   angles (two loads in turn, two barriers), and after it two barriers and a store.
 inline constexpr double kDecodeStepStreamShare = 0.9;
 inline constexpr double kDecodeStepLatencyNs = kModelDevices[0].memory_latency_ns;
 inline constexpr double kDecodeStepAroundNs = 3000;
 
 struct DecodeStepTime {
-  double peak_ns;     // bytes at the device's published bandwidth
+  double peak_ns;     // bytes at the published bandwidth of the device
   double memory_ns;   // at what a stream reaches of it
   double latency_ns;  // what blocks wait for their loads, one block after the other
   double around_ns;   // of the first blocks before their state, and of the last ones after it
@@ -65,8 +68,9 @@ constexpr DecodeStepTime decode_step_time(const DecodeStepParams& p, int cluster
           rounds > 1 ? empty * block_ns : 0};
 }
 
-// Blocks that share a head: the one of 1, 2, 4 and 8 with which the model takes least time, if a
-// multiprocessor has as much of the bandwidth as one of an H100. The kernel's result does not depend on it.
+// Returns the number of blocks that share a head. Of 1, 2, 4 and 8 it is the one with which the model takes
+// least time, if a multiprocessor has as much bandwidth as one of an H100. The result of the kernel does
+// not depend on it.
 constexpr int decode_step_cluster(const DecodeStepParams& p, const DeviceLimits& device) {
   if (device.capability < kDecodeStepClusterCapability || device.multiprocessors < 1) return 1;
   const ModelDevice& nominal = kModelDevices[0];
@@ -83,8 +87,8 @@ constexpr int decode_step_cluster(const DecodeStepParams& p, const DeviceLimits&
   return best;
 }
 
-// A goal: the share of a device's published bandwidth that the model must reach for every batch size from
-// `batch` to eight times that.
+// A goal is a share of the published bandwidth of a device. The model must reach it for every batch size
+// from `batch` to eight times that.
 struct DecodeStepGoal {
   const char* device;
   DType dtype;

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # Writes the instantiations of the decode step kernel into `folder` and sets `result` to their files: one for each dtype
-# and width of the accesses to the state (decode_step_wide). For nvcc and for the SIMT emulator.
+# and width of the accesses to the state (decode_step_wide). nvcc and the SIMT emulator compile them.
 function(retnet_decode_step_sources result folder extension)
   set(files)
   foreach(DTYPE IN ITEMS kFloat32 kFloat16 kBFloat16)

@@ -7,39 +7,44 @@
 //       state <- state + state expm1(log gamma) + k^T v           (gamma = 0: k^T v)
 //       o      = scale q state
 //       out    = ((o - mean) rsqrt(var + eps) * weight + bias) * gate * sigmoid(gate)
-//     (kRms: without mean). Without frequencies q and k are not rotated; without a gate out = o.
+//     (kRms: without mean). Without frequencies, q and k are not rotated. Without a gate, out = o.
 //  2. Shapes. q, k [B, H, Dk], v, gate [B, H, Dv] with any strides of b and h; state fp32 [S, H, Dk, Dv]
 //     with any of s, h and k; positions [B]; frequencies [Dk / 2]; weight, bias [Dv] or [H, Dv]; out
-//     [B, H, Dv] contiguous. slots [B] or none: batch entry b has state slots[b].
+//     [B, H, Dv] contiguous. With slots [B], batch entry b has state slots[b].
 //  3. CTA -> problem. Block ((b H) + h) cluster + rank has `decode_step_columns` columns of Dv of one batch
-//     entry and head, and all of Dk: q state needs no sum over blocks. The norm needs one over the blocks of
-//     a head, which are a cluster (from sm_90 on; before, cluster is 1 and a block has all columns).
-//  4. Warp roles. None. Columns are taken in units of 64. A warp reads two rows of the state at once, lane l
-//     row l / 16 and 4 columns of it, and 8 warps 16 rows. Thread t ends with columns t, t + 256, ...
-//  5. Tile and budget. A thread keeps 8 x 4 elements of the state and 4 sums, in at most 128 registers:
-//     2 blocks, 64 KB of loads in flight, per multiprocessor. Shared memory: decode_step_shared_bytes (20 KB
-//     at Dk = 256, Dv = 512, one block a head). Device memory: 8 Dk Dv bytes of the state, each element read
-//     and written once, and the vectors (cost_model.h).
-//  6. Pipeline. As soon as an element is updated and stored, its registers take the one 128 rows on: a
-//     thread always waits for the oldest of 8 loads. The first 8 start before q and k are known.
+//     entry and head, and all of Dk, so q state needs no sum over blocks. The norm needs a sum over the
+//     blocks of a head, which are a cluster. Clusters exist from sm_90 on. Before, cluster is 1 and a block
+//     has all columns.
+//  4. Warp roles. All warps do the same. Columns are taken in units of 64. A warp reads two rows of the
+//     state at once, and the 8 warps 16 rows. Lane l reads 4 columns of row l / 16. Thread t ends with
+//     columns t, t + 256, ...
+//  5. Tile and budget. A thread keeps 8 x 4 elements of the state and 4 sums, in at most 128 registers. So
+//     a multiprocessor has 2 blocks and 64 KB of loads in flight. A block has decode_step_shared_bytes of
+//     shared memory (20 KB at Dk = 256, Dv = 512, if a head has one block). The state takes 8 Dk Dv bytes
+//     of device memory, because each element is read and written once. The vectors are added
+//     (cost_model.h).
+//  6. Pipeline. As soon as an element is updated and stored, its registers take the one 128 rows below. So
+//     a thread always waits for the oldest of 8 loads. The first 8 start before q and k are known.
 //  7. Sync contract.
-//     - sQK and sV are written before the first barrier, then only read. That barrier is the cluster's, so
-//       it also tells that the other blocks have started.
-//     - Of sPartial each warp writes its own row; barrier; all threads read it.
-//     - Of sStats one warp writes each group of 32 columns, into all blocks of the cluster; barrier of the
-//       cluster; all threads read it. After it no block touches the memory of another.
-//     - Batch entries that slots skip return before any barrier, in all blocks of the cluster alike.
-//  8. Numerics. fp32; angles in float64. o is summed over a thread's rows in order, then over both half
-//     warps, then over the warps in order. The mean and the second moment about it come from those of groups
-//     of 32 columns, in order. One rounding, at the store of out.
-//  9. Tails. Rows past Dk and columns past Dv are neither loaded nor stored; v is padded by zeros.
-// 10. Writes. Each element of state and out once, by one thread. The bits of a batch entry depend only on
-//     that entry: neither on the rest of the batch nor on the number of blocks that share a head.
-// 11. Parameters. fp32, bf16, fp16; Dk and Dv up to 1,024; 16-byte accesses to the state if its rows allow
-//     them, else 4-byte ones. Any architecture from sm_75; clusters from sm_90.
+//     - sQK and sV are written before the first barrier, and then only read. That barrier is one of the cluster,
+//       so it also shows that the other blocks have started.
+//     - Each warp writes its own row of sPartial. After a barrier all threads read all rows.
+//     - One warp writes each group of 32 columns of sStats, into all blocks of the cluster. After a barrier
+//       of the cluster all threads read them, and no block touches the memory of another.
+//     - Batch entries that slots skip return before any barrier, in all blocks of the cluster.
+//  8. Numerics. Everything is fp32, except that angles are float64. o is summed over the rows of a thread
+//     in order, then over both half warps, then over the warps in order. The mean and the second moment
+//     about it come from those of groups of 32 columns, in order. The store of out rounds once.
+//  9. Tails. Rows past Dk and columns past Dv are neither loaded nor stored. Zeros pad v.
+// 10. Writes. Each element of state and out is written once, by one thread. The bits of a batch entry
+//     depend on that entry only, neither on the rest of the batch nor on the number of blocks that share a
+//     head.
+// 11. Parameters. The kernel takes fp32, bf16 and fp16, and Dk and Dv up to 1,024. Accesses to the state
+//     have 16 bytes if its rows allow them, else 4. It runs on any architecture from sm_75, in clusters
+//     from sm_90.
 //
-// Why this way: only the state counts, 512 KB each way of a head against 3 KB of vectors. Norm, gate, slots
-// and rotation are branches that a whole launch takes alike. See docs/kernels/step.md.
+// Why this way: only the state counts. A head moves 512 KB of it each way, and 3 KB of vectors. Norm, gate,
+// slots and rotation are branches that a whole launch takes alike. See docs/kernels/decode_step.md.
 #pragma once
 
 #include "kernels/cuda/prim/angle.cuh"
@@ -49,15 +54,15 @@
 
 namespace retnet::kernels::cuda {
 
-// A lane's four columns of a unit: neighbours, or 16 apart.
+// The four columns of a lane in a unit. They are neighbours, or lie 16 apart.
 template <bool kWide>
 struct DecodeStepQuad {
   RETNET_DEVICE static int column(int j) {
     const int lane = static_cast<int>(threadIdx.x % 16);
     return kWide ? 4 * lane + j : lane + 16 * j;
   }
-  // Loads from, and stores to, a row that has `columns` columns from the unit's first on, with kWide a
-  // multiple of 4.
+  // Load from, and store to, a row that has `columns` columns from the first of the unit on. If kWide, that
+  // is a multiple of 4.
   RETNET_DEVICE static void load(float (&x)[4], const float* row, int columns) {
     if constexpr (kWide) {
       if (column(0) >= columns) return;
@@ -81,7 +86,7 @@ struct DecodeStepQuad {
   }
 };
 
-// Element `offset` of weight or bias, or `absent` if there is none.
+// Returns element `offset` of weight or bias, or `absent` if there is none.
 template <DType kDtype>
 RETNET_DEVICE float load_affine_element(const void* ptr, DType dtype, int64_t offset,
                                         float absent) {
@@ -168,7 +173,7 @@ class DecodeStepBlock {
   using Quad = DecodeStepQuad<kWide>;
   static constexpr int kColumnsOfThread = kDecodeStepMaxDim / kDecodeStepThreads;
 
-  // decode_step_columns, which device code may not call.
+  // This is decode_step_columns, which device code may not call.
   RETNET_DEVICE static int64_t block_columns(const DecodeStepParams& p, int cluster) {
     const int units = (static_cast<int>(p.head_dim_v) + kDecodeStepUnit - 1) / kDecodeStepUnit;
     return (units + cluster - 1) / cluster * kDecodeStepUnit;
@@ -188,7 +193,7 @@ class DecodeStepBlock {
     }
   }
 
-  // The i-th of the 8 quads that a thread loads in a turn, of a unit.
+  // The i-th of the 8 quads of a unit that a thread loads in a turn.
   RETNET_DEVICE float* quad_at(int i, int turn, int unit) const {
     const int row = (turn * kDecodeStepLoads + i) * kDecodeStepRows;
     return state_ + row * p_.state_stride_k + unit * kDecodeStepUnit;
@@ -235,7 +240,7 @@ class DecodeStepBlock {
       }
     }
   }
-  // Stores q and k of one row of the state, or of two neighbours, in one access.
+  // Stores q and k of one row of the state, or of two neighbouring rows, in one access.
   template <int kCount>
   RETNET_DEVICE void store_q_and_k(int row, const float (&values)[kCount]) const {
     prim::store_packet(sQK, 2 * row, prim::pack<DType::kFloat32>(values));
@@ -257,7 +262,8 @@ class DecodeStepBlock {
     }
   }
 
-  // Updates the block's columns of the state, and leaves each warp's part of q state in sPartial.
+  // Updates the columns of the state that this block has, and leaves the part of q state of each warp in
+  // sPartial.
   RETNET_DEVICE void update_state(const Decay& decay) {
     const float power_minus_one = decay.power_minus_one(1);
     const int units = (columns_ + kDecodeStepUnit - 1) / kDecodeStepUnit;
@@ -302,7 +308,7 @@ class DecodeStepBlock {
         prim::min(kDecodeStepGroup, static_cast<int>(p_.head_dim_v) - index * kDecodeStepGroup));
   }
 
-  // Sends the sum and second moment of each group of the block's columns to all blocks of the head.
+  // Sends the sum and second moment of each group of columns of this block to all blocks of the head.
   RETNET_DEVICE void send_statistics(const float (&o)[kColumnsOfThread]) const {
     RETNET_UNROLL
     for (int j = 0; j < kColumnsOfThread; ++j) {
@@ -323,7 +329,7 @@ class DecodeStepBlock {
     }
   }
 
-  // Puts all groups together: their moments about their own means, and those of the means.
+  // Puts all groups together, by their moments about their own means and the moments of the means.
   RETNET_DEVICE void statistics(float& mean, float& rstd) const {
     const auto size = static_cast<float>(p_.head_dim_v);
     const int groups = (static_cast<int>(p_.head_dim_v) + kDecodeStepGroup - 1) / kDecodeStepGroup;
@@ -352,10 +358,11 @@ class DecodeStepBlock {
   const DecodeStepParams& p_;
   const int cluster_, head_dim_qk_;
   const int width_;    // columns of a block, whole units
-  const int first_;    // of its columns
-  const int columns_;  // that there are
+  const int first_;    // the first of them
+  const int columns_;  // of these, inside the head
   int64_t batch_and_head_, b_, h_;
-  float* state_ = nullptr;  // the thread's row of the first 16, at the block's first column
+  float* state_ =
+      nullptr;  // the row of this thread among the first 16, at the first column of the block
   float rS_[kDecodeStepLoads][4];
   float *sQK, *sV, *sPartial, *sStats;  // q and k of a row side by side
 };

@@ -2,7 +2,6 @@
 #include "kernels/cuda/retention/decode_step/launch.h"
 
 namespace retnet::kernels::cuda {
-
 namespace {
 
 // Calls f.operator()<dtype, whether accesses to the state are wide>() for `params`.
@@ -20,7 +19,7 @@ auto with_dtype_and_width(const DecodeStepParams& params, const F& f) {
 }  // namespace
 
 cudaError_t launch_decode_step(const DecodeStepParams& params, int cluster, cudaStream_t stream) {
-  if (!decode_step_supported(params)) return cudaErrorNotSupported;
+  if (!supports_decode_step(params)) return cudaErrorNotSupported;
   if (params.batch == 0 || params.heads == 0) return cudaSuccess;
   return with_dtype_and_width(params, [&]<DType kDtype, bool kWide>() {
     return decode_step_launch<kDtype, kWide>(params, cluster, stream);

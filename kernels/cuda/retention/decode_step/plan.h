@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Parameters of the decode step kernel, and what follows from them on the host: which calls it takes, with
-// which accesses, and the sizes of its blocks. Plain C++: no CUDA header.
+// Parameters of the decode step kernel, and what follows from them on the host: which calls it supports,
+// with which accesses, and the sizes of its blocks. This file is plain C++ and needs no CUDA header.
 #pragma once
 
 #include <cstddef>
@@ -37,14 +37,14 @@ struct DecodeStepParams {
   int64_t state_stride_k = 0;
   const int32_t* slots_ptr = nullptr;  // [B], or null: batch entry b has state b
 
-  // The rotation, or null: none.
+  // The rotation. If frequencies_ptr is null, there is none.
   const float* frequencies_ptr = nullptr;  // [Dk / 2]
   const void* positions_ptr = nullptr;     // [B]
   int64_t positions_stride_b = 0;
   bool positions_64 = true;  // int64, else int32
   bool interleaved = true;   // pairs (2 i, 2 i + 1), else (i, i + Dk / 2)
 
-  // Norm and gate, or null: neither.
+  // Norm and gate. If gate_ptr is null, there is neither.
   const void* gate_ptr = nullptr;  // [B, H, Dv]
   int64_t gate_stride_b = 0;
   int64_t gate_stride_h = 0;
@@ -63,12 +63,14 @@ struct DecodeStepParams {
 inline constexpr int kDecodeStepThreads = 256;
 inline constexpr int kDecodeStepWarps = kDecodeStepThreads / 32;
 inline constexpr int kDecodeStepUnit = 64;  // columns of Dv: 16 lanes of 4
-// Rows of the state that a block reads at once, and how many times that: loads in flight of a thread.
+// The number of rows of the state that a block reads at once, and the number of loads in flight of a
+// thread.
 inline constexpr int kDecodeStepRows = 2 * kDecodeStepWarps;
 inline constexpr int kDecodeStepLoads = 8;
-inline constexpr int kDecodeStepGroup = 32;      // columns whose statistics a warp computes
-inline constexpr int kDecodeStepMaxDim = 1024;   // of Dk and of Dv: shared memory
-inline constexpr int kDecodeStepOccupancy = 2;   // blocks of a multiprocessor: 128 registers
+inline constexpr int kDecodeStepGroup = 32;     // columns whose statistics a warp computes
+inline constexpr int kDecodeStepMaxDim = 1024;  // of Dk and of Dv, which shared memory limits
+inline constexpr int kDecodeStepOccupancy =
+    2;  // blocks of a multiprocessor; a thread has 128 registers
 inline constexpr int kDecodeStepMaxCluster = 8;  // the most that every device with clusters has
 inline constexpr int kDecodeStepClusterCapability = 90;  // clusters exist from here on
 
@@ -79,7 +81,8 @@ constexpr int64_t decode_step_units(int64_t head_dim_v) {
 constexpr int64_t decode_step_columns(int64_t head_dim_v, int cluster) {
   return (decode_step_units(head_dim_v) + cluster - 1) / cluster * kDecodeStepUnit;
 }
-// Dynamic shared memory: q and k, v, the warps' sums of each column, statistics of all groups.
+// Dynamic shared memory holds q and k, v, the sums of each column by each warp, and the statistics of all
+// groups.
 constexpr size_t decode_step_shared_bytes(int64_t head_dim_qk, int64_t head_dim_v, int cluster) {
   const int64_t groups = decode_step_units(head_dim_v) * kDecodeStepUnit / kDecodeStepGroup;
   return sizeof(float) *
@@ -88,8 +91,8 @@ constexpr size_t decode_step_shared_bytes(int64_t head_dim_qk, int64_t head_dim_
 }
 static_assert(decode_step_shared_bytes(kDecodeStepMaxDim, kDecodeStepMaxDim, 1) <= 48 << 10);
 
-// Whether the kernel takes this call.
-inline bool decode_step_supported(const DecodeStepParams& p) {
+// Whether the kernel supports this call.
+inline bool supports_decode_step(const DecodeStepParams& p) {
   constexpr int64_t kMaxBlocks = INT32_MAX / kDecodeStepMaxCluster;
   const auto affine_dtype = [&](DType dtype) {
     return dtype == DType::kFloat32 || dtype == p.dtype;

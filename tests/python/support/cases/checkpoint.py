@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of checkpoints, and damage to them."""
+"""Folders of checkpoints, and functions that damage them."""
 
 import json
 

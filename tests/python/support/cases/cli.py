@@ -19,7 +19,7 @@ def write_toml(folder, **changes):
 
 
 def losses(folder):
-    """Of every step; the last line of a run that writes may be cut short."""
+    """Returns the loss of every step. The last line of a run that is writing may be incomplete."""
     lines = (folder / "log.jsonl").read_text().rpartition("\n")[0].splitlines()
     return [line["loss"] for line in map(json.loads, lines) if "loss" in line]
 
@@ -33,7 +33,7 @@ def run(*arguments):
 
 
 def start(*arguments, **options):
-    """The command as a process of its own, with one thread like `run` here."""
+    """Starts the command in a process of its own, with one thread like `run` here."""
     return subprocess.Popen(
         [sys.executable, "-m", "retnet", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},

@@ -49,7 +49,7 @@ OLD = {
 
 
 def run_reference(name, folder):
-    """Runs a reference in a process of its own, which sees its package and not retnet."""
+    """Runs a reference in a process of its own, which can import its package but not retnet."""
     script = REFERENCES / f"run_{name}.py"
     done = subprocess.run(
         [sys.executable, str(script), str(folder)],
@@ -67,7 +67,8 @@ def converted(source, target, **options):
 
 @torch.no_grad()
 def gradients_differ_by(model, theirs):
-    """Largest norm of a parameter's difference, over the norm of the whole gradient.
+    """Returns the largest norm of a parameter's difference, divided by the norm of the whole
+    gradient.
 
     Args:
         model: with gradients.
@@ -80,7 +81,9 @@ def gradients_differ_by(model, theirs):
 
 @torch.no_grad()
 def greedy(model, ids, count):
-    """Tokens [B, count] after a prefill of ids, and the logits [B, count, vocab] they come from."""
+    """Returns tokens [B, count] after a prefill of ids, and the logits [B, count, vocab] behind
+    them.
+    """
     output = model(ids)
     logits = [output.logits[:, -1]]
     tokens = [logits[-1].argmax(-1, keepdim=True)]
@@ -121,7 +124,7 @@ def check(model, gradients, path, tolerances, gradient_tolerance):
 
 
 def make_fla(folder, remove=(), **changes):
-    """A folder with random weights, 1 layer, d = 8, H = 2, K = 4, V = 6, F = 5."""
+    """Makes a folder with random weights, 1 layer, d = 8, H = 2, K = 4, V = 6, F = 5."""
     shapes = {"model.embeddings": (7, 8), "model.norm": (8,), "lm_head": (7, 8)}
     for name, shape in {
         "attn_norm": (8,), "mlp_norm": (8,), "attn.q_proj": (8, 8), "attn.k_proj": (8, 8),

@@ -7,7 +7,7 @@ import retnet.cpp as cpp
 
 
 def twin_of(model, dtype=torch.float64):
-    """The C++ model with the weights of a Python model."""
+    """Returns the C++ model with the weights of a Python model."""
     made = cpp.RetNetForCausalLM(model.config, dtype=dtype)
     made.load_state_dict(model.state_dict())
     return made
@@ -18,5 +18,5 @@ def gradients(module):
 
 
 def same(actual, expected):
-    """Bit by bit: both run the same operators in the same order."""
+    """Compares bit by bit, because both run the same operators in the same order."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)

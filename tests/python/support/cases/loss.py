@@ -10,7 +10,7 @@ V, D = 17, 8
 
 
 class Adapted(nn.Linear):
-    """A linear layer with an adapter of low rank behind a dropout, as LoRA has it."""
+    """A linear layer with an adapter of low rank after a dropout, as in LoRA."""
 
     def __init__(self, *sizes, **options):
         super().__init__(*sizes, **options)
@@ -21,7 +21,9 @@ class Adapted(nn.Linear):
 
 
 def heads(dtype=torch.float64):
-    """Everything that may make logits, the tensors it learns, and whether it is plain."""
+    """Returns, for each kind of head, the function, the tensors that it learns, and whether it is
+    plain.
+    """
     torch.manual_seed(0)
     bare, biased = (nn.Linear(D, V, bias=bias, dtype=dtype) for bias in (False, True))
     yield "weight", bare.weight, [bare.weight], True

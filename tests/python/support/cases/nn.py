@@ -48,7 +48,7 @@ def make_config(**changes):
 
 
 def make_model(dtype=torch.float64, **changes):
-    """A model whose weights, norms included, are random and of a size that matters."""
+    """Makes a model with random weights, norms included, that are large enough to matter."""
     torch.manual_seed(0)
     model = RetNetForCausalLM(make_config(**changes), dtype=dtype)
     with torch.no_grad():

@@ -30,7 +30,9 @@ OF_A_ROW = {"q", "k", "v", "x", "gate", "state", "initial_state", "slots"}
 
 @dataclass
 class Op:
-    """An operator, how to make its inputs for B, T, H, Dk, Dv, and those with a row per row."""
+    """Holds an operator, a function that makes its inputs for B, T, H, Dk, Dv, and the inputs that
+    have a row per row of the batch.
+    """
 
     name: str
     make: Callable[..., Inputs]
@@ -40,7 +42,7 @@ class Op:
 
     @property
     def is_step(self) -> bool:
-        """Without gradients."""
+        """Returns whether the operator is a step, which has no gradients."""
         return self.name.endswith("step")
 
     @property
@@ -48,7 +50,7 @@ class Op:
         return self.name.endswith("retention_step")
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """Outputs and, of a step of retention, the state as it is then."""
+        """Returns the outputs and, for a step of retention, the state after it."""
         if self.has_state:
             inputs = {**inputs, "state": inputs["state"].clone()}
         out = getattr(ops, self.name)(**inputs, **self.options)
@@ -56,8 +58,9 @@ class Op:
         return (*(out if isinstance(out, tuple) else (out,)), *state)
 
     def with_grads(self, inputs: Inputs, incoming: Sequence[Tensor] = ()) -> Inputs:
-        """Outputs and, but for a step, gradients by name, for these or for random gradients of the
-        outputs."""
+        """Returns the outputs and, except for a step, gradients by name, for these or for random
+        gradients of the outputs.
+        """
         leaves = inputs if self.is_step else ask(inputs)
         outputs = self(leaves)
         results = {f"output {n}": x for n, x in enumerate(outputs)}

@@ -14,11 +14,12 @@ Inputs = dict[str, Tensor]
 STYLES = ["interleaved", "half"]
 NORMS = ["layer", "rms"]
 INT32 = torch.int32
-EXACT_AND_KERNEL = [torch.float64, torch.float32]  # by ATen, and by the device's kernel
+# ATen computes in the first, and the kernel of the device in the second.
+EXACT_AND_KERNEL = [torch.float64, torch.float32]
 
 
 class Normal:
-    """Random float64 tensors of a local seed, rounded to a dtype."""
+    """Makes random float64 tensors from a local seed, rounded to a dtype."""
 
     def __init__(self, seed: int, device: torch.device | str) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -30,7 +31,7 @@ class Normal:
 
 
 def make_frequencies(Dk: int, device: torch.device | str = "cpu") -> Tensor:
-    """10000^(-i / (Dk/2)), the usual geometric sequence from 1 down."""
+    """Returns 10000^(-i / (Dk/2)), the usual geometric sequence from 1 down."""
     return (10000.0 ** -(torch.arange(Dk // 2, dtype=torch.float64) / (Dk // 2))).float().to(device)
 
 
@@ -45,7 +46,9 @@ def rotary_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """q, k, positions, frequencies. T None: one token a row, [B, H, Dk]."""
+    """Returns q, k, positions and frequencies. If T is None there is one token a row, [B, H,
+    Dk].
+    """
     normal = Normal(seed, device)
     shape = (B, H, Dk) if T is None else (B, T, H, Dk)
     positions = {
@@ -74,7 +77,9 @@ def norm_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """x and those of gate, weight, bias that are there: weight and bias "[H, Dv]", "[Dv]" or ""."""
+    """Returns x and those of gate, weight and bias that are given. weight and bias are "[H, Dv]",
+    "[Dv]" or "".
+    """
     normal = Normal(seed, device)
     shape = (*leading, H, Dv)
     affine = {"[H, Dv]": (H, Dv), "[Dv]": (Dv,)}
@@ -96,7 +101,7 @@ def linear_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """x, weight, bias of linear."""
+    """Returns x, weight and bias of linear."""
     normal = Normal(seed, device)
     shapes = {"x": (B, n_in), "weight": (n_out, n_in), "bias": (n_out,)}
     return {name: normal(*shape, dtype=dtype) for name, shape in shapes.items()}
@@ -114,7 +119,9 @@ def step_inputs(
     log_decay: list[float] | None = None,
     seed: int = 0,
 ) -> Inputs:
-    """q, k, v, log_decay, state; with S slots also slots, of which every second row is skipped."""
+    """Returns q, k, v, log_decay and state. With S slots it also returns slots, which skip every
+    second row.
+    """
     normal = Normal(seed, device)
     decays = (LOG_DECAYS * (H // len(LOG_DECAYS) + 1))[:H] if log_decay is None else log_decay
     inputs = {
@@ -141,7 +148,7 @@ def fused_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """All inputs of multi_scale_retention_step, by name."""
+    """Returns all inputs of multi_scale_retention_step by name."""
     normal = Normal(seed + 1, device)
     step = step_inputs(B, H, Dk, Dv, S=S, dtype=dtype, device=device, seed=seed)
     return {
@@ -158,8 +165,9 @@ def fused_inputs(
 
 
 def ask(inputs: Inputs, *names: str) -> Inputs:
-    """Detached copies, of which those named (or else all floating ones but frequencies) ask for
-    gradients."""
+    """Returns detached copies. Those that are named require gradients. If none are named, all
+    floating-point inputs except frequencies do.
+    """
     names = names or tuple(n for n, x in inputs.items() if x.is_floating_point())
     copies = {name: x.detach().clone() for name, x in inputs.items()}
     for name in names:
@@ -169,12 +177,14 @@ def ask(inputs: Inputs, *names: str) -> Inputs:
 
 
 def asking(inputs: Inputs) -> Inputs:
-    """Those that ask for gradients."""
+    """Returns the inputs that require gradients."""
     return {name: x for name, x in inputs.items() if x.requires_grad}
 
 
 def exact(inputs: Inputs) -> Inputs:
-    """The same rounded values in float64 on the CPU: an oracle's inputs. Asks for what they ask."""
+    """Returns the same rounded values in float64 on the CPU, as inputs of an oracle. The same
+    inputs require gradients.
+    """
     return {
         name: (x.detach().double() if x.is_floating_point() else x)
         .cpu()
@@ -184,8 +194,10 @@ def exact(inputs: Inputs) -> Inputs:
 
 
 def assert_rounded_once(actual: Tensor, reference: Tensor) -> None:
-    """A half-precision result is the float64 reference rounded, but for the few elements that
-    float32 arithmetic moves across a rounding boundary: a second rounding moves a third."""
+    """Asserts that a half-precision result is the rounded float64 reference, except a few elements
+    that float32 arithmetic moves across a rounding boundary. A second rounding would move a third
+    of them.
+    """
     if actual.dtype in (torch.bfloat16, torch.float16):
         misses = int((actual.detach().cpu() != reference.detach().to(actual.dtype)).sum())
         count = actual.numel()
@@ -193,8 +205,9 @@ def assert_rounded_once(actual: Tensor, reference: Tensor) -> None:
 
 
 def strided(x: Tensor) -> Tensor:
-    """The same values at an odd offset, with gaps of NaN between the elements of every dimension
-    but the last, and of that of a vector."""
+    """Returns the same values at an odd offset, with gaps of NaN between the elements of every
+    dimension except the last, or between the elements of a vector.
+    """
     steps = [2] * (x.dim() - 1) + [1 if x.dim() > 1 else 2]
     shape = [n * step for n, step in zip(x.shape, steps, strict=True)]
     shape[-1] += 3

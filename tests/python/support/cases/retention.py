@@ -10,12 +10,12 @@ FORMS = ["chunkwise", "parallel", "recurrent"]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 NAMES = ["q", "k", "v", "log_decay", "initial_state"]
 
-# gamma = 1 - 2^-5, one that is no such power, 1 and 0.
+# gamma is 1 - 2^-5, another value that is not 1 - 2^-k, 1 and 0.
 LOG_DECAYS = [math.log1p(-(2.0**-5)), math.log1p(-(2.0**-9.37)), 0.0, -math.inf]
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of states and log_decay beside tokens of ``dtype``."""
+    """Returns the dtype of states and log_decay for tokens of ``dtype``."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -32,7 +32,9 @@ def make_inputs(
     num_states: int | None = None,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """q, k, v, log_decay and initial_state, rounded to the dtypes in which the op takes them."""
+    """Returns q, k, v, log_decay and initial_state, rounded to the dtypes that the operator
+    takes.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -50,12 +52,14 @@ def make_inputs(
 
 
 def require_grad(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Detached copies that ask for gradients."""
+    """Returns detached copies that require gradients."""
     return {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
 
 
 def as_float64(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same rounded values in float64 on the CPU, asking for gradients: an oracle's inputs."""
+    """Returns the same rounded values in float64 on the CPU, as inputs of an oracle that require
+    gradients.
+    """
     return {name: x.detach().double().cpu().requires_grad_() for name, x in inputs.items()}
 
 
@@ -66,10 +70,10 @@ def grads(
     seed: int = 1,
     use: tuple[bool, bool] = (True, True),
 ) -> dict[str, Tensor]:
-    """Gradients of all inputs for random gradients of the outputs named by ``use``.
+    """Returns the gradients of all inputs for random gradients of the outputs named by ``use``.
 
-    The same random numbers whatever the dtype, rounded to the outputs' dtypes by way of bfloat16's
-    neighbours: they are multiples of 1/64 and so exact in every dtype.
+    The random numbers are the same for every dtype. They are multiples of 1/64 that bfloat16 can
+    represent, so they are exact in every dtype.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen, incoming = [], []

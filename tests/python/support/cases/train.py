@@ -39,7 +39,7 @@ def make_trainer(out="unused", documents=DOCUMENTS, validation=(), **settings):
 
 @contextmanager
 def full_disk(limit):
-    """No file may grow beyond `limit` bytes: write(2) fails as on a full disk."""
+    """Limits files to `limit` bytes, so that write(2) fails as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
@@ -49,7 +49,7 @@ def full_disk(limit):
 
 
 def run(trainer, steps):
-    """The losses of some steps."""
+    """Returns the losses of some steps."""
     losses = []
     trainer.log = type("Log", (), {"write": lambda _, step, **values: losses.append(values)})()
     for _ in range(steps):
@@ -63,7 +63,7 @@ def read_log(folder):
 
 
 def steps(folder):
-    """Of the log, each line of which is whole."""
+    """Returns the steps of the log and checks that each line is complete."""
     lines = (folder / "log.jsonl").read_bytes().decode().split("\n")
     assert lines.pop() == ""
     return [line["step"] for line in map(json.loads, lines) if "loss" in line]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators beside their oracles, at the table's tolerances."""
+"""Comparisons of operators with their oracles, at the tolerances of the table."""

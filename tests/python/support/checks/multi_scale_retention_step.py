@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""multi_scale_retention_step beside the oracles of its three parts: output and state."""
+"""Compares output and state of multi_scale_retention_step with the oracles of its three parts."""
 
 from retnet.ops import multi_scale_retention_step
 from support.cases.ops import assert_rounded_once, exact
@@ -13,7 +13,7 @@ EPS = 1e-5
 
 
 def definition(inputs, *, norm="layer", style="interleaved", eps=EPS, scale=None):
-    """Output and state by the oracles, one after the other, in float64."""
+    """Returns output and state of the oracles, one after the other, in float64."""
     x = exact(inputs)
     q, k = (rotary_by_definition(x[n], x["positions"], x["frequencies"], style) for n in "qk")
     rest = (x["v"], x["log_decay"], x["state"])
@@ -26,8 +26,9 @@ def definition(inputs, *, norm="layer", style="interleaved", eps=EPS, scale=None
 
 
 def check(inputs, **options):
-    """The output and the state after the step against the oracles, at the table's tolerances, each
-    for its own dtype."""
+    """Compares the output and the state after the step with the oracles, at the tolerances of the
+    table, each for its own dtype.
+    """
     dtype = inputs["q"].dtype
     expected, expected_state = definition(inputs, **options)
     out = multi_scale_retention_step(**inputs, **{"eps": EPS, **options})

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""retention beside an oracle: outputs and gradients."""
+"""Compares outputs and gradients of retention with an oracle."""
 
 from collections.abc import Callable
 
@@ -17,7 +17,9 @@ _expected: dict = {}
 def expect(
     inputs: dict[str, Tensor], use: tuple[bool, bool], oracle: Callable
 ) -> tuple[tuple, dict[str, Tensor]]:
-    """The oracle's outputs and gradients; kept, since several tests look at the same inputs."""
+    """Returns the outputs and gradients of the oracle. They are cached, because several tests use
+    the same inputs.
+    """
     exact = as_float64(inputs)
     key = (use, oracle, *(x.detach().numpy().tobytes() for x in exact.values()))
     if key not in _expected:
@@ -33,8 +35,9 @@ def check_all(
     but: str = "",
     **options,
 ) -> None:
-    """Output, final state and all gradients ``but`` one against the oracle, at the table's
-    tolerances."""
+    """Compares output, final state and all gradients except ``but`` with the oracle, at the
+    tolerances of the table.
+    """
     dtype = inputs["q"].dtype
     leaves = require_grad({name: x for name, x in inputs.items() if name != but})
     inputs = {**inputs, **leaves}
@@ -45,7 +48,7 @@ def check_all(
     assert all(x.is_contiguous() for x in outputs)
     actual = grads(outputs, leaves, use=use)
     for name in leaves:
-        if name == "log_decay":  # a sum that cancels: see test_retention_log_decay.py
+        if name == "log_decay":  # this sum cancels; see test_retention_log_decay.py
             assert_close_log_decay(actual[name], reference[name], dtype)
         else:
             assert_close_to_reference(actual[name], reference[name], dtype, grad=True, name=name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rotary beside its oracle: outputs and gradients."""
+"""Compares outputs and gradients of rotary with its oracle."""
 
 from retnet.ops import rotary
 from support.cases.ops import ask, asking, assert_rounded_once, exact
@@ -9,13 +9,13 @@ from support.tolerances import assert_close_to_reference
 
 
 def definition(inputs, style):
-    """Rotated q and k by the oracle."""
+    """Returns q and k as the oracle rotates them."""
     rest = (inputs["positions"], inputs["frequencies"], style)
     return rotary_by_definition(inputs["q"], *rest), rotary_by_definition(inputs["k"], *rest)
 
 
 def check(inputs, style):
-    """Both outputs and both gradients against the oracle, at the table's tolerances."""
+    """Compares both outputs and both gradients with the oracle, at the tolerances of the table."""
     dtype = inputs["q"].dtype
     inputs = ask(inputs)
     outputs, reference = rotary(**inputs, style=style), exact(inputs)

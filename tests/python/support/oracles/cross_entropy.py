@@ -8,7 +8,9 @@ from torch import Tensor
 def cross_entropy_by_definition(
     logits: Tensor, targets: Tensor, ignore_index: int = -100
 ) -> tuple[Tensor, Tensor]:
-    """The loss summed over the rows of logits [N, V] that are not ignored, and its gradient."""
+    """Returns the loss, summed over the rows of logits [N, V] that are not ignored, and its
+    gradient.
+    """
     loss, gradient = torch.zeros((), dtype=logits.dtype), torch.zeros_like(logits)
     for n, target in enumerate(targets.tolist()):
         if target == ignore_index:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gated group norm in float64, written as it is defined. Shares no code with the package."""
+"""Gated group norm in float64, written as it is defined. It shares no code with the package."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ def gated_group_norm_by_definition(
     eps: float,
     norm: str = "layer",
 ) -> Tensor:
-    """Row by row and head by head; x, gate [..., H, V], weight and bias [V] or [H, V].
+    """Computes row by row and head by head. x and gate are [..., H, V], weight and bias [V] or [H,
+    V].
 
     Differentiable in all inputs.
     """

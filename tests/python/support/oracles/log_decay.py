@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gradient of log_decay by differentiating the recurrence."""
+"""The gradient of log_decay, computed by differentiating the recurrence."""
 
 import torch
 from torch import Tensor
@@ -8,9 +8,9 @@ from torch import Tensor
 def derivative_by_recurrence(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, grad_out: Tensor, grad_state: Tensor
 ) -> Tensor:
-    """d/d log_decay of sum(out * grad_out) + sum(state * grad_state), [B, H], in float64.
+    """Returns d/d log_decay of sum(out * grad_out) + sum(state * grad_state), [B, H], in float64.
 
-    Differentiates the recurrence forward: dS_t = gamma (dS_{t-1} + S_{t-1}).
+    It differentiates the recurrence forward: dS_t = gamma (dS_{t-1} + S_{t-1}).
     """
     gamma = torch.exp(log_decay)[:, None, None]
     state = torch.zeros(*k.shape[0:1], *k.shape[2:], v.shape[-1], dtype=torch.float64)

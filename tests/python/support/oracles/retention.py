@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Retention in float64, written as it is defined. Shares no code with the package."""
+"""Retention in float64, written as it is defined. It shares no code with the package."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def _gamma_power(log_decay: Tensor, n: int) -> Tensor:
-    """gamma^n of every head, [H]: 1 for n = 0, and 0 for n > 0 where gamma = 0."""
+    """Returns gamma^n of every head, [H]. It is 1 for n = 0, and 0 for n > 0 if gamma = 0."""
     if n == 0:
         return torch.ones_like(log_decay)
     forgets = log_decay == -math.inf
@@ -25,14 +25,15 @@ def retention_by_definition(
     initial_state: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The double loop of the definition, for short sequences; differentiable in all inputs.
+    """Computes the double loop of the definition, for short sequences. It is differentiable in all
+    inputs.
 
     q, k [B, T, H, Dk], v [B, T, H, Dv], log_decay [H], initial_state [B, H, Dk, Dv], all float64.
     """
     B, T, H, Dk = q.shape
     scale = Dk**-0.5 if scale is None else scale
     start = q.new_zeros(B, H, Dk, v.shape[-1]) if initial_state is None else initial_state
-    # gamma = 0 ignores the initial state, whatever it holds.
+    # gamma = 0 ignores the initial state, even if that holds NaN.
     start = torch.where((log_decay == -math.inf)[:, None, None], 0.0, start)
     power = [_gamma_power(log_decay, n) for n in range(T + 1)]
     rows = []
@@ -57,7 +58,7 @@ def retention_by_recurrence(
     initial_state: Tensor | None = None,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence of Eq. 6 token by token, for long sequences and gamma > 0."""
+    """Computes the recurrence of Eq. 6 token by token, for long sequences and gamma > 0."""
     B, _, H, Dk = q.shape
     scale = Dk**-0.5 if scale is None else scale
     gamma = torch.exp(log_decay)[:, None, None]
@@ -77,7 +78,7 @@ def packed_by_definition(
     initial_state: Tensor,
     lengths: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    """Each sequence of q, k, v [1, sum of lengths, H, D] by itself, with its own state."""
+    """Computes each sequence of q, k, v [1, sum of lengths, H, D] by itself, with its own state."""
     outs, states = [q[:, :0, :, :1] * v[:, :0]], []
     for n, (first, end) in enumerate(pairwise(accumulate(lengths, initial=0))):
         state = initial_state[n : n + 1]

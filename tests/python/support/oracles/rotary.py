@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary positions in float64, written as they are defined. Shares no code with the package."""
+"""Rotary positions in float64, written as they are defined. The code is not shared with the
+package.
+"""
 
 import math
 
@@ -10,8 +12,8 @@ from torch import Tensor
 def rotary_by_definition(x: Tensor, positions: Tensor, frequencies: Tensor, style: str) -> Tensor:
     """Turns each pair of channels of x [B, T, H, K] by position * frequency, one by one.
 
-    positions [T] or [B, T]; x [B, H, K] with positions [B] is a batch of single tokens.
-    Differentiable in x.
+    positions are [T] or [B, T]. An x [B, H, K] with positions [B] is a batch of single tokens. The
+    result is differentiable in x.
     """
     if x.dim() == 3:
         return rotary_by_definition(x[:, None], positions[:, None], frequencies, style)[:, 0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One step of decoding in float64, written as it is defined. Shares no code with the package."""
+"""One decode step in float64, written as it is defined. It shares no code with the package."""
 
 import math
 
@@ -17,7 +17,7 @@ def retention_step_by_definition(
     scale: float | None = None,
     slots: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, H, V] and the new state; `state` itself is left alone.
+    """Returns the output [B, H, V] and the new state. It does not change `state`.
 
     q, k [B, H, K], v [B, H, V], log_decay [H], state [B, H, K, V] or [S, H, K, V], all float64.
     """

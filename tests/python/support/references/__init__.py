@@ -1,3 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whole models that others wrote, or that are written out plainly, to compare with. No code of
-retnet is used."""
+"""Whole models to compare with. Other projects wrote them, or they are written out plainly. They
+use no code of retnet.
+"""

@@ -11,7 +11,7 @@ import torch
 
 
 def gammas(config, raw=None):
-    """gamma of each head; ln gamma of a trained one is reference * exp(raw)."""
+    """Returns gamma of each head. ln gamma of a trained head is reference * exp(raw)."""
     gammas = configured_gammas(config)
     if raw is None:
         return gammas
@@ -45,7 +45,7 @@ def frequencies(config):
 
 
 def rotated(row, position, config):
-    """row [K], turned by position * frequency in the plane of each pair of channels."""
+    """Returns row [K], turned by position * frequency in the plane of each pair of channels."""
     result = row.clone()
     pairs = config.key_dim // 2
     for i, frequency in enumerate(frequencies(config)):
@@ -75,7 +75,7 @@ def linear(x, weights, name):
 
 
 def retention_layer(x, weights, config):
-    """x [T, d] of one sequence -> [T, d]."""
+    """Maps x [T, d] of one sequence to [T, d]."""
     length, heads = x.shape[0], config.num_heads
     key, value = config.key_dim, config.value_dim
     q = linear(x, weights, "q_proj").view(length, heads, key)
@@ -129,7 +129,7 @@ def norm(x, weights, config):
 
 
 def logits(ids, state_dict, config):
-    """ids [T] of one sequence -> [T, vocab] in float64."""
+    """Returns the logits of ids [T], [T, vocab] in float64."""
     weights = {key: value.double() for key, value in state_dict.items()}
     x = config.embed_scale * weights["embed_tokens.weight"][ids]
     if config.embed_norm:

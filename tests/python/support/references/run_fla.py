@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny RetNets of flash-linear-attention, by its own Triton kernels in Triton's interpreter.
+"""Tiny RetNets of flash-linear-attention. Triton's interpreter runs its own kernels.
 
-A process of its own: `python run_fla.py FOLDER` writes FOLDER/<case>/ by save_pretrained and
-FOLDER/<case>.safetensors with what the model computes. It imports nothing of retnet.
+The script runs in a process of its own. `python run_fla.py FOLDER` writes FOLDER/<case>/ by
+save_pretrained, and FOLDER/<case>.safetensors with what the model computes. It imports nothing of
+retnet.
 """
 
 import os
@@ -33,13 +34,15 @@ CASES = {
 
 
 def scalars(*bounds):
-    """`range` of the interpreter's integers: the kernels call methods of their loop counters."""
+    """Returns a `range` of the interpreter's integers, because the kernels call methods of their
+    loop counters.
+    """
     whole = [int(x.handle.data.item()) if hasattr(x, "handle") else int(x) for x in bounds]
     return map(interpreter._implicit_cvt, builtins.range(*whole))
 
 
 def prepare():
-    """Makes fla's kernels run without a device; returns its classes."""
+    """Makes fla's kernels run without a device. Returns its classes."""
     autotuner.Autotuner._bench = lambda *args, **kwargs: [1.0, 1.0, 1.0]
     from fla.models.retnet import RetNetConfig, RetNetForCausalLM
 
@@ -52,7 +55,7 @@ def prepare():
 
 
 def train(model, steps):
-    """Learns to count in steps that the first two tokens tell."""
+    """Trains the model to count in steps that the first two tokens give."""
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
     generator = torch.Generator().manual_seed(3)
     for _ in range(steps):
@@ -66,7 +69,9 @@ def train(model, steps):
 
 @torch.no_grad()
 def greedy(model, ids):
-    """16 tokens [1, 16] after a prefill of ids, and the logits [1, 16, vocab] they come from."""
+    """Returns 16 tokens [1, 16] after a prefill of ids, and the logits [1, 16, vocab] behind
+    them.
+    """
     output = model(ids, use_cache=True)
     logits = [output.logits[:, -1]]
     tokens = [logits[-1].argmax(-1, keepdim=True)]
@@ -102,7 +107,7 @@ def main(folder):
             for parameter in model.parameters():
                 if parameter.dim() > 1:
                     parameter.mul_(factor)
-                else:  # norms that do something
+                else:  # norms that have an effect
                     parameter.add_(torch.randn_like(parameter) * 0.2)
         train(model, steps)
         model.eval()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny RetNets of torchscale 0.3.0 (the era of RMSNorm and GLU).
+"""Tiny RetNets of torchscale 0.3.0, the version with RMSNorm and GLU.
 
-A process of its own: `python run_torchscale.py FOLDER` writes FOLDER/<case>.pt, a checkpoint,
-and FOLDER/<case>.safetensors with what the model computes. It imports nothing of retnet.
+The script runs in a process of its own. `python run_torchscale.py FOLDER` writes FOLDER/<case>.pt,
+a checkpoint, and FOLDER/<case>.safetensors with what the model computes. It imports nothing of
+retnet.
 """
 
 import argparse
@@ -36,7 +37,9 @@ STUBS = {
 
 
 def load_classes():
-    """What torchscale imports beside torch serves options that are off: stubs do."""
+    """Loads the classes with stubs for other packages that torchscale imports. Those serve options
+    that are off.
+    """
     for name, functions in STUBS.items():
         parts = name.split(".")
         for end in range(1, len(parts) + 1):
@@ -51,7 +54,7 @@ def load_classes():
 
 
 def train(model, steps):
-    """Learns to count in steps that the first two tokens tell."""
+    """Trains the model to count in steps that the first two tokens give."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(3)
     for _ in range(steps):
@@ -68,7 +71,8 @@ def next_token_loss(logits, ids):
 
 
 def step_logits(model, ids, written):
-    """The recurrent form token by token over ids [B, T] and `written` greedy tokens more.
+    """Runs the recurrent form token by token over ids [B, T] and then over `written` greedy
+    tokens.
 
     Returns the logits of every token read and the tokens written.
     """
@@ -99,12 +103,12 @@ def expected(model):
 
 
 def checkpoint(model, args, layout):
-    """The object that torch.save gets."""
+    """Returns the object that torch.save writes."""
     if layout == "bare":
         return model.state_dict()
     if layout == "args":
         return {"model": model.state_dict(), "args": argparse.Namespace(**vars(args))}
-    # fairseq's configuration knows neither of these two.
+    # The configuration of fairseq has neither of these two.
     unknown = ("layernorm_eps", "vocab_size")
     options = {k: v for k, v in vars(args).items() if k not in unknown}
     return {
@@ -130,7 +134,7 @@ def main(folder):
         model = model_class(args, embedding)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.dim() == 1:  # norms that do something
+                if parameter.dim() == 1:  # norms that have an effect
                     parameter.add_(torch.randn_like(parameter) * 0.2)
         train(model, steps)
         model.eval()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """torchscale's RetNet before 2023-09-28 (LayerNorm, plain feed-forward, biases), in float64.
 
-No release on PyPI has it. Written from its definition, by its own names of tensors; the parallel
-form without the clamp of its scores, which is its recurrent form too.
+No release on PyPI has it. It is written from its definition, with its own names of tensors. The
+parallel form does not clamp its scores, so it equals the recurrent form.
 """
 
 import math
@@ -14,7 +14,7 @@ VOCAB, D, HEADS, LAYERS, F = 13, 12, 3, 2, 10
 
 
 def make_state(subln=True, pre_norm=True, embedding_norm=False, tied=False):
-    """A state dict with random weights, norms and biases included."""
+    """Returns a state dict with random weights, norms and biases included."""
     generator = torch.Generator().manual_seed(0)
     value = 2 * D
     shapes = {"embed_tokens": (VOCAB, D), "output_projection": (VOCAB, D)}
@@ -66,7 +66,7 @@ def linear(x, state, name):
 
 
 def retention(x, state, name, eps):
-    """x [T, d] -> [T, d]; D_nm = gamma^(n-m) / sqrt(sum_m gamma^(n-m))."""
+    """Maps x [T, d] to [T, d], with D_nm = gamma^(n-m) / sqrt(sum_m gamma^(n-m))."""
     length, key = len(x), D // HEADS
     index = torch.arange(length, dtype=torch.float64)
     phase = index[:, None] * state["retnet_rel_pos.angle"].double()[::2]
@@ -100,7 +100,7 @@ def feed_forward(x, state, name, eps):
 
 
 def logits(state, ids, *, eps, group_norm_eps, embed_scale, alpha):
-    """ids [T] -> [T, vocab]."""
+    """Returns the logits [T, vocab] of ids [T]."""
     x = state["embed_tokens.weight"][ids] * embed_scale
     if "layernorm_embedding.weight" in state:
         x = layer_norm(x, state, "layernorm_embedding", eps)

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/cuda/retention/log_decay_grad/plan.h"
+#include "kernels/cuda/retention/grad_log_decay/plan.h"
 
 namespace retnet::kernels::cuda {
 
-LogDecayGradPlan log_decay_grad_plan(const ChunkwiseParams& forward, const DeviceLimits& device) {
-  // This kernel takes only what the forward kernel takes.
-  LogDecayGradPlan plan{chunkwise_plan(forward, device, 0, false).unsupported_reason};
+GradLogDecayPlan grad_log_decay_plan(const ChunkwiseParams& forward, const DeviceLimits& device) {
+  // This kernel supports only what the forward kernel supports.
+  GradLogDecayPlan plan{
+      chunkwise_plan(forward, device, 0, /*batch_invariance_required=*/false).unsupported_reason};
   if (plan.unsupported_reason != nullptr) return plan;
-  for (int i = 0; i < kLogDecayGradTileCount && plan.tile < 0; ++i) {
-    const LogDecayGradTile& tile = kLogDecayGradTiles[i];
+  for (int i = 0; i < kGradLogDecayTileCount && plan.tile < 0; ++i) {
+    const GradLogDecayTile& tile = kGradLogDecayTiles[i];
     if (tile.head_dim_qk < forward.head_dim_qk || tile.shared_bytes() > device.shared_bytes)
       continue;
     plan.tile = i;
@@ -23,7 +24,7 @@ LogDecayGradPlan log_decay_grad_plan(const ChunkwiseParams& forward, const Devic
   return plan;
 }
 
-bool log_decay_grad_wide(const ChunkwiseParams& forward, const RetentionOperand& grad_out) {
+bool grad_log_decay_wide(const ChunkwiseParams& forward, const RetentionOperand& grad_out) {
   ChunkwiseParams with_grad = forward;
   with_grad.q = grad_out;
   return chunkwise_wide(forward) && chunkwise_wide(with_grad);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/cuda/retention/log_decay_grad/launch.h"
+#include "kernels/cuda/retention/grad_log_decay/launch.h"
 
 #include <utility>
 
@@ -7,12 +7,12 @@ namespace retnet::kernels::cuda {
 namespace {
 
 template <DType kDtype, int... kTiles>
-cudaError_t launch_tile(std::integer_sequence<int, kTiles...>, const LogDecayGradParams& params,
-                        const LogDecayGradPlan& plan, cudaStream_t stream) {
+cudaError_t launch_tile(std::integer_sequence<int, kTiles...>, const GradLogDecayParams& params,
+                        const GradLogDecayPlan& plan, cudaStream_t stream) {
   cudaError_t error = cudaErrorInvalidValue;
   const auto launch_if = [&]<int kTile>() {
     if (plan.tile == kTile)
-      error = log_decay_grad_launch<kDtype, kTile>(params, plan.slices, stream);
+      error = grad_log_decay_launch<kDtype, kTile>(params, plan.slices, stream);
   };
   (launch_if.template operator()<kTiles>(), ...);
   return error;
@@ -20,7 +20,7 @@ cudaError_t launch_tile(std::integer_sequence<int, kTiles...>, const LogDecayGra
 
 }  // namespace
 
-cudaError_t launch_log_decay_grad(const LogDecayGradParams& params, const LogDecayGradPlan& plan,
+cudaError_t launch_grad_log_decay(const GradLogDecayParams& params, const GradLogDecayPlan& plan,
                                   cudaStream_t stream) {
   if (plan.unsupported_reason != nullptr) return cudaErrorInvalidValue;
   const ChunkwiseParams& forward = params.forward;
@@ -29,7 +29,7 @@ cudaError_t launch_log_decay_grad(const LogDecayGradParams& params, const LogDec
     if (!chunkwise_aligned(*operand, forward)) return cudaErrorInvalidValue;
   }
   if (forward.sequences * forward.heads * plan.slices == 0) return cudaSuccess;
-  constexpr auto kTiles = std::make_integer_sequence<int, kLogDecayGradTileCount>();
+  constexpr auto kTiles = std::make_integer_sequence<int, kGradLogDecayTileCount>();
   return forward.dtype == DType::kBFloat16
              ? launch_tile<DType::kBFloat16>(kTiles, params, plan, stream)
              : launch_tile<DType::kFloat16>(kTiles, params, plan, stream);

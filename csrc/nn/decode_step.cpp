@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "nn/decoding_step.h"
+#include "nn/decode_step.h"
 
 #include <ATen/autocast_mode.h>
 
@@ -15,7 +15,7 @@ constexpr int kWarmUp = 2;  // these steps load handles, workspaces and kernels
 
 }  // namespace
 
-std::string graph_refusal(const RetNetForCausalLM& model, const torch::Device& device) {
+std::string graph_unsupported_reason(const RetNetForCausalLM& model, const torch::Device& device) {
   for (const auto& parameter : model->named_parameters()) {
     if (parameter.value().device() == device) continue;
     return c10::str(parameter.key(), " is on ", parameter.value().device(), ", the prompts on ",
@@ -27,14 +27,14 @@ std::string graph_refusal(const RetNetForCausalLM& model, const torch::Device& d
   return "";
 }
 
-DecodingStep::DecodingStep(RetNetForCausalLM model, RetNetState state)
+DecodeStep::DecodeStep(RetNetForCausalLM model, RetNetState state)
     : model_(std::move(model)),
       state_(std::move(state)),
       ids_(torch::zeros({state_.positions.size(0), 1},
                         state_.positions.options().dtype(torch::kInt64))),
       until_record_(ids_.is_cuda() ? kWarmUp : -1) {}
 
-torch::Tensor DecodingStep::operator()(const torch::Tensor& ids) {
+torch::Tensor DecodeStep::operator()(const torch::Tensor& ids) {
   ids_.copy_(ids);
   if (until_record_ == 0) record();
   if (replay_) {
@@ -48,21 +48,21 @@ torch::Tensor DecodingStep::operator()(const torch::Tensor& ids) {
   return logits_;
 }
 
-void DecodingStep::step() {
+void DecodeStep::step() {
   logits_ = model_->forward(ids_, state_, std::nullopt, std::nullopt, "chunkwise", /*inplace=*/true)
                 .logits;
 }
 
-void DecodingStep::record() {
+void DecodeStep::record() {
   until_record_ = -1;
-  std::string refusal = graph_refusal(model_, ids_.device());
-  if (refusal.empty()) {
+  std::string reason = graph_unsupported_reason(model_, ids_.device());
+  if (reason.empty()) {
     auto graph = record_step(ids_.device(), [this] { step(); });
     replay_ = std::move(graph.replay);
-    refusal = std::move(graph.refusal);
+    reason = std::move(graph.unsupported_reason);
   }
-  if (!refusal.empty()) {
-    TORCH_WARN_ONCE("generate: decodes without a CUDA graph: ", refusal);
+  if (!reason.empty()) {
+    TORCH_WARN_ONCE("generate: decodes without a CUDA graph: ", reason);
   }
 }
 

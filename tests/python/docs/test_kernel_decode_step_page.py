@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What docs/kernels/step.md shows works: its C++ computes the decode step, its excerpts are those
-of the kernel, its counts are those of the headers."""
+"""docs/kernels/decode_step.md is correct: its C++ computes the decode step, its excerpts are those
+of the kernel, and its counts are those of the headers.
+"""
 
 import math
 import re
@@ -12,8 +13,8 @@ import pytest
 from support.kernel_pages import blocks, compile_and_run
 from support.paths import ROOT
 
-PAGE = (ROOT / "docs/kernels/step.md").read_text()
-# Six units, of which the last is not full: 4 blocks would leave one idle.
+PAGE = (ROOT / "docs/kernels/decode_step.md").read_text()
+# Six units, the last of which is not full. With 4 blocks, one would be idle.
 HEAD_DIM_QK, HEAD_DIM_V = 70, 330
 CASES = {"layer": (0.97, 1), "forgets": (0.0, 0)}  # gamma, interleaved
 CLUSTERS = (1, 2, 3, 6)
@@ -53,7 +54,7 @@ int main() {{
 
 
 def step(gamma: float, interleaved: int) -> tuple[np.ndarray, np.ndarray]:
-    """State and out in float64, by complex numbers and matrices."""
+    """Returns state and out in float64, by complex numbers and matrices."""
     seed = 1
 
     def random(count: int) -> np.ndarray:
@@ -83,7 +84,7 @@ def step(gamma: float, interleaved: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[str, list[np.ndarray]]:
-    """Of each case: state and out, one behind the other, by `plain` and by each cluster."""
+    """Returns, for each case, state and out of `plain` and of each cluster size, concatenated."""
     code = {name: text for language, name, text in blocks(PAGE) if language == "cpp"}
     assert list(code) == ["common", "plain", "blocks"]
     calls = [
@@ -154,7 +155,7 @@ int main() {{
     state, vectors, shared, barriers = map(int, counts.split())
     for text in (f"{state:,} bytes", f"{vectors:,} bytes", f"{shared:,} bytes"):
         assert text in PAGE, text
-    assert f"**Barriers**: {barriers}.\n" in PAGE
+    assert f"**Barriers.** There are {barriers} barriers:\n" in PAGE
     parts = re.search(r"\*\*Shared memory\*\*.*?(\|.*?)\n\n\*\*", PAGE, re.DOTALL)[1]
     sizes = [int(x.replace(",", "")) for x in re.findall(r"\| ([\d,]+) \|", parts)]
     assert sum(sizes) == shared
@@ -163,4 +164,4 @@ int main() {{
 
 
 def test_the_page_is_in_the_documentation():
-    assert "kernels/step\n" in (Path(ROOT) / "docs/index.md").read_text()
+    assert "kernels/decode_step\n" in (Path(ROOT) / "docs/index.md").read_text()

@@ -3,7 +3,7 @@
 // The gradient of log_decay of chunkwise retention, for sm_80 and later.
 //
 //  1. Equation. With the derivative S'_t = gamma (S'_{t-1} + S_{t-1}) of the state, S'_{-1} = 0,
-//       log_decay_grad = sum_t scale q_t S'_t grad_out_t^T + <S'_{T-1}, grad_final_state>
+//       grad_log_decay = sum_t scale q_t S'_t grad_out_t^T + <S'_{T-1}, grad_final_state>
 //     With i, j positions in a chunk of L tokens, and S and S' before it, the chunk adds scale times
 //       sum_{j<i} (i-j) gamma^(i-j) (q_i . k_j) (grad_out_i . v_j) + <S, A> + <S', G>,
 //       A = sum_i (i+1) gamma^(i+1) q_i^T grad_out_i,   G = sum_i gamma^(i+1) q_i^T grad_out_i
@@ -12,50 +12,51 @@
 //       S  = gamma^L S + sum_j gamma^(L-1-j) k_j^T v_j
 //  2. Shapes. q, k [B, T, H, Dk] and v, grad_out [B, T, H, Dv] with any strides of b, t, h that are
 //     multiples of 4; states [N, H, Dk, Dv] contiguous; parts of the gradient [N, H, slices] float64. Zeros
-//     in shared memory pad Dk and Dv to the tile. grad_out and grad_final_state may be null: zeros.
+//     in shared memory pad Dk and Dv to the tile. If grad_out or grad_final_state is null, it stands for
+//     zeros.
 //  3. CTA -> problem. Block ((n * H) + h) * slices + s owns `slice` columns of Dv of sequence n, and walks
 //     its chunks in order. There are no segments.
 //  4. Warp roles. Each warp owns 16 columns of the slice with all of Dk, or above 64 with a half of it. The
-//     halves need nothing of each other, since every term is a sum over Dk. The warps take the 16 x 16 tiles
-//     of token pairs on or below the diagonal in turn.
-//  5. Tile and budget. Two states: 2 Dk / 2 / halves fp32 registers a thread (at most 128); operands and
-//     results of A and G: 32; a thread's float64 sum. Shared memory: LogDecayGradTile::shared_bytes (162 KB
-//     for 256 x 64 x 64). Bytes of L2 per token-head: 4 Dk slices + 4 Dv (10,240 for Dk = 256, Dv = 512);
-//     wavefronts and mma per chunk: cost_model.h.
+//     halves need nothing of each other, because every term is a sum over Dk. The warps take the 16 x 16
+//     tiles of token pairs on or below the diagonal in turn.
+//  5. Tile and budget. A thread has 2 Dk / 2 / halves fp32 registers of two states (at most 128), 32 of
+//     operands and results of A and G, and a float64 sum. A block has GradLogDecayTile::shared_bytes of
+//     shared memory (162 KB for 256 x 64 x 64). A token and head takes 4 Dk slices + 4 Dv bytes of L2
+//     (10,240 for Dk = 256, Dv = 512). cost_model.h has the wavefronts and mma of a chunk.
 //  6. Pipeline. All operands of the next chunk are copied while this one is computed.
-//  7. Sync contract. There is one block barrier a chunk. At it, this chunk has arrived for all threads
-//     (before the first chunk: the weights too), and all are done with the last chunk, whose stage is copied
-//     into behind it. At the end threads write their sums over the stage that nobody has read since the last
-//     chunk's barrier. A block barrier follows, and warp 0 adds them; then a warp barrier, and its lane 0
-//     adds the rest.
-//  8. Numerics. Products of 16-bit operands, sums and states in fp32; a thread's sums of a chunk are added
-//     in float64. Rounded to 16 bits: v and grad_out times their weights. The weights are at most 1 (those
-//     with an age are divided by C, and S' is carried as S' / C), so that nothing overflows in fp16. Neither
-//     states nor scores are ever 16-bit operands. Powers are fp32 (ex2 of n log2 gamma). Each sum has one
-//     order, which depends only on the tile.
+//  7. Sync contract. There is one block barrier a chunk. At it, this chunk has arrived for all threads (for
+//     the first chunk, the weights too), and all are done with the last chunk, whose stage is overwritten
+//     after it. At the end threads write their sums over the stage that nobody has read since the barrier
+//     of the last chunk. After a block barrier warp 0 adds them. After a warp barrier its lane 0 adds the
+//     rest.
+//  8. Numerics. Operands have 16 bits, and products, sums and states are fp32. The sums of a thread over a
+//     chunk are added in float64. Only v and grad_out times their weights are rounded to 16 bits. The
+//     weights are at most 1 (those with an age are divided by C, and S' is carried as S' / C), so that
+//     nothing overflows in fp16. States and scores are never 16-bit operands. Powers are fp32 (ex2 of n
+//     log2 gamma). Each sum has one order, which depends only on the tile.
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and the
 //     decay uses the true length.
-// 10. Writes. Each part once, by one thread. 0 if gamma = 0.
-// 11. Parameters. bf16 and fp16; the tile table.
+// 10. Writes. Each part is written once, by one thread. It is 0 if gamma = 0.
+// 11. Parameters. Each dtype (bf16, fp16) and tile of the table has an instance.
 //
-// Why this way: <q_i S, grad_out_i> summed over i is <S, A>, with A in the layout of the state's own
-// accumulators. So A and G are computed in pieces as the update of the states is. Each piece is multiplied
-// by the fp32 states in registers and dropped: outputs are never formed, and no state is rounded. That
-// matters here, because S' reaches 1 / (1 - gamma) times the state. Loops over tokens are not unrolled:
+// Why this way: <q_i S, grad_out_i> summed over i is <S, A>, with A in the layout of the accumulators of
+// the state. So A and G are computed in pieces, like the update of the states. Each piece is multiplied by
+// the fp32 states in registers and dropped. Outputs are never formed, and no state is rounded. That matters
+// here, because S' reaches 1 / (1 - gamma) times the state. Loops over tokens are not unrolled, because
 // ptxas would overlap their turns until registers run out.
 #pragma once
 
 #include "kernels/cuda/prim/prim.cuh"
 #include "kernels/cuda/retention/decay.cuh"
-#include "kernels/cuda/retention/log_decay_grad/launch.h"
+#include "kernels/cuda/retention/grad_log_decay/launch.h"
 #include "kernels/cuda/retention/segments.cuh"
 #include "kernels/cuda/retention/tile.cuh"
 
 namespace retnet::kernels::cuda {
 
 template <DType kDtype, int kTile>
-class LogDecayGradBlock {
-  static constexpr LogDecayGradTile kShape = kLogDecayGradTiles[kTile];
+class GradLogDecayBlock {
+  static constexpr GradLogDecayTile kShape = kGradLogDecayTiles[kTile];
   static constexpr int kHeadDimQk = kShape.head_dim_qk, kSlice = kShape.slice,
                        kChunk = kShape.chunk;
   static constexpr int kThreads = kShape.threads(), kWarps = kThreads / 32;
@@ -71,8 +72,8 @@ class LogDecayGradBlock {
   static_assert(kThreads * 8 <= kStage);  // what the threads' sums are written over
 
  public:
-  // `wide`: copies of 16 bytes (log_decay_grad_wide), else of 8.
-  RETNET_DEVICE LogDecayGradBlock(const LogDecayGradParams& params, bool wide,
+  // If `wide`, copies have 16 bytes (grad_log_decay_wide), else 8.
+  RETNET_DEVICE GradLogDecayBlock(const GradLogDecayParams& params, bool wide,
                                   unsigned char* shared)
       : p_(params.forward), grads_(params.gradients), wide_(wide), shared_(shared) {
     const uint32_t heads = static_cast<uint32_t>(p_.heads);
@@ -90,7 +91,7 @@ class LogDecayGradBlock {
 
   RETNET_DEVICE void run() {
     if (Decay(p_.log_decay_ptr[head_]).gamma_is_zero) {
-      if (threadIdx.x == 0) grads_.log_decay_grad_ptr[blockIdx.x] = 0;
+      if (threadIdx.x == 0) grads_.grad_log_decay_ptr[blockIdx.x] = 0;
       return;
     }
     const bool has_grad_out = grads_.grad_out.ptr != nullptr;
@@ -153,8 +154,9 @@ class LogDecayGradBlock {
     return prim::smem_u32(shared_) + stage * kStage + offset;
   }
 
-  // Each position i has three pairs of weights, gamma^n and n / C gamma^n. In the first, n = i + 1, for
-  // grad_out_i. In the others n = L - 1 - i, for v_i in a full chunk and in the last one; 0 past its end.
+  // Each position i has three pairs of weights, gamma^n and n / C gamma^n. The first is for grad_out_i,
+  // with n = i + 1. The others are for v_i in a full chunk and in the last one, with n = L - 1 - i. They
+  // are 0 past its end.
   RETNET_DEVICE void store_weights(const Decay& decay) const {
     auto* weights = reinterpret_cast<float*>(shared_ + kOffsetWeights);
     for (int i = static_cast<int>(threadIdx.x); i < 3 * kChunk; i += kThreads) {
@@ -167,8 +169,8 @@ class LogDecayGradBlock {
     }
   }
 
-  // Of an accumulator: the row of elements 0 and 1 (8 more: 2 and 3), and the column of elements 0 and 2
-  // (1 more: 1 and 3).
+  // lane_row is the row of elements 0 and 1 of an accumulator; 2 and 3 lie 8 rows below. lane_pair is the
+  // column of elements 0 and 2; 1 and 3 lie one to the right.
   RETNET_DEVICE int lane_row() const { return static_cast<int>(lane_ / 4); }
   RETNET_DEVICE int lane_pair() const { return static_cast<int>(lane_ % 4 * 2); }
   // The warp's columns of the slice, by 16, and its first row of Dk.
@@ -181,7 +183,7 @@ class LogDecayGradBlock {
   RETNET_DEVICE void for_each_element(const float* states, const auto& f) const {
     const auto head_dim_qk = static_cast<uint32_t>(p_.head_dim_qk);
     const auto head_dim_v = static_cast<uint32_t>(p_.head_dim_v);
-    // The address is not kept from the start to the end of the sequence: registers are short.
+    // The address is not kept from the start to the end of the sequence, because registers are scarce.
     states +=
         static_cast<int64_t>(prim::opaque(blockIdx.x) / slices()) * p_.head_dim_qk * p_.head_dim_v;
     uint32_t row = first_row_qk() + lane_pair();
@@ -208,7 +210,7 @@ class LogDecayGradBlock {
                      [&](int n, int e, float state) { state_[n][e] = state; });
   }
 
-  // <S' / C, grad_final_state>, this thread's part.
+  // Returns the part of this thread of <S' / C, grad_final_state>.
   RETNET_DEVICE float sum_final_state() const {
     float sum = 0;
     for_each_element(grads_.grad_final_state_ptr,
@@ -237,8 +239,8 @@ class LogDecayGradBlock {
     }
   }
 
-  // The sum of (i-j) gamma^(i-j) (q_i . k_j) (grad_out_i . v_j) over this thread's pairs of tokens of the
-  // chunk.
+  // Returns the sum of (i-j) gamma^(i-j) (q_i . k_j) (grad_out_i . v_j) over the pairs of tokens of the
+  // chunk that this thread has.
   RETNET_DEVICE float sum_pairs(int stage, const Decay& decay) const {
     float sum = 0;
     for (int tile = static_cast<int>(warp_); tile < kRowTiles * (kRowTiles + 1) / 2;
@@ -263,8 +265,8 @@ class LogDecayGradBlock {
     return sum;
   }
 
-  // v or grad_out of tokens 16 j .. 16 j + 15 of the chunk as operand a, 16 columns at `from` plus the
-  // lane's part, times either weight of `set`.
+  // Loads v or grad_out of tokens 16 j .. 16 j + 15 of the chunk as operand a, times either weight of
+  // `set`. `from` is the address of 16 columns plus the part of the lane.
   RETNET_DEVICE void load_weighted(uint32_t (&plain)[4], uint32_t (&aged)[4], uint32_t from, int j,
                                    int set) const {
     uint32_t fragment[4];
@@ -274,7 +276,8 @@ class LogDecayGradBlock {
     weigh_fragment<kDtype>(plain, fragment, weights);
     weigh_fragment<kDtype>(aged, fragment, weights + kChunk * 4);
   }
-  // Where a lane reads of the warp's columns of v and grad_out, and of its rows of Dk of q and k.
+  // Where a lane reads in the columns of v and grad_out that its warp has, and in its rows of Dk of q and
+  // k.
   RETNET_DEVICE uint32_t v_fragment() const {
     return swizzled<kSlice>(lane_ / 16 * 8 + lane_ % 8, 2 * column_warp() + lane_ / 8 % 2);
   }
@@ -282,7 +285,7 @@ class LogDecayGradBlock {
     return first_row_qk() * 2 + swizzled<kHeadDimQk>(lane_ % 16, lane_ / 16);
   }
 
-  // <S, A / C> + <S' / C, G>, this thread's part: a sum over tokens, 16 at a time.
+  // Returns the part of this thread of <S, A / C> + <S' / C, G>, a sum over tokens, 16 at a time.
   RETNET_DEVICE float sum_states(int stage) const {
     const uint32_t from_q = at(stage, 0) + qk_fragment();
     const uint32_t from_grad_out = at(stage, kOffsetGradOut) + v_fragment();
@@ -346,7 +349,8 @@ class LogDecayGradBlock {
     }
   }
 
-  // Adds the threads' sums, in order, and stores the block's. `stage` is the one that is free.
+  // Adds the sums of the threads in order, and stores the sum of the block. `stage` is the one that is
+  // free.
   RETNET_DEVICE void store_total(double total, int stage) const {
     auto* sums = reinterpret_cast<double*>(shared_ + stage * kStage);
     sums[threadIdx.x] = total;
@@ -357,14 +361,14 @@ class LogDecayGradBlock {
     prim::sync_warp();
     if (threadIdx.x != 0) return;
     for (int i = 1; i < 32; ++i) total += sums[i];
-    grads_.log_decay_grad_ptr[blockIdx.x] = total;
+    grads_.grad_log_decay_ptr[blockIdx.x] = total;
   }
 
   const ChunkwiseParams& p_;
   const ChunkwiseGradients& grads_;
   const bool wide_;
   unsigned char* const shared_;
-  int first_, length_;  // the sequence's first token, and how many it has
+  int first_, length_;  // the first token of the sequence, and how many it has
   uint32_t column_;     // of Dv, where the slice starts
   uint32_t batch_, head_, warp_, lane_;
 
@@ -373,23 +377,23 @@ class LogDecayGradBlock {
 };
 
 template <DType kDtype, int kTile>
-__global__ void __launch_bounds__(kLogDecayGradTiles[kTile].threads(), 1)
-    log_decay_grad_kernel(const LogDecayGradParams p, bool wide) {
+__global__ void __launch_bounds__(kGradLogDecayTiles[kTile].threads(), 1)
+    grad_log_decay_kernel(const GradLogDecayParams p, bool wide) {
   if constexpr (prim::kHasAsyncMma) {
     RETNET_DYNAMIC_SHARED(shared);
-    LogDecayGradBlock<kDtype, kTile>(p, wide, shared).run();
+    GradLogDecayBlock<kDtype, kTile>(p, wide, shared).run();
   }
 }
 
 template <DType kDtype, int kTile>
-cudaError_t log_decay_grad_launch(const LogDecayGradParams& params, int64_t slices,
+cudaError_t grad_log_decay_launch(const GradLogDecayParams& params, int64_t slices,
                                   cudaStream_t stream) {
-  constexpr LogDecayGradTile kShape = kLogDecayGradTiles[kTile];
+  constexpr GradLogDecayTile kShape = kGradLogDecayTiles[kTile];
   const ChunkwiseParams& p = params.forward;
   const auto blocks = static_cast<unsigned>(p.sequences * p.heads * slices);
-  return prim::launch(log_decay_grad_kernel<kDtype, kTile>, dim3(blocks), kShape.threads(),
+  return prim::launch(grad_log_decay_kernel<kDtype, kTile>, dim3(blocks), kShape.threads(),
                       kShape.shared_bytes(), stream, params,
-                      log_decay_grad_wide(p, params.gradients.grad_out));
+                      grad_log_decay_wide(p, params.gradients.grad_out));
 }
 
 }  // namespace retnet::kernels::cuda

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The log_decay gradient kernel, every instantiation, in the SIMT emulator (tests/simt), against the
-// derivative of the recurrence in float64.
+// Runs every instantiation of the log_decay gradient kernel in the SIMT emulator (tests/simt), and compares it
+// with the derivative of the recurrence in float64.
 #include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <sstream>
 
 #include "chunkwise_check.h"
-#include "kernels/cuda/retention/log_decay_grad/cost_model.h"
-#include "kernels/cuda/retention/log_decay_grad/launch.h"
+#include "kernels/cuda/retention/grad_log_decay/cost_model.h"
+#include "kernels/cuda/retention/grad_log_decay/launch.h"
 
 namespace retnet::kernels::cuda {
 namespace {
 
 constexpr size_t kSlice = 64;
 
-/// For each column of Dv of each sequence and head [N, H, Dv]: its share of the gradient, and the root of the
-/// sum of the squares of what is added up there.
+/// For each column of Dv of each sequence and head [N, H, Dv], its share of the gradient, and the root of the
+/// sum of the squares of the terms.
 struct Exact {
   std::vector<double> sum, norm;
 };
 
-/// Token by token, with the state S and its derivative D in log_decay.
+/// Computes token by token, with the state S and its derivative D with respect to log_decay.
 Exact gradient_by_definition(const BackwardCase& c, const BackwardInputs& in) {
   const size_t Dk = c.head_dim_qk(), Dv = c.head_dim_v();
   const double scale = chunkwise_scale(c);
@@ -61,7 +61,8 @@ Exact gradient_by_definition(const BackwardCase& c, const BackwardInputs& in) {
   return exact;
 }
 
-/// A sum over the columns of each slice: [N, H, slices]; a root of the sum of squares for norms.
+/// Returns the sum over the columns of each slice, [N, H, slices]. For norms it is the root of the sum of
+/// squares.
 std::vector<double> by_slice(const std::vector<double>& columns, size_t Dv, bool norms) {
   std::vector<double> parts;
   for (size_t row = 0; row < columns.size(); row += Dv) {
@@ -77,7 +78,7 @@ std::vector<double> by_slice(const std::vector<double>& columns, size_t Dv, bool
   return parts;
 }
 
-/// The parts [N, H, slices], as csrc/ops/cuda calls the kernel; what the launch did.
+/// Calls the kernel as csrc/ops/cuda does. Returns the parts [N, H, slices] and what the launch did.
 std::vector<double> run(const BackwardCase& c, const BackwardInputs& in, simt::Order order,
                         simt::LaunchCounters* counted = nullptr) {
   simt::Options options;
@@ -87,17 +88,17 @@ std::vector<double> run(const BackwardCase& c, const BackwardInputs& in, simt::O
   simt::Simulator simulator(options);
   const ChunkwiseParams p = forward_params(simulator, c, in);
   ChunkwiseGradients grads = incoming_gradients(simulator, c, in);
-  const LogDecayGradPlan plan = log_decay_grad_plan(p, {80, 108, c.shared});
+  const GradLogDecayPlan plan = grad_log_decay_plan(p, {80, 108, c.shared});
   REQUIRE(plan.unsupported_reason == nullptr);
   REQUIRE(plan.tile == c.tile);
   const size_t parts = c.sequences() * c.H * plan.slices;
-  grads.log_decay_grad_ptr = simulator.output<double>(parts, "parts");
-  REQUIRE(launch_log_decay_grad({p, grads}, plan, nullptr) == cudaSuccess);
+  grads.grad_log_decay_ptr = simulator.output<double>(parts, "parts");
+  REQUIRE(launch_grad_log_decay({p, grads}, plan, nullptr) == cudaSuccess);
   const simt::Report& report = simulator.finish();
   totals.reports += report.findings.size();
   if (counted != nullptr) *counted = report.launches.at(0);
   uint64_t conflicts = report.total().bank_conflicts();
-  if (!log_decay_grad_wide(p,
+  if (!grad_log_decay_wide(p,
                            grads.grad_out)) {  // copies of 8 bytes touch every other word of a line
     const simt::SharedCount copies = report.total().async_store;
     conflicts -= copies.wavefronts - copies.minimum;
@@ -107,11 +108,11 @@ std::vector<double> run(const BackwardCase& c, const BackwardInputs& in, simt::O
     CHECK(report.to_string() == "");
     CHECK(conflicts == 0);
   }
-  return {grads.log_decay_grad_ptr, grads.log_decay_grad_ptr + parts};
+  return {grads.grad_log_decay_ptr, grads.grad_log_decay_ptr + parts};
 }
 
-/// Each part is within the tolerance of an output, relative to the norm of what is added up: most of it
-/// cancels. fp32 ends at 1e-30.
+/// Checks that each part is within the tolerance of an output, relative to the norm of the terms, because most
+/// of them cancel. fp32 ends at 1e-30.
 void check_values(const BackwardCase& c, const BackwardInputs& in,
                   const std::vector<double>& parts) {
   const Exact exact = gradient_by_definition(c, in);
@@ -135,16 +136,16 @@ std::vector<double> check(const BackwardCase& c, const BackwardInputs& in) {
   return parts;
 }
 
-/// Every instantiation, with a head that just needs its tile.
+/// Returns every instantiation, with a head that just needs its tile.
 template <class F>
-void for_each_log_decay_grad_tile(const F& f) {
+void for_each_grad_log_decay_tile(const F& f) {
   struct Head {
     size_t Dk, Dv, shared;
   };
   constexpr Head kHeads[] = {
       {36, 68, kShared80}, {68, 20, kShared86}, {132, 36, kShared80}, {132, 36, kShared86}};
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
-    for (int tile = 0; tile < kLogDecayGradTileCount; ++tile) {
+    for (int tile = 0; tile < kGradLogDecayTileCount; ++tile) {
       BackwardCase c;
       c.dtype = dtype;
       c.tile = tile;
@@ -156,9 +157,9 @@ void for_each_log_decay_grad_tile(const F& f) {
   }
 }
 
-size_t chunk_of(const BackwardCase& c) { return kLogDecayGradTiles[c.tile].chunk; }
+size_t chunk_of(const BackwardCase& c) { return kGradLogDecayTiles[c.tile].chunk; }
 
-/// Small integers: with gamma = 1 and a scale of 1/2 every product and sum is exact, weights too.
+/// Uses small integers. With gamma = 1 and a scale of 1/2, every product, sum and weight is exact.
 BackwardInputs make_integers(const BackwardCase& c) {
   const auto integers = [](size_t count, unsigned seed) {
     auto values = random_values(count, 0, 1, seed);
@@ -179,8 +180,8 @@ BackwardInputs make_integers(const BackwardCase& c) {
 
 }  // namespace
 
-TEST_CASE("log_decay_grad: lengths, tiles, dtypes, gradients that are not there") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: lengths, tiles, dtypes, gradients that are not there") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     const size_t C = chunk_of(c);
     size_t turn = 0;
     for (const size_t T : {size_t{0}, size_t{1}, C - 1, C, C + 1, size_t{200}}) {
@@ -195,8 +196,8 @@ TEST_CASE("log_decay_grad: lengths, tiles, dtypes, gradients that are not there"
   });
 }
 
-TEST_CASE("log_decay_grad: exact where every number is an integer") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: exact where every number is an integer") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     c.log_decay = {0};
     c.scale = 0.5;
     for (const size_t T : {chunk_of(c) + 1, size_t{200}}) {
@@ -209,7 +210,7 @@ TEST_CASE("log_decay_grad: exact where every number is an integer") {
   });
 }
 
-TEST_CASE("log_decay_grad: heads of many slices, of full tiles, far apart") {
+TEST_CASE("grad_log_decay: heads of many slices, of full tiles, far apart") {
   for (const DType dtype : {DType::kFloat16, DType::kBFloat16}) {
     BackwardCase c;
     c.dtype = dtype;
@@ -237,8 +238,8 @@ TEST_CASE("log_decay_grad: heads of many slices, of full tiles, far apart") {
   }
 }
 
-TEST_CASE("log_decay_grad: every gamma; with 0 the states are ignored") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: every gamma; with 0 the states are ignored") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     if ((c.dtype == DType::kFloat16) == (c.tile % 2 == 0)) return;
     c.H = 6;
     c.T = chunk_of(c) + 9;
@@ -251,7 +252,7 @@ TEST_CASE("log_decay_grad: every gamma; with 0 the states are ignored") {
     std::fill_n(poisoned.initial_state.begin() + size, size, NAN);
     std::fill_n(poisoned.grad_final_state.begin() + size, size, NAN);
     CHECK(run(c, poisoned, simt::Order::kRandom) == parts);
-    // A positive or NaN decay is NaN in its own head alone.
+    // A positive or NaN decay gives NaN in its own head only.
     c.log_decay[3] = 1e-3;
     c.log_decay[4] = NAN;
     const std::vector<double> bad = run(c, in, simt::Order::kRandom);
@@ -262,15 +263,15 @@ TEST_CASE("log_decay_grad: every gamma; with 0 the states are ignored") {
   });
 }
 
-TEST_CASE("log_decay_grad: packed sequences, each as if it were alone") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
+TEST_CASE("grad_log_decay: packed sequences, each as if it were alone") {
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
     if ((c.dtype == DType::kFloat16) == (c.tile % 2 == 0)) return;
     c.H = 1;
     c.cu_seqlens = {0, 0, 1, 34, 104, 104, 170};
     c.T = 170;
     const BackwardInputs in = make_backward_inputs(c);
     const std::vector<double> packed = check(c, in);
-    // Whatever the neighbours hold.
+    // The values of the neighbours do not matter.
     BackwardInputs poisoned = in;
     const auto poison = [&](Array& array, size_t size) {
       std::fill(array.bytes.begin() + 2 * 34 * c.H * size,
@@ -285,7 +286,7 @@ TEST_CASE("log_decay_grad: packed sequences, each as if it were alone") {
     for (size_t i = 0; i < packed.size(); ++i) {
       CHECK((i / row == 3 ? std::isnan(beside_nan[i]) : beside_nan[i] == packed[i]));
     }
-    // The bits of the sequence alone.
+    // These are the bits of the sequence alone.
     BackwardCase alone = c;
     alone.cu_seqlens = {};
     alone.T = 66;
@@ -301,8 +302,8 @@ TEST_CASE("log_decay_grad: packed sequences, each as if it were alone") {
   });
 }
 
-TEST_CASE("log_decay_grad: fp16 stays finite where state and derivative do not fit") {
-  // S and S' reach 8,192 and 3 10^7 here; 65,504 is the largest fp16 number.
+TEST_CASE("grad_log_decay: fp16 stays finite where state and derivative do not fit") {
+  // S and S' reach 8,192 and 3 10^7 here. 65,504 is the largest fp16 number.
   BackwardCase c;
   c.dtype = DType::kFloat16;
   c.Dk = c.Dv = 4;
@@ -318,11 +319,11 @@ namespace {
 
 constexpr size_t kSeeds = 8;
 
-/// Root mean square error over seeds, relative to that of the gradient.
+/// Returns the root mean square error over seeds, relative to that of the gradient.
 double relative_error(DType dtype, int exponent, size_t tokens) {
   BackwardCase c;
   c.dtype = dtype;
-  c.H = kSeeds;  // a head each
+  c.H = kSeeds;  // each head has its own seed
   c.T = tokens;
   c.Dk = c.Dv = 8;
   c.log_decay = {std::log1p(-std::ldexp(1.0, -exponent))};
@@ -338,12 +339,12 @@ double relative_error(DType dtype, int exponent, size_t tokens) {
   return std::sqrt(error / norm);
 }
 
-/// The limits of docs/numerics.md.
+/// These are the limits of docs/numerics.md.
 double limit(DType dtype) { return dtype == DType::kBFloat16 ? 2e-2 : 3e-3; }
 
 }  // namespace
 
-TEST_CASE("log_decay_grad: rms error over seeds") {
+TEST_CASE("grad_log_decay: rms error over seeds") {
   for (const DType dtype : {DType::kBFloat16, DType::kFloat16}) {
     for (const int exponent : {5, 9}) {
       INFO("gamma = 1 - 2^-" << exponent);
@@ -354,7 +355,7 @@ TEST_CASE("log_decay_grad: rms error over seeds") {
 
 namespace {
 
-/// The cell of the table in docs/kernels/backward.md, as text.
+/// Returns the cell of the table in docs/kernels/backward.md as text.
 std::string stated_error(DType dtype, int exponent) {
   std::ifstream page(RETNET_SOURCE_DIR "/docs/kernels/backward.md");
   const std::string gamma = "| 1 - 2^-" + std::to_string(exponent) + " | ";
@@ -379,13 +380,13 @@ void check_stated_error(DType dtype, int exponent) {
 
 }  // namespace
 
-TEST_CASE("log_decay_grad: the documented rms error over seeds at T = 8192") {
+TEST_CASE("grad_log_decay: the documented rms error over seeds at T = 8192") {
   check_stated_error(DType::kBFloat16, 5);
   check_stated_error(DType::kBFloat16, 12);
 }
 
-// This takes a minute: it runs only if its tag is given.
-TEST_CASE("log_decay_grad: all documented rms errors over seeds at T = 8192", "[.table]") {
+// This takes a minute, so it runs only if its tag is given.
+TEST_CASE("grad_log_decay: all documented rms errors over seeds at T = 8192", "[.table]") {
   for (const int exponent : {5, 7, 9, 12}) {
     for (const DType dtype : {DType::kBFloat16, DType::kFloat16})
       check_stated_error(dtype, exponent);
@@ -393,10 +394,10 @@ TEST_CASE("log_decay_grad: all documented rms errors over seeds at T = 8192", "[
 }
 
 TEST_CASE(
-    "log_decay_grad: costs what its header says, and reads nothing for gradients that are not "
+    "grad_log_decay: costs what its header says, and reads nothing for gradients that are not "
     "there") {
-  for_each_log_decay_grad_tile([&](BackwardCase c) {
-    const LogDecayGradTile& tile = kLogDecayGradTiles[c.tile];
+  for_each_grad_log_decay_tile([&](BackwardCase c) {
+    const GradLogDecayTile& tile = kGradLogDecayTiles[c.tile];
     c.Dk = tile.head_dim_qk;
     c.Dv = 2 * kSlice;
     c.initial_state = c.grad_final_state = false;
@@ -407,29 +408,29 @@ TEST_CASE(
     }
     const simt::Counters &a = counted[0].total, &b = counted[1].total;
     const uint64_t chunks = 2 * counted[0].blocks.size(), tokens = 2 * tile.chunk * c.H;
-    const LogDecayGradWavefronts wavefronts = log_decay_grad_wavefronts(tile);
+    const GradLogDecayWavefronts wavefronts = grad_log_decay_wavefronts(tile);
     const auto Dk = static_cast<int64_t>(c.Dk), Dv = static_cast<int64_t>(c.Dv);
     INFO(c.name());
-    CHECK((b.mma - a.mma) == chunks * log_decay_grad_mma(tile).total());
-    CHECK((b.barriers - a.barriers) == chunks * kLogDecayGradBarriers);
+    CHECK((b.mma - a.mma) == chunks * grad_log_decay_mma(tile).total());
+    CHECK((b.barriers - a.barriers) == chunks * kGradLogDecayBarriers);
     CHECK((b.matrix_load.wavefronts - a.matrix_load.wavefronts) == chunks * wavefronts.ldmatrix());
     CHECK((b.async_store.wavefronts - a.async_store.wavefronts) == chunks * wavefronts.copies);
     CHECK((b.shared_load.wavefronts - a.shared_load.wavefronts) == chunks * wavefronts.weights);
     CHECK(b.shared_store.wavefronts == a.shared_store.wavefronts);
     // The decay, 32 bytes, is read again in each chunk.
     CHECK((b.global_load.sector_bytes - a.global_load.sector_bytes) ==
-          tokens * log_decay_grad_l2_bytes(tile, Dk, Dv) + chunks * 32 * tile.threads() / 32);
+          tokens * grad_log_decay_l2_bytes(tile, Dk, Dv) + chunks * 32 * tile.threads() / 32);
     CHECK((counted[1].unique_read_bytes - counted[0].unique_read_bytes) ==
-          tokens * log_decay_grad_memory_bytes(Dk, Dv));
+          tokens * grad_log_decay_memory_bytes(Dk, Dv));
     CHECK(b.global_store.requested_bytes == 8 * counted[1].blocks.size());
 
     c.grad_out = false;
     c.grad_final_state = true;
     run(c, make_backward_inputs(c), simt::Order::kAscending, &counted[0]);
-    CHECK(counted[0].total.mma == 5 * counted[0].blocks.size() * log_decay_grad_mma(tile).update);
+    CHECK(counted[0].total.mma == 5 * counted[0].blocks.size() * grad_log_decay_mma(tile).update);
   });
 }
 
-TEST_CASE("log_decay_grad: totals") { print_totals("log_decay_grad"); }
+TEST_CASE("grad_log_decay: totals") { print_totals("grad_log_decay"); }
 
 }  // namespace retnet::kernels::cuda

@@ -12,18 +12,20 @@
 namespace retnet::nn {
 
 /// Returns why a decode step of the model cannot be recorded as a graph on this device. Returns an
-/// empty text if nothing that is known before recording prevents it.
-RETNET_API std::string graph_refusal(const RetNetForCausalLM& model, const torch::Device& device);
+/// empty text if it finds no reason. Recording can still fail then.
+RETNET_API std::string graph_unsupported_reason(const RetNetForCausalLM& model,
+                                                const torch::Device& device);
 
-/// Runs decode steps. Each call reads one token per row and returns the logits of the next token.
+/// Runs decode steps. Each call reads one token of each sequence and returns the logits of the next
+/// token.
 ///
 /// Tokens, state and logits are in the same memory at every step. On CUDA, the steps after the
 /// first two therefore replay a CUDA graph of the whole model. This is one launch instead of some
-/// hundreds. If no graph can be recorded, the steps run one by one, and a warning says why, once.
-class RETNET_API DecodingStep {
+/// hundreds. If no graph can be recorded, the steps run one by one, and one warning says why.
+class RETNET_API DecodeStep {
  public:
   /// Takes ownership of `state`: later steps overwrite it.
-  DecodingStep(RetNetForCausalLM model, RetNetState state);
+  DecodeStep(RetNetForCausalLM model, RetNetState state);
 
   /// ids: [N, 1]. Returns logits [N, 1, vocab], which the next call overwrites.
   torch::Tensor operator()(const torch::Tensor& ids);
