@@ -272,6 +272,7 @@ def test_gamma_zero_forgets_even_nan(form, device):
 @parametrize("form", FORMS)
 @parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.not_poisoned
+@pytest.mark.large
 def test_long_sequences(dtype, form, device):
     """T = 8192, and some gammas are 1 - 2^-k, some are not, and one is 1. This compares values and
     all gradients except that of log_decay, which test_retention_log_decay.py tests over several
