@@ -70,7 +70,7 @@ TEST_CASE("a recorded step is repeated with what its memory holds then") {
   const auto state = step.state.clone();
   const auto launches = Machine::get().launches;
   const auto graph = record_step(kDevice, [&] { step(); });
-  CHECK(graph.refusal.empty());
+  CHECK(graph.unsupported_reason.empty());
   CHECK(at::equal(step.state, state));  // nothing ran
   CHECK(Machine::get().launches == launches);
   for (int i = 0; i < 3; ++i) {
@@ -86,40 +86,41 @@ TEST_CASE("a recorded step is repeated with what its memory holds then") {
 TEST_CASE("a step that fails while it is recorded leaves things as they were") {
   Step step;
   const auto state = step.state.clone();
-  std::string refusal, because;
+  std::string reason, because;
   SECTION("it waits for the device") {
     because = "CUDA error: operation not permitted when stream is capturing";
-    refusal = record_step(kDevice, [&] {
-                step();
-                static_cast<void>(step.out.sum().item<float>());
-              }).refusal;
+    reason = record_step(kDevice, [&] {
+               step();
+               static_cast<void>(step.out.sum().item<float>());
+             }).unsupported_reason;
   }
   SECTION("it throws") {
     because = "no such token";
-    refusal =
-        record_step(kDevice, [&] { throw std::runtime_error("no such token\nat a line"); }).refusal;
+    reason = record_step(kDevice, [&] {
+               throw std::runtime_error("no such token\nat a line");
+             }).unsupported_reason;
   }
   SECTION("a launch fails") {
     because = "CUDA error: out of memory";
     Machine::get().fail(Call::kLaunch, cudaErrorMemoryAllocation, 0);
-    refusal = record_step(kDevice, [&] { step(); }).refusal;
+    reason = record_step(kDevice, [&] { step(); }).unsupported_reason;
   }
   SECTION("the capture does not begin") {
     because = "CUDA error: out of memory";
     Machine::get().fail(Call::kCaptureBegin, cudaErrorMemoryAllocation, 0);
-    refusal = record_step(kDevice, [&] { step(); }).refusal;
+    reason = record_step(kDevice, [&] { step(); }).unsupported_reason;
   }
   SECTION("the capture does not end") {
     because = "CUDA error: operation failed due to a previous error during capture";
     Machine::get().fail(Call::kCaptureEnd, cudaErrorStreamCaptureInvalidated, 0);
-    refusal = record_step(kDevice, [&] { step(); }).refusal;
+    reason = record_step(kDevice, [&] { step(); }).unsupported_reason;
   }
   SECTION("there is no device any more") {
     because = "CUDA error: no CUDA-capable device is detected";
     Machine::get().fail(Call::kSetDevice, cudaErrorNoDevice, 0);
-    refusal = record_step(kDevice, [&] { step(); }).refusal;
+    reason = record_step(kDevice, [&] { step(); }).unsupported_reason;
   }
-  CHECK(refusal == "recording it failed: " + because);
+  CHECK(reason == "recording it failed: " + because);
   CHECK(at::equal(step.state, state));
 
   // The next call works, recorded too.
@@ -127,7 +128,7 @@ TEST_CASE("a step that fails while it is recorded leaves things as they were") {
   step();
   CHECK(close(step.out, expected));
   const auto graph = record_step(kDevice, [&] { step(); });
-  CHECK(graph.refusal.empty());
+  CHECK(graph.unsupported_reason.empty());
   const auto again = step.expected();
   graph.replay();
   CHECK(close(step.out, again));
@@ -136,11 +137,11 @@ TEST_CASE("a step that fails while it is recorded leaves things as they were") {
 
 TEST_CASE("a step inside another capture is refused") {
   Step step;
-  std::string refusal;
-  const auto outer =
-      record_step(kDevice, [&] { refusal = record_step(kDevice, [&] { step(); }).refusal; });
-  CHECK(outer.refusal.empty());
-  CHECK(refusal == "another graph is being recorded");
+  std::string reason;
+  const auto outer = record_step(
+      kDevice, [&] { reason = record_step(kDevice, [&] { step(); }).unsupported_reason; });
+  CHECK(outer.unsupported_reason.empty());
+  CHECK(reason == "another graph is being recorded");
 }
 
 TEST_CASE("a replay that fails says so, and the next one works") {
