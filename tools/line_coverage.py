@@ -6,11 +6,13 @@ line_coverage.py OBJECTS FOLDER...
 OBJECTS is the folder of a build tree with the objects that were compiled with --coverage and the
 counts that their processes left (.gcda). Each file below a FOLDER of the repository that the
 objects were compiled from gets a line: lines executed, lines in all, and the numbers of those that
-were not.
+were not. A line of brackets alone does not count: g++ gives it the code that unwinds a scope, which
+runs only if the scope is left by an exception.
 """
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+BRACKETS = re.compile(r"[\s{}();,]*")
 Counts = dict[str, dict[int, int]]  # file: line: executions
 
 
@@ -31,9 +34,12 @@ def merge(reports: Iterable[Mapping[str, Any]], folders: Iterable[Path]) -> Coun
             path = Path(report["current_working_directory"], file["file"]).resolve()
             if not any(path.is_relative_to(folder) for folder in folders):
                 continue
-            lines = counts.setdefault(path.as_posix(), {})
+            text = path.read_text().splitlines()
             for line in file["lines"]:
                 number = line["line_number"]
+                if BRACKETS.fullmatch(text[number - 1]):
+                    continue
+                lines = counts.setdefault(path.as_posix(), {})
                 lines[number] = lines.get(number, 0) + line["count"]
     return counts
 

@@ -4,7 +4,6 @@
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,12 @@ sys.path.insert(0, str(ROOT / "tools"))
 from line_coverage import merge, reports, table
 
 
-def report(**files):
+def report(folder, **files):
     return {
-        "current_working_directory": "/tree/build",
+        "current_working_directory": str(folder / "build"),
         "files": [
             {
-                "file": f"/tree/{name}.cpp",
+                "file": f"../{name}.cpp",
                 "lines": [{"line_number": n, "count": c} for n, c in lines],
             }
             for name, lines in files.items()
@@ -28,10 +27,16 @@ def report(**files):
 
 
 def test_lines_of_several_functions_and_objects_add_up(tmp_path):
-    several = [report(a=[(1, 0), (1, 2), (2, 0)], b=[(1, 0)]), report(a=[(2, 0), (3, 1)])]
-    counts = merge(several, [Path("/tree")])
-    assert counts == {"/tree/a.cpp": {1: 2, 2: 0, 3: 1}, "/tree/b.cpp": {1: 0}}
-    assert merge(several, [tmp_path]) == {}
+    for name in "ab":
+        (tmp_path / f"{name}.cpp").write_text("f(x) {\n  g();\n  h();\n});\n")
+    several = [
+        report(tmp_path, a=[(1, 0), (1, 2), (2, 0), (4, 0)], b=[(1, 0)]),
+        report(tmp_path, a=[(2, 0), (3, 1)]),
+    ]
+    counts = merge(several, [tmp_path])
+    a, b = (str(tmp_path / f"{name}.cpp") for name in "ab")
+    assert counts == {a: {1: 2, 2: 0, 3: 1}, b: {1: 0}}  # the brackets of line 4 do not count
+    assert merge(several, [tmp_path / "other"]) == {}
 
 
 def test_table():
