@@ -112,7 +112,7 @@ newest: setup
 matrix: setup
 	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $$RETNET_CMAKE_ARGS" $(RUN) tools/matrix.py --record $(if $(TORCHES),--torch $(TORCHES)) $(if $(PYTHONS),--python $(PYTHONS))
 
-lint: setup
+lint: $(VENV)/.tools$(CUDA)
 	clang-format --dry-run --Werror $$(git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .

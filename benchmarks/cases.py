@@ -113,7 +113,7 @@ def retention_credit(case: Case) -> Credit:
 
 def least_flop(case: Case) -> float:
     """Returns the work that the chunkwise form cannot avoid at C = 64: forward 4KV + C(K+V) per
-    token-head, and 10KV + C(3K+2V) more for dq, dk and dv.
+    token-head, and 10KV + C(3K+2V) more for grad_q, grad_k and grad_v.
     """
     K, V = case.shape.K, case.shape.V
     flop = 4 * K * V + CHUNK * (K + V)

@@ -43,8 +43,8 @@ SECONDS = 10.0  # seconds of timed calls per contender
 LIMITS = {
     ("training step", "cpu"): "fma_flop_per_s",
     ("training step", "cuda"): "matmul_flop_per_s",
-    ("decoding step", "cpu"): "read_bytes_per_s",
-    ("decoding step", "cuda"): "copy_bytes_per_s",
+    ("decode step", "cpu"): "read_bytes_per_s",
+    ("decode step", "cuda"): "copy_bytes_per_s",
 }
 Call = Callable[[], object]
 # transformers renames the argument `past_key_values`. The old name works in all versions so far.
@@ -160,7 +160,7 @@ class Decoding:
     noise.
     """
 
-    work = "decoding step"
+    work = "decode step"
 
     def __init__(self, size: str, device: torch.device, dtype: torch.dtype, batch: int):
         self.size, self.device, self.dtype, self.batch = size, device, dtype, batch
@@ -267,7 +267,7 @@ def measure(works: Any, length: int, clock: Clock, least: int, quick: bool) -> l
         if (works.work, name) == ("training step", "retnet"):
             result["least_memory_bytes"] = least_memory(works.size, length, works.dtype)
     ceilings = machine.ceilings(works.device, works.dtype, clock, quick)
-    tokens = works.batch if works.work == "decoding step" else length
+    tokens = works.batch if works.work == "decode step" else length
     for name, times in alternate(calls, rounds, clock, failed).items():
         spread = Spread.of(times)
         results[name] |= {"status": "ok", "seconds": vars(spread)}

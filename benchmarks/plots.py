@@ -53,8 +53,8 @@ def model_panels(rows: list[Row]) -> list[Panel]:
     wanted: list[tuple[str, str, str, Callable[[Row], float | None]]] = [
         ("training step", "Training", "tokens/s", lambda r: r["tokens_per_s"]),
         ("training step", "Memory that a step adds", "MiB", lambda r: r.get("peak_mib")),
-        ("decoding step", "Decoding one token", "ms", lambda r: r["median_ms"]),
-        ("decoding step", "State or KV cache", "MiB", lambda r: r.get("state_mib")),
+        ("decode step", "Decoding one token", "ms", lambda r: r["median_ms"]),
+        ("decode step", "State or KV cache", "MiB", lambda r: r.get("state_mib")),
     ]
     panels = []
     for work, title, unit, value in wanted:

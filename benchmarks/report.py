@@ -147,7 +147,7 @@ def headline(device: Device) -> str:
             ]
         )
         lines.append(compare_memory(f"Memory that a step adds, {dtype}", r, other, "peak_mib"))
-    steps = sorted((r for r in ours if r["work"] == "decoding step"), key=lambda r: r["length"])
+    steps = sorted((r for r in ours if r["work"] == "decode step"), key=lambda r: r["length"])
     for r in steps[:1] + steps[1:][-1:]:  # at a short and at a long context
         other, times = rival(r, models)
         context, rate = f"context of {r['length']:,} tokens", "{:.3g} ms, {:.3g} tokens/s"
@@ -276,7 +276,7 @@ def whole_model(device: Device) -> Iterator[str]:
         sorted(device.rows("model"), key=lambda r: r["work"], reverse=True), lambda r: r["work"]
     ):
         some = list(cases)
-        decodes = work == "decoding step"
+        decodes = work == "decode step"
         key = lambda r: tuple(r[x] for x in ("size", "dtype", "batch", "length"))  # noqa: E731
         ours = {key(r): r["median_ms"] for r in some if r["contender"] == "retnet"}
         held = ["state or cache MiB"] if decodes else []

@@ -33,11 +33,11 @@ def main() -> None:
     # Every tile of the chunkwise kernel and of log_decay's gradient, packed with an empty sequence;
     # then segments.
     bounds = torch.tensor([0, 0, 1, T], dtype=torch.int32, device="cuda")
-    for inner, outer in ((36, 20), (64, 128), (128, 132), (256, 428)):
+    for head_dim_qk, head_dim_v in ((36, 20), (64, 128), (128, 132), (256, 428)):
         for dtype in (torch.bfloat16, torch.float16):
-            state = torch.randn(3, H, inner, outer, device="cuda")
-            q, k = normal(1, T, H, inner, dtype=dtype), normal(1, T, H, inner, dtype=dtype)
-            v = normal(1, T, H, outer, dtype=dtype)
+            state = torch.randn(3, H, head_dim_qk, head_dim_v, device="cuda")
+            q, k = (normal(1, T, H, head_dim_qk, dtype=dtype) for _ in range(2))
+            v = normal(1, T, H, head_dim_v, dtype=dtype)
             decay = log_decay.clone().requires_grad_()
             out, _ = ops.retention(q, k, v, decay, state, cu_seqlens=bounds)
             out.float().sum().backward()

@@ -118,7 +118,7 @@ void replace_file(const fs::path& path, const std::function<void(const Write&)>&
     fill([&](const void* bytes, uint64_t count) { part.write(bytes, count); });
     part.rename(path);
   } catch (const std::system_error& error) {
-    fail(path, "could not be written, nothing was replaced", error.code().value());
+    fail(path, "could not be written; any old file is unchanged", error.code().value());
   }
   flush_folder(path.has_parent_path() ? path.parent_path() : ".");
 }

@@ -22,7 +22,7 @@ std::string graph_unsupported_reason(const RetNetForCausalLM& model, const torch
                     device);
   }
   if (at::autocast::is_autocast_enabled(device.type())) {
-    return "autocast is on, whose copies of the weights need not outlive it";
+    return "autocast is on; its casts of the weights may be freed before the graph replays";
   }
   return "";
 }

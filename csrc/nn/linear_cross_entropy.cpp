@@ -33,8 +33,8 @@ std::vector<Chunk> chunks_of(const torch::Tensor& hidden, const torch::Tensor& t
   const auto longest =
       std::max<int64_t>(std::max(kTokens, kLogits / vocab_size) / std::max<int64_t>(batch, 1), 1);
   const auto count = std::max<int64_t>(ceil_div(length, longest), 1);
-  const auto step = std::max<int64_t>(ceil_div(length, count), 1);
-  const auto parts = hidden.split(step, 1), part_targets = targets.split(step, 1);
+  const auto chunk_length = std::max<int64_t>(ceil_div(length, count), 1);
+  const auto parts = hidden.split(chunk_length, 1), part_targets = targets.split(chunk_length, 1);
   std::vector<Chunk> chunks;
   for (size_t i = 0; i < parts.size(); ++i) chunks.emplace_back(parts[i], part_targets[i]);
   return chunks;

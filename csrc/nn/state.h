@@ -21,9 +21,10 @@ struct RETNET_API RetNetState {
   /// Returns an independent copy. Decoding with one does not change the other.
   RetNetState fork() const;
 
-  /// Returns a copy with the given batch rows, in that order. Rows may repeat, as in beam search.
+  /// Returns a copy with the given batch entries, in that order. Entries may repeat, as in beam
+  /// search.
   ///
-  ///   rows  [R] int64 or int32, indices into the batch
+  ///   rows  [R] int64 or int32, indices of batch entries
   RetNetState select(const at::Tensor& rows) const;
 
   /// Returns the same values detached from the graph (truncated back-propagation).

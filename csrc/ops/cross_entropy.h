@@ -15,8 +15,8 @@ namespace retnet::ops {
 ///     loss         = sum_n log sum_c exp(logits[n, c]) - logits[n, targets[n]]
 ///     logits[n, c] <- softmax(logits[n])_c - (c == targets[n])        (other rows: 0)
 ///
-///   logits   [N, V]  float32, float64, bfloat16 or float16, V >= 1. Rows are dense, any distance
-///                    apart
+///   logits   [N, V]  float32, float64, bfloat16 or float16, V >= 1. Rows must be contiguous;
+///                    the row stride is free
 ///   targets  [N]     int64, in [0, V) or ignore_index, any strides. Otherwise the CPU raises
 ///                    IndexError before it writes anything. CUDA gives a device-side assertion, as
 ///                    in torch

@@ -39,7 +39,7 @@ RETNET_API at::Tensor gated_group_norm(const at::Tensor& x, const std::optional<
                                        std::string_view norm = "layer");
 
 /// Gradients of `gated_group_norm` in x, gate, weight and bias, each of the shape and dtype of its
-/// input. A gradient is undefined if `output_mask` does not ask for it or if its input is absent.
+/// input. A gradient is undefined if `output_mask` does not require it or if its input is absent.
 /// The statistics are recomputed. With s = gate sigmoid(gate), g = grad_out s weight:
 ///
 ///     grad_x      = rsqrt(var + eps) (g - mean(g) - normed mean(g normed))     ("rms": no mean(g))

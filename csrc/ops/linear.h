@@ -18,10 +18,10 @@ namespace retnet::ops {
 ///
 /// Returns [..., out] of x's dtype.
 ///
-/// - A kernel handles up to 4 rows of bfloat16 without a gradient. It reads a weight with dense
-///   rows at the speed of memory. Products are exact, sums are float32, and the result with the
-///   bias is rounded once. The bits of a row depend neither on the other rows (up to 4) nor on the
-///   number of threads.
+/// - A kernel handles a few rows of bfloat16, up to `linear_few_rows`, without a gradient. It reads
+///   a weight with dense rows at the speed of memory. Products are exact, sums are float32, and the
+///   result with the bias is rounded once. The bits of a row depend neither on the other rows, if
+///   these are so few, nor on the number of threads.
 /// - oneDNN handles 128 or more rows of float32 if `in` and `out` are at least 256 and the CPU is
 ///   an AMD CPU with AVX-512. It also computes the gradient of x. torch uses MKL, which does not
 ///   use AVX-512 there. torch's own switch of oneDNN (at::globalContext().setUserEnabledMkldnn)

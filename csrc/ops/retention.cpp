@@ -61,7 +61,7 @@ void check_retention(const char* op, const at::Tensor& q, const at::Tensor& k, c
 }
 
 void check_retention_grads(const std::optional<at::Tensor>& grad_out,
-                           const std::optional<at::Tensor>& grad_state, const at::Tensor& q,
+                           const std::optional<at::Tensor>& grad_final_state, const at::Tensor& q,
                            const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
                            const std::optional<at::Tensor>& cu_seqlens) {
   constexpr auto op = "retention_backward";
@@ -71,12 +71,12 @@ void check_retention_grads(const std::optional<at::Tensor>& grad_out,
     check_dtype(op, "grad_out", *grad_out, q.scalar_type(), "like q");
     check_device(op, "grad_out", *grad_out, q, "q");
   }
-  if (grad_state) {
-    check_shape(op, "grad_state", *grad_state,
+  if (grad_final_state) {
+    check_shape(op, "grad_state", *grad_final_state,
                 {num_sequences(q, cu_seqlens), q.sym_size(2), k.sym_size(3), v.sym_size(3)},
                 "[N, H, Dk, Dv]");
-    check_dtype(op, "grad_state", *grad_state, log_decay.scalar_type(), "the state's dtype");
-    check_device(op, "grad_state", *grad_state, q, "q");
+    check_dtype(op, "grad_state", *grad_final_state, log_decay.scalar_type(), "the state's dtype");
+    check_device(op, "grad_state", *grad_final_state, q, "q");
   }
 }
 
@@ -96,7 +96,7 @@ std::tuple<at::Tensor, at::Tensor> retention(const at::Tensor& q, const at::Tens
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward(
-    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_final_state,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
     std::string_view form, std::optional<int64_t> chunk_size,
@@ -104,8 +104,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   static const auto op = c10::Dispatcher::singleton()
                              .findSchemaOrThrow("retnet::retention_backward", "")
                              .typed<decltype(retention_backward)>();
-  return op.call(grad_out, grad_state, q, k, v, log_decay, initial_state, scale, form, chunk_size,
-                 cu_seqlens, output_mask);
+  return op.call(grad_out, grad_final_state, q, k, v, log_decay, initial_state, scale, form,
+                 chunk_size, cu_seqlens, output_mask);
 }
 
 // Meta: shapes and dtypes alone
@@ -128,14 +128,14 @@ std::tuple<at::Tensor, at::Tensor> retention_meta(const at::Tensor& q, const at:
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_meta(
-    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_final_state,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state, std::optional<double> /*scale*/,
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
   check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
-  check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
+  check_retention_grads(grad_out, grad_final_state, q, k, v, log_decay, cu_seqlens);
   const auto like = [&](bool needed, const at::Tensor& x) {
     return needed ? at::empty_symint(x.sym_sizes(), x.options()) : at::Tensor();
   };

@@ -57,25 +57,26 @@ RETNET_API std::tuple<at::Tensor, at::Tensor> retention(
     const std::optional<at::Tensor>& cu_seqlens = std::nullopt);
 
 /// Gradients of `retention` in q, k, v, log_decay and initial_state. Those that `output_mask` does
-/// not ask for are undefined. R_t is the adjoint of the state (docs/numerics.md derives it):
+/// not require are undefined. docs/numerics.md derives them. R_t is the gradient of the state S_t:
 ///
-///     R_{T-1} = grad_state + scale q_{T-1}^T grad_out_{T-1}
+///     R_{T-1} = grad_final_state + scale q_{T-1}^T grad_out_{T-1}
 ///     R_t     = gamma R_{t+1} + scale q_t^T grad_out_t
 ///     S'_t    = gamma (S'_{t-1} + S_{t-1}),   S'_{-1} = 0
 ///
 ///     grad_q_t           = scale S_t grad_out_t
 ///     grad_k_t           = R_t v_t
 ///     grad_v_t           = k_t R_t
-///     grad_log_decay     = sum_t scale q_t S'_t grad_out_t + <S'_{T-1}, grad_state>
+///     grad_log_decay     = sum_t scale q_t S'_t grad_out_t + <S'_{T-1}, grad_final_state>
 ///     grad_initial_state = gamma R_0
 ///
-///   grad_out    [B, T, H, Dv]   q's dtype, any strides; absent = zeros
-///   grad_state  [N, H, Dk, Dv]  log_decay's dtype, any strides; absent = zeros
+///   grad_out          [B, T, H, Dv]   q's dtype, any strides; absent = zeros
+///   grad_final_state  [N, H, Dk, Dv]  log_decay's dtype, any strides; absent = zeros. The schema
+///                                     calls it grad_state
 ///
 /// Deterministic. It keeps no state per token or chunk. Differentiating the result raises.
 RETNET_API std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>
 retention_backward(const std::optional<at::Tensor>& grad_out,
-                   const std::optional<at::Tensor>& grad_state, const at::Tensor& q,
+                   const std::optional<at::Tensor>& grad_final_state, const at::Tensor& q,
                    const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
                    const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
                    std::string_view form, std::optional<int64_t> chunk_size,
@@ -90,7 +91,7 @@ void check_retention(const char* op, const at::Tensor& q, const at::Tensor& k, c
 
 /// Checks the two incoming gradients. Their shapes follow from the checked inputs.
 void check_retention_grads(const std::optional<at::Tensor>& grad_out,
-                           const std::optional<at::Tensor>& grad_state, const at::Tensor& q,
+                           const std::optional<at::Tensor>& grad_final_state, const at::Tensor& q,
                            const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
                            const std::optional<at::Tensor>& cu_seqlens);
 

@@ -43,7 +43,7 @@ RetentionPlanTuple retention_plan_composite(const at::Tensor& q, const at::Tenso
     composite::packed_bounds("retention_plan", q, *cu_seqlens);
   }
   const std::string device = c10::DeviceTypeName(q.device().type(), /*lower_case=*/true);
-  const std::string reason = "no kernel for " + device + " in this build";
+  const std::string reason = "this build has no kernel for " + device;
   return {"composite", reason, 0, 0, 0, 0, 0, 0, reason};
 }
 

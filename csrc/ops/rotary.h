@@ -39,7 +39,7 @@ RETNET_API std::tuple<at::Tensor, at::Tensor> rotary(const at::Tensor& q, const 
                                                      std::string_view style = "interleaved");
 
 /// Gradients of `rotary` in q and k. They are the incoming gradients, rotated by the negative
-/// angle. A gradient is undefined if `output_mask` does not ask for it or if the incoming gradient
+/// angle. A gradient is undefined if `output_mask` does not require it or if the incoming gradient
 /// is absent.
 ///
 ///   grad_rotated_q, grad_rotated_k   [B, T, H, Dk] or [B, H, Dk], any strides; absent = zeros

@@ -22,7 +22,7 @@ namespace retnet::ops {
 inline void check_slots(const char* op, const at::Tensor& slots, const at::Tensor& q,
                         const c10::SymInt& num_slots) {
   check_shape(op, "slots", slots, {q.sym_size(0)}, "[B]");
-  check_dtype(op, "slots", slots, at::kInt, "rows of the state");
+  check_dtype(op, "slots", slots, at::kInt, "indices into the state");
   check_device(op, "slots", slots, q, "q");
   if (!slots.device().is_cpu()) return;
   const auto values = slots.contiguous();
@@ -30,14 +30,14 @@ inline void check_slots(const char* op, const at::Tensor& slots, const at::Tenso
   std::vector<std::pair<int32_t, int64_t>> used;  // slot, batch entry
   for (int64_t b = 0; b < values.numel(); ++b) {
     TORCH_CHECK(slot[b] < num_slots, op, ": slots must be below S = ", num_slots, ", got ", slot[b],
-                " in row ", b);
+                " in batch entry ", b);
     if (slot[b] >= 0) used.emplace_back(slot[b], b);
   }
   std::sort(used.begin(), used.end());
   const auto equal = std::adjacent_find(
       used.begin(), used.end(), [](const auto& a, const auto& b) { return a.first == b.first; });
-  TORCH_CHECK(equal == used.end(), op, ": slots must be distinct, got ", equal->first, " in rows ",
-              equal->second, " and ", std::next(equal)->second);
+  TORCH_CHECK(equal == used.end(), op, ": slots must be distinct, got ", equal->first,
+              " in batch entries ", equal->second, " and ", std::next(equal)->second);
 }
 
 /// Checks that state is [B, H, Dk, Dv], or [S, H, Dk, Dv] with slots, of the accumulation dtype, on

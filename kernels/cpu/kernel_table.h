@@ -16,15 +16,15 @@
 namespace retnet::kernels::cpu {
 
 /// The kernels for one dtype on one instruction set. Each kernel writes every element of the
-/// results that are asked for. A retention kernel works in `workspace`, whose size in bytes the
+/// results that are required. A retention kernel works in `workspace`, whose size in bytes the
 /// function before it returns.
 struct KernelTable {
   size_t (*retention_forward_workspace_bytes)(const RetentionForwardParams&);
   void (*retention_forward)(const RetentionForwardParams&, void* workspace);
   size_t (*retention_backward_workspace_bytes)(const RetentionBackwardParams&);
   void (*retention_backward)(const RetentionBackwardParams&, void* workspace);
-  void (*gated_norm)(const GatedNormParams&);
-  void (*gated_norm_grad)(const GatedNormGradParams&);
+  void (*gated_group_norm)(const GatedGroupNormParams&);
+  void (*gated_group_norm_backward)(const GatedGroupNormBackwardParams&);
   void (*rotary)(const RotaryParams&);
   double (*cross_entropy)(const CrossEntropyParams&);
   /// to_floats converts a dense row [channels] of the dtype to floats. from_floats rounds floats to

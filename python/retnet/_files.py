@@ -73,7 +73,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         cause = error.__context__  # torch.save hides the error of the disk
         reason = " ".join(str(cause if isinstance(cause, OSError) else error).split())
-        raise OSError(f"{path}: could not be written, nothing was replaced: {reason}") from error
+        raise OSError(
+            f"{path}: could not be written; any old file is unchanged: {reason}"
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     try:

@@ -16,8 +16,8 @@ _VARIABLES = {
 def keep_memory_mapped() -> None:
     """Keeps freed memory in the process, where the next tensors reuse it.
 
-    Otherwise large tensors are mapped again each time, and page faults cost an operator up to half
-    of its time. The function does nothing if
+    Otherwise large tensors are mapped again each time, and each call pays for page faults. The
+    function does nothing if
 
     - the C library is not glibc;
     - the environment has a setting: ``MALLOC_MMAP_MAX_``, ``MALLOC_TRIM_THRESHOLD_``, or the same

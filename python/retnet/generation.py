@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from retnet._decoding_step import DecodeStep
+from retnet._decode_step import DecodeStep
 from retnet.nn import RetNetForCausalLM
 
 __all__ = ["generate", "stream"]
@@ -41,7 +41,7 @@ def generate(
     - autocast is on,
     - recording fails.
 
-    The logger ``retnet._decoding_step`` then says why, once.
+    The logger ``retnet._decode_step`` then says why, once.
 
     Args:
         model: a RetNetForCausalLM.
@@ -89,8 +89,8 @@ def generate(
         )
     )
     texts = []
-    for row, prompt in enumerate(prompts):
-        text = torch.cat([prompt.long(), *(tokens[row] for tokens in written)])
+    for n, prompt in enumerate(prompts):
+        text = torch.cat([prompt.long(), *(tokens[n] for tokens in written)])
         stops = torch.isin(text[len(prompt) :], _tensor(stop_tokens, text.device)).nonzero()
         texts.append(text[: len(prompt) + int(stops[0]) + 1] if len(stops) else text)
     return texts

@@ -106,9 +106,9 @@ class RetentionPlan(NamedTuple):
 
     Attributes:
         implementation: ``"kernel"`` on CUDA. On the CPU, ``"cpu_"`` and the instruction set of the
-            kernel, such as ``"cpu_avx2"``. ``"composite"`` if PyTorch ops run instead.
+            kernel, such as ``"cpu_avx2"``. ``"composite"`` if ATen operators run instead.
         reason: why no kernel runs; empty if one runs.
-        inner: the size to which Dk is padded.
+        inner: the ``head_dim_qk`` of the kernel's tile, to which Dk is padded.
         slice: the columns of Dv that one thread block owns. On the CPU, those that one of the
             threads that share a head owns.
         chunk: tokens of a chunk.
@@ -165,7 +165,7 @@ def retention_plan(
         >>> plan.chunk, plan.implementation.startswith("cpu_")
         (64, True)
         >>> retention_plan(q.double(), q.double(), q.double(), torch.zeros(4).double()).reason
-        'the kernel takes float32, bfloat16 and float16'
+        'the kernel supports only float32, bfloat16 and float16'
     """
     plan = torch.ops.retnet.retention_plan(
         q,
@@ -353,8 +353,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Args:
         x: ``[..., in]``, float32, float64, bfloat16 or float16; any strides.
-        weight: ``[out, in]``, x's dtype. The kernel requires dense rows, which may lie any distance
-            apart.
+        weight: ``[out, in]``, x's dtype. For the kernel, rows must be contiguous; the row stride is
+            free.
         bias: ``[out]``, x's dtype.
 
     Returns:

@@ -229,7 +229,7 @@ TEST_CASE("checkpoint: a full disk leaves the old one") {
           const FullDisk full(half);
           save(folder.path, changed);
         }) == (folder / "model.safetensors").string() +
-                  ": could not be written, nothing was replaced: File too large");
+                  ": could not be written; any old file is unchanged: File too large");
   CHECK(same_parameters(load(folder.path), model));
   save(folder.path, changed);
   CHECK(same_parameters(load(folder.path), changed));

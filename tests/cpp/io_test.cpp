@@ -137,13 +137,13 @@ TEST_CASE("safetensors: a full disk leaves the old file") {
     write_safetensors(folder / "file", {{"a", torch::zeros({1000})}});
   });
   CHECK(said == (folder / "file").string() +
-                    ": could not be written, nothing was replaced: File too large");
+                    ": could not be written; any old file is unchanged: File too large");
   CHECK(read(folder / "file") == before);
   CHECK(names(folder.path) == std::vector<std::string>{"file"});
   CHECK(message<std::system_error>([&] {
           write_safetensors(folder / "no/file", {{"a", torch::zeros({1})}});
         }) == (folder / "no/file").string() +
-                  ": could not be written, nothing was replaced: No such file or directory");
+                  ": could not be written; any old file is unchanged: No such file or directory");
 }
 
 // Options

@@ -3,6 +3,7 @@
 // Small models for the tests of retnet::nn: one for each switch.
 #pragma once
 
+#include <c10/util/Exception.h>
 #include <retnet/nn/causal_lm.h>
 
 #include <functional>
@@ -104,4 +105,14 @@ inline torch::Tensor random_ids(int64_t B, int64_t T) {
 
 inline bool close(const torch::Tensor& a, const torch::Tensor& b, double tolerance = 1e-10) {
   return a.sizes() == b.sizes() && torch::allclose(a, b, tolerance, tolerance);
+}
+
+/// Returns the message of the ValueError that `call` raises.
+inline std::string message(const std::function<void()>& call) {
+  try {
+    call();
+  } catch (const c10::ValueError& error) {
+    return error.what_without_backtrace();
+  }
+  return "nothing raised";
 }

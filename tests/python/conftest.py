@@ -64,7 +64,7 @@ def right_launches() -> Iterator[None]:
 @pytest.fixture
 def strictly_deterministic() -> Iterator[None]:
     """Runs the test under torch.use_deterministic_algorithms(True). The fixture above sets
-    warn_only, under which no row of a batch is computed separately, so all other tests check the
+    warn_only, under which no batch entry is computed separately, so all other tests check the
     batched code.
     """
     enabled = torch.are_deterministic_algorithms_enabled()

@@ -60,19 +60,19 @@ std::tuple<at::Tensor, at::Tensor> retention_autograd(
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_autograd(
-    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_final_state,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
   auto grads = [&] {
     at::AutoDispatchBelowADInplaceOrView guard;
-    return retention_backward(grad_out, grad_state, q, k, v, log_decay, initial_state, scale, form,
-                              chunk_size, cu_seqlens, output_mask);
+    return retention_backward(grad_out, grad_final_state, q, k, v, log_decay, initial_state, scale,
+                              form, chunk_size, cu_seqlens, output_mask);
   }();
   auto& [grad_q, grad_k, grad_v, grad_log_decay, grad_initial_state] = grads;
   refuse_double_backward("retention_backward",
-                         {grad_out, grad_state, q, k, v, log_decay, initial_state},
+                         {grad_out, grad_final_state, q, k, v, log_decay, initial_state},
                          {&grad_q, &grad_k, &grad_v, &grad_log_decay, &grad_initial_state});
   return grads;
 }

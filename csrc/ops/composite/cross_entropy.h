@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// cross_entropy_with_gradient_, composed of ATen ops.
+// cross_entropy_with_gradient_, composed of ATen operators.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -27,13 +27,12 @@ at::Tensor Decay::powers(int64_t n, int64_t first) const {
 at::Tensor Decay::matrix(int64_t rows, int64_t cols, int64_t first_row) const {
   // Entry 0 of the table is the zero above the diagonal, entry 1 + n is gamma^n.
   const auto table = at::cat(
-      {at::zeros({num_heads(), 1}, log_decay_.options().dtype(dtype_)), powers(first_row + rows)},
-      -1);
+      {at::zeros({heads(), 1}, log_decay_.options().dtype(dtype_)), powers(first_row + rows)}, -1);
   const auto options = log_decay_.options().dtype(at::kLong);
   const auto i = at::arange(first_row, first_row + rows, options).unsqueeze(-1);
   const auto j = at::arange(cols, options);
   const auto entry = (i - j).clamp_min_(-1).add_(1);
-  return table.index_select(-1, entry.flatten()).view({num_heads(), rows, cols});
+  return table.index_select(-1, entry.flatten()).view({heads(), rows, cols});
 }
 
 void Decay::decay_(at::Tensor& state, int64_t n) const {

@@ -15,7 +15,7 @@ class Decay {
  public:
   explicit Decay(const at::Tensor& log_decay);
 
-  int64_t num_heads() const { return log_decay_.size(0); }
+  int64_t heads() const { return log_decay_.size(0); }
   at::ScalarType dtype() const { return dtype_; }
 
   /// [H, n]: gamma^first, gamma^(first+1), ... (n entries, first >= 0).

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// gated_group_norm, composed of ATen ops. The first two functions implement the ops for calls
+// gated_group_norm, composed of ATen operators. The first two functions implement the ops for calls
 // without a kernel. The fused decode step shares the third one.
 #pragma once
 

@@ -176,28 +176,30 @@ composite::retention_backward(
   const bool any_element = q.size(2) > 0 && q.size(0) > 0;
   for (const auto& span : spans) {
     if (!any_element) break;
-    const OutputGrads grad{span_tokens(grad_out, span), span_states(grad_final_state, span)};
-    const InputGrads target{span_tokens(grads.q, span), span_tokens(grads.k, span),
-                            span_tokens(grads.v, span), grads.log_decay,
-                            span_states(grads.initial_state, span)};
-    if (span.num_tokens > 0 && (grad.out.defined() || grad.final_state.defined())) {
-      backward(make_inputs(span, q, k, v, initial_state, decay, scale, chunk_size), grad, target);
+    const OutputGrads incoming{span_tokens(grad_out, span), span_states(grad_final_state, span)};
+    const InputGrads target{span_tokens(grads.grad_q, span), span_tokens(grads.grad_k, span),
+                            span_tokens(grads.grad_v, span), grads.grad_log_decay,
+                            span_states(grads.grad_initial_state, span)};
+    if (span.num_tokens > 0 &&
+        (incoming.grad_out.defined() || incoming.grad_final_state.defined())) {
+      backward(make_inputs(span, q, k, v, initial_state, decay, scale, chunk_size), incoming,
+               target);
       continue;
     }
-    for (const auto& x : {target.q, target.k, target.v, target.initial_state}) {
+    for (const auto& x : {target.grad_q, target.grad_k, target.grad_v, target.grad_initial_state}) {
       if (x.defined()) x.zero_();
     }
     // If there is no token, the final state is a copy of the initial one.
-    if (target.initial_state.defined() && grad.final_state.defined()) {
-      target.initial_state.copy_(grad.final_state);
+    if (target.grad_initial_state.defined() && incoming.grad_final_state.defined()) {
+      target.grad_initial_state.copy_(incoming.grad_final_state);
     }
   }
   at::Tensor grad_log_decay;
-  if (grads.log_decay.defined()) {
+  if (grads.grad_log_decay.defined()) {
     grad_log_decay =
-        grads.log_decay.masked_fill(decay.gamma_is_zero(), 0.0).to(log_decay.scalar_type());
+        grads.grad_log_decay.masked_fill(decay.gamma_is_zero(), 0.0).to(log_decay.scalar_type());
   }
-  return {grads.q, grads.k, grads.v, grad_log_decay, grads.initial_state};
+  return {grads.grad_q, grads.grad_k, grads.grad_v, grad_log_decay, grads.grad_initial_state};
 }
 
 TORCH_LIBRARY_IMPL(retnet, CompositeExplicitAutograd, m) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Retention composed of ATen ops. It runs on every device and dtype that has no kernel, and is the
-// yardstick for the error and the speed of the kernels. `retention.cpp` checks, splits packed
+// Retention composed of ATen operators. It runs on every device and dtype that has no kernel, and
+// is the yardstick for the error and the speed of the kernels. `retention.cpp` checks, splits packed
 // batches and calls one of the three forms. A form sees a batch of equally long sequences.
 #pragma once
 
@@ -50,24 +50,24 @@ struct Outputs {
 
 /// The incoming gradients. One of them may be undefined, which means zeros.
 struct OutputGrads {
-  at::Tensor out;          // [B, T, H, Dv]
-  at::Tensor final_state;  // [B, H, Dk, Dv]
+  at::Tensor grad_out;          // [B, T, H, Dv]
+  at::Tensor grad_final_state;  // [B, H, Dk, Dv]
 };
 
-/// The tensors that a backward writes. An undefined one was not asked for. The gradient of
+/// The tensors that a backward writes. An undefined one is not required. The gradient of
 /// log_decay is added to its tensor, and the others are overwritten.
 struct InputGrads {
-  at::Tensor q, k, v;        // [B, T, H, D]
-  at::Tensor log_decay;      // [H], float64
-  at::Tensor initial_state;  // [B, H, Dk, Dv]
+  at::Tensor grad_q, grad_k, grad_v;  // [B, T, H, D]
+  at::Tensor grad_log_decay;          // [H], float64
+  at::Tensor grad_initial_state;      // [B, H, Dk, Dv]
 };
 
 void chunkwise_forward(const Inputs& in, const Outputs& out);
-void chunkwise_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out);
+void chunkwise_backward(const Inputs& in, const OutputGrads& incoming, const InputGrads& out);
 void parallel_forward(const Inputs& in, const Outputs& out);
-void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out);
+void parallel_backward(const Inputs& in, const OutputGrads& incoming, const InputGrads& out);
 void recurrent_forward(const Inputs& in, const Outputs& out);
-void recurrent_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out);
+void recurrent_backward(const Inputs& in, const OutputGrads& incoming, const InputGrads& out);
 
 /// Tokens first .. first + n - 1 of x [B, T, H, D] as a contiguous [B, H, n, D] of the dtype of the
 /// decay. If x is undefined, the result is undefined.

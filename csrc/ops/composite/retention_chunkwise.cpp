@@ -133,9 +133,10 @@ namespace {
 /// Computes grad_q and grad_log_decay forward in time, with the state and its derivative in
 /// log_decay,
 ///     S' <- gamma^L (S' + L S) + sum_j (L-1-j) gamma^(L-1-j) k_j^T v_j.
-void backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+void backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& incoming,
+                                 const InputGrads& out) {
   const auto& decay = in.decay;
-  const bool derivative = out.log_decay.defined();
+  const bool derivative = out.grad_log_decay.defined();
   auto S = state_or_zeros(in.initial_state, in);
   decay.zero_where_gamma_is_zero_(S);
   auto state_derivative = derivative ? at::zeros_like(S) : at::Tensor();
@@ -153,8 +154,8 @@ void backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad, cons
       state_derivatives.add_(states * (decay.powers(1, L) * L).view({-1, 1, 1, 1}));
       scan_(state_derivatives, state_derivative, decay, L);
     }
-    if (!grad.out.defined()) continue;
-    const auto grad_out = load_chunks(grad.out, group, decay);
+    if (!incoming.grad_out.defined()) continue;
+    const auto grad_out = load_chunks(incoming.grad_out, group, decay);
     const auto grad_scores = at::matmul(grad_out, transposed(v)).mul_(table.D);
     const auto through_state = at::matmul(grad_out * table.state_weight, transposed(states));
     if (derivative) {
@@ -165,63 +166,66 @@ void backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad, cons
           (through_state * (table.position + 1))
               .add_(at::matmul(grad_out * table.state_weight, transposed(state_derivatives)))
               .mul_(q);
-      out.log_decay.add_(sum_per_head(within_chunk)).add_(sum_per_head(across_chunks));
+      out.grad_log_decay.add_(sum_per_head(within_chunk)).add_(sum_per_head(across_chunks));
     }
-    if (out.q.defined()) {
-      store_chunks(out.q, group, at::matmul(grad_scores, k).add_(through_state));
+    if (out.grad_q.defined()) {
+      store_chunks(out.grad_q, group, at::matmul(grad_scores, k).add_(through_state));
     }
   }
-  if (derivative && grad.final_state.defined()) {
-    out.log_decay.add_(sum_per_head(state_derivative * grad.final_state));
+  if (derivative && incoming.grad_final_state.defined()) {
+    out.grad_log_decay.add_(sum_per_head(state_derivative * incoming.grad_final_state));
   }
-  if (out.q.defined() && !grad.out.defined()) out.q.zero_();
+  if (out.grad_q.defined() && !incoming.grad_out.defined()) out.grad_q.zero_();
 }
 
-/// Computes grad_k, grad_v and grad_initial_state backward in time. dS is the gradient of the state
+/// Computes grad_k, grad_v and grad_initial_state backward in time. R is the gradient of the state
 /// at the end of a chunk, undecayed, as its last token sees it. It is grad_final_state for the last
 /// chunk, and before a chunk
-///     dS <- gamma^L dS + sum_i scale gamma^(i+1) q_i^T grad_out_i.
-void backward_of_k_v_and_state(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+///     R <- gamma^L R + sum_i scale gamma^(i+1) q_i^T grad_out_i.
+void backward_of_k_v_and_state(const Inputs& in, const OutputGrads& incoming,
+                               const InputGrads& out) {
   const auto& decay = in.decay;
-  auto grad_state = state_or_zeros(grad.final_state, in);
+  auto R = state_or_zeros(incoming.grad_final_state, in);
   ChunkDecays tables(in);
   auto groups = split_into_groups(in);
   std::reverse(groups.begin(), groups.end());
   for (const auto& group : groups) {
     const auto& table = tables.of(group);
     const auto q = load_chunks(in.q, group, decay), k = load_chunks(in.k, group, decay),
-               v = load_chunks(in.v, group, decay), grad_out = load_chunks(grad.out, group, decay);
-    at::Tensor grad_states =
+               v = load_chunks(in.v, group, decay),
+               grad_out = load_chunks(incoming.grad_out, group, decay);
+    at::Tensor R_at_end =
         grad_out.defined()
             ? at::matmul(transposed(q * table.state_weight), grad_out)
             : at::zeros({q.size(0), q.size(1), q.size(2), q.size(4), v.size(4)}, q.options());
-    scan_(grad_states, grad_state, decay, group.chunk_size, /*reverse=*/true);
-    if (out.k.defined()) {
-      auto grad_k = at::matmul(v * table.token_weight, transposed(grad_states));
+    scan_(R_at_end, R, decay, group.chunk_size, /*reverse=*/true);
+    if (out.grad_k.defined()) {
+      auto grad_k = at::matmul(v * table.token_weight, transposed(R_at_end));
       if (grad_out.defined()) {
         const auto grad_scores = at::matmul(grad_out, transposed(v)).mul_(table.D);
         grad_k.add_(at::matmul(transposed(grad_scores), q));
       }
-      store_chunks(out.k, group, grad_k);
+      store_chunks(out.grad_k, group, grad_k);
     }
-    if (out.v.defined()) {
-      auto grad_v = at::matmul(k * table.token_weight, grad_states);
+    if (out.grad_v.defined()) {
+      auto grad_v = at::matmul(k * table.token_weight, R_at_end);
       if (grad_out.defined()) {
         const auto scores = at::matmul(q, transposed(k)).mul_(table.D);
         grad_v.add_(at::matmul(transposed(scores), grad_out));
       }
-      store_chunks(out.v, group, grad_v);
+      store_chunks(out.grad_v, group, grad_v);
     }
   }
-  if (out.initial_state.defined()) out.initial_state.copy_(grad_state);
+  if (out.grad_initial_state.defined()) out.grad_initial_state.copy_(R);
 }
 
 }  // namespace
 
-void chunkwise_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
-  if (out.q.defined() || out.log_decay.defined()) backward_of_q_and_log_decay(in, grad, out);
-  if (out.k.defined() || out.v.defined() || out.initial_state.defined()) {
-    backward_of_k_v_and_state(in, grad, out);
+void chunkwise_backward(const Inputs& in, const OutputGrads& incoming, const InputGrads& out) {
+  if (out.grad_q.defined() || out.grad_log_decay.defined())
+    backward_of_q_and_log_decay(in, incoming, out);
+  if (out.grad_k.defined() || out.grad_v.defined() || out.grad_initial_state.defined()) {
+    backward_of_k_v_and_state(in, incoming, out);
   }
 }
 

@@ -30,7 +30,7 @@ at::Tensor weight_in_final_state(const Inputs& in) {
   return in.decay.powers(in.num_tokens()).flip(-1).unsqueeze(-1);
 }
 
-/// scale gamma^(i+1), the weight of the initial state in row i of the output: [H, n, 1].
+/// scale gamma^(i+1), the weight of the initial state in out_i: [H, n, 1].
 at::Tensor weight_of_initial_state(const Inputs& in, int64_t first, int64_t n) {
   return in.decay.powers(n, first + 1).mul_(in.scale).unsqueeze(-1);
 }
@@ -71,41 +71,41 @@ void parallel_forward(const Inputs& in, const Outputs& out) {
   out.final_state.copy_(local.add_(decayed_initial_state(in)));
 }
 
-void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
+void parallel_backward(const Inputs& in, const OutputGrads& incoming, const InputGrads& out) {
   const auto& decay = in.decay;
   const int64_t T = in.num_tokens();
   const auto k = heads_first(in.k, 0, T, decay), v = heads_first(in.v, 0, T, decay);
   const auto weight = weight_in_final_state(in);
-  const bool derivative = out.log_decay.defined();
+  const bool derivative = out.grad_log_decay.defined();
   const auto exponents = [&](int64_t first, int64_t n) {  // first .. first+n-1 as a column
     return at::arange(first, first + n, k.options()).unsqueeze(-1);
   };
 
   // First come the gradients through the final state, gamma^T S_0 + sum_j gamma^(T-1-j) k_j^T v_j.
-  auto grad_state = state_or_zeros(grad.final_state, in);
-  auto grad_k = at::matmul(v, grad_state.transpose(-1, -2)).mul_(weight);
-  auto grad_v = at::matmul(k, grad_state).mul_(weight);
-  if (derivative && grad.final_state.defined()) {
+  auto R = state_or_zeros(incoming.grad_final_state, in);
+  auto grad_k = at::matmul(v, R.transpose(-1, -2)).mul_(weight);
+  auto grad_v = at::matmul(k, R).mul_(weight);
+  if (derivative && incoming.grad_final_state.defined()) {
     const auto age = exponents(0, T).flip(0);  // T-1-j
-    out.log_decay.add_(sum_per_head(grad_k * k * age));
-    out.log_decay.add_(sum_per_head(decayed_initial_state(in) * grad.final_state), T);
+    out.grad_log_decay.add_(sum_per_head(grad_k * k * age));
+    out.grad_log_decay.add_(sum_per_head(decayed_initial_state(in) * incoming.grad_final_state), T);
   }
-  decay.decay_(grad_state, T);
+  decay.decay_(R, T);
 
   // Then come those through the output, a block of rows at a time.
-  if (!grad.out.defined() && out.q.defined()) out.q.zero_();
+  if (!incoming.grad_out.defined() && out.grad_q.defined()) out.grad_q.zero_();
   const auto S0 = visible_initial_state(in);
-  for_each_block(grad.out.defined() ? T : 0, [&](int64_t first, int64_t n) {
+  for_each_block(incoming.grad_out.defined() ? T : 0, [&](int64_t first, int64_t n) {
     const int64_t end = first + n;
     const auto q = heads_first(in.q, first, n, decay);
-    const auto grad_out = heads_first(grad.out, first, n, decay);
+    const auto grad_out = heads_first(incoming.grad_out, first, n, decay);
     const auto past_k = k.narrow(2, 0, end), past_v = v.narrow(2, 0, end);
     const auto D = decay.matrix(n, end, first).mul_(in.scale);
     const auto scores = at::matmul(q, past_k.transpose(-1, -2)).mul_(D);
     auto grad_scores = at::matmul(grad_out, past_v.transpose(-1, -2));
     if (derivative) {
       const auto distance = exponents(first, n) - exponents(0, end).transpose(-1, -2);
-      out.log_decay.add_(sum_per_head(scores * grad_scores * distance));
+      out.grad_log_decay.add_(sum_per_head(scores * grad_scores * distance));
     }
     grad_scores.mul_(D);
     grad_v.narrow(2, 0, end).add_(at::matmul(scores.transpose(-1, -2), grad_out));
@@ -117,17 +117,17 @@ void parallel_backward(const Inputs& in, const OutputGrads& grad, const InputGra
       const auto through_state = at::matmul(grad_out, S0.transpose(-1, -2)).mul_(row_weight);
       grad_q.add_(through_state);
       if (derivative) {
-        out.log_decay.add_(sum_per_head(through_state * q * exponents(first + 1, n)));
+        out.grad_log_decay.add_(sum_per_head(through_state * q * exponents(first + 1, n)));
       }
-      grad_state.add_(at::matmul((q * row_weight).transpose(-1, -2), grad_out));
+      R.add_(at::matmul((q * row_weight).transpose(-1, -2), grad_out));
     }
-    if (out.q.defined()) store_heads_first(out.q, first, grad_q);
+    if (out.grad_q.defined()) store_heads_first(out.grad_q, first, grad_q);
   });
-  decay.zero_where_gamma_is_zero_(grad_state);
+  decay.zero_where_gamma_is_zero_(R);
 
-  if (out.k.defined()) store_heads_first(out.k, 0, grad_k);
-  if (out.v.defined()) store_heads_first(out.v, 0, grad_v);
-  if (out.initial_state.defined()) out.initial_state.copy_(grad_state);
+  if (out.grad_k.defined()) store_heads_first(out.grad_k, 0, grad_k);
+  if (out.grad_v.defined()) store_heads_first(out.grad_v, 0, grad_v);
+  if (out.grad_initial_state.defined()) out.grad_initial_state.copy_(R);
 }
 
 }  // namespace retnet::ops::composite

@@ -34,10 +34,10 @@ void recurrent_forward(const Inputs& in, const Outputs& out) {
 namespace {
 
 /// Goes forward in time, with the state S and, for the gradient of log_decay, its derivative S'.
-void recurrent_backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& grad,
+void recurrent_backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& incoming,
                                            const InputGrads& out) {
   const auto& decay = in.decay;
-  const bool derivative = out.log_decay.defined();
+  const bool derivative = out.grad_log_decay.defined();
   auto S = state_or_zeros(in.initial_state, in);
   auto state_derivative = derivative ? state_or_zeros({}, in) : at::Tensor();
   for (int64_t t = 0; t < in.num_tokens(); ++t) {
@@ -47,48 +47,48 @@ void recurrent_backward_of_q_and_log_decay(const Inputs& in, const OutputGrads& 
     }
     decay.decay_(S, 1);
     S.addcmul_(column(in.k, t, decay), row(in.v, t, decay));
-    if (!grad.out.defined()) continue;
-    const auto grad_out = column(grad.out, t, decay);
-    if (out.q.defined()) {
-      store_heads_first(out.q, t, at::matmul(S, grad_out).mul_(in.scale).transpose(-1, -2));
+    if (!incoming.grad_out.defined()) continue;
+    const auto grad_out = column(incoming.grad_out, t, decay);
+    if (out.grad_q.defined()) {
+      store_heads_first(out.grad_q, t, at::matmul(S, grad_out).mul_(in.scale).transpose(-1, -2));
     }
     if (derivative) {
       const auto product = column(in.q, t, decay) * at::matmul(state_derivative, grad_out);
-      out.log_decay.add_(sum_per_head(product), in.scale);
+      out.grad_log_decay.add_(sum_per_head(product), in.scale);
     }
   }
-  if (derivative && grad.final_state.defined()) {
-    out.log_decay.add_(sum_per_head(state_derivative * grad.final_state));
+  if (derivative && incoming.grad_final_state.defined()) {
+    out.grad_log_decay.add_(sum_per_head(state_derivative * incoming.grad_final_state));
   }
-  if (out.q.defined() && !grad.out.defined()) out.q.zero_();
+  if (out.grad_q.defined() && !incoming.grad_out.defined()) out.grad_q.zero_();
 }
 
-/// Goes backward in time, with the gradient of the state.
-void recurrent_backward_of_k_v_and_state(const Inputs& in, const OutputGrads& grad,
+/// Goes backward in time, with R, the gradient of the state.
+void recurrent_backward_of_k_v_and_state(const Inputs& in, const OutputGrads& incoming,
                                          const InputGrads& out) {
   const auto& decay = in.decay;
-  auto grad_state = state_or_zeros(grad.final_state, in);
+  auto R = state_or_zeros(incoming.grad_final_state, in);
   for (int64_t t = in.num_tokens() - 1; t >= 0; --t) {
-    if (grad.out.defined()) {
-      grad_state.addcmul_(column(in.q, t, decay), row(grad.out, t, decay), in.scale);
+    if (incoming.grad_out.defined()) {
+      R.addcmul_(column(in.q, t, decay), row(incoming.grad_out, t, decay), in.scale);
     }
-    if (out.k.defined()) {
-      const auto grad_k = at::matmul(grad_state, column(in.v, t, decay));
-      store_heads_first(out.k, t, grad_k.transpose(-1, -2));
+    if (out.grad_k.defined()) {
+      const auto grad_k = at::matmul(R, column(in.v, t, decay));
+      store_heads_first(out.grad_k, t, grad_k.transpose(-1, -2));
     }
-    if (out.v.defined()) store_heads_first(out.v, t, at::matmul(row(in.k, t, decay), grad_state));
-    decay.decay_(grad_state, 1);
+    if (out.grad_v.defined()) store_heads_first(out.grad_v, t, at::matmul(row(in.k, t, decay), R));
+    decay.decay_(R, 1);
   }
-  if (out.initial_state.defined()) out.initial_state.copy_(grad_state);
+  if (out.grad_initial_state.defined()) out.grad_initial_state.copy_(R);
 }
 
 }  // namespace
 
-void recurrent_backward(const Inputs& in, const OutputGrads& grad, const InputGrads& out) {
-  if (out.q.defined() || out.log_decay.defined())
-    recurrent_backward_of_q_and_log_decay(in, grad, out);
-  if (out.k.defined() || out.v.defined() || out.initial_state.defined()) {
-    recurrent_backward_of_k_v_and_state(in, grad, out);
+void recurrent_backward(const Inputs& in, const OutputGrads& incoming, const InputGrads& out) {
+  if (out.grad_q.defined() || out.grad_log_decay.defined())
+    recurrent_backward_of_q_and_log_decay(in, incoming, out);
+  if (out.grad_k.defined() || out.grad_v.defined() || out.grad_initial_state.defined()) {
+    recurrent_backward_of_k_v_and_state(in, incoming, out);
   }
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Rotary position embedding, composed of ATen ops. The fused decode step shares its parts.
+// Rotary position embedding, composed of ATen operators. The fused decode step shares its parts.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -10,7 +10,7 @@
 namespace retnet::ops::cpu {
 
 /// Returns an uninitialised tensor. If it is large, the system is advised to back it by huge pages,
-/// because page faults are a third of the time of a fast forward pass.
+/// because page faults take a large part of the time of a fast forward pass.
 inline at::Tensor empty_output(at::IntArrayRef sizes, const at::TensorOptions& options) {
   constexpr uintptr_t kPage = uintptr_t{1} << 21, kLarge = uintptr_t{4} << 20;
   auto x = at::empty(sizes, options);

@@ -17,6 +17,8 @@
 namespace retnet::ops {
 namespace {
 
+using retnet::kernels::cpu::Norm;
+
 // Each task also has its own partial sums of the gradients of weight and bias.
 constexpr int64_t kTokensPerTask = 32;
 
@@ -42,22 +44,22 @@ struct DenseTokens {
 struct Call {
   Call(const at::Tensor& x_, const std::optional<at::Tensor>& gate_,
        const std::optional<at::Tensor>& weight_, const std::optional<at::Tensor>& bias_,
-       double eps_, std::string_view norm)
+       double eps_, std::string_view norm_)
       : kernels(cpu::kernels_for(cpu::instruction_set(), x_.scalar_type())),
         x(x_),
         gate(gate_),
         weight(weight_),
         bias(bias_),
         heads(x_.size(-2)),
-        channels(x_.size(-1)),
-        tokens(x_.numel() / (heads * channels)),
-        eps(static_cast<float>(eps_)),
-        centred(norm == "layer") {}
+        head_dim_v(x_.size(-1)),
+        tokens(x_.numel() / (heads * head_dim_v)),
+        norm(norm_ == "layer" ? Norm::kLayer : Norm::kRms),
+        eps(static_cast<float>(eps_)) {}
 
-  retnet::kernels::cpu::GatedNormParams make_params(int64_t token, int64_t head) const {
-    return {channels,
+  retnet::kernels::cpu::GatedGroupNormParams make_params(int64_t token, int64_t head) const {
+    return {head_dim_v,
+            norm,
             eps,
-            centred,
             x.at(token, head),
             gate.at(token, head),
             weight.of_head(head),
@@ -79,9 +81,9 @@ struct Call {
   const retnet::kernels::cpu::KernelTable& kernels;
   DenseTokens x, gate;
   cpu::Affine weight, bias;
-  int64_t heads, channels, tokens;
+  int64_t heads, head_dim_v, tokens;
+  Norm norm;
   float eps;
-  bool centred;
 };
 
 bool supports_gated_group_norm(const at::Tensor& x) {
@@ -100,7 +102,7 @@ at::Tensor gated_group_norm_cpu(const at::Tensor& x, const std::optional<at::Ten
   call.each_token(0, [&](int64_t, int64_t token, int64_t head, void*) {
     auto p = call.make_params(token, head);
     p.out = out.mutable_at(token, head);
-    call.kernels.gated_norm(p);
+    call.kernels.gated_group_norm(p);
   });
   return out.tensor;
 }
@@ -150,13 +152,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> gated_group_norm_back
                                               grad_gate = empty_grad(needs_gate && gate);
   PartialSums grad_weight(needs_weight, weight, call.num_tasks()),
       grad_bias(needs_bias, bias, call.num_tasks());
-  call.each_token(call.channels * sizeof(float), [&](int64_t task, int64_t token, int64_t head,
-                                                     void* workspace) {
-    call.kernels.gated_norm_grad({call.make_params(token, head), dense_grad_out.at(token, head),
-                                  grad_x.mutable_at(token, head), grad_gate.mutable_at(token, head),
-                                  grad_weight.of_head(task, head), grad_bias.of_head(task, head),
-                                  static_cast<float*>(workspace)});
-  });
+  call.each_token(call.head_dim_v * sizeof(float),
+                  [&](int64_t task, int64_t token, int64_t head, void* workspace) {
+                    call.kernels.gated_group_norm_backward(
+                        {call.make_params(token, head), dense_grad_out.at(token, head),
+                         grad_x.mutable_at(token, head), grad_gate.mutable_at(token, head),
+                         grad_weight.of_head(task, head), grad_bias.of_head(task, head),
+                         static_cast<float*>(workspace)});
+                  });
   return {grad_x.tensor, grad_gate.tensor, grad_weight.total(), grad_bias.total()};
 }
 

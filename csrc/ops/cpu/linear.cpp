@@ -22,7 +22,7 @@ namespace retnet::ops {
 namespace {
 
 using retnet::kernels::cpu::BFloat16;
-using retnet::kernels::cpu::kLinearMaxTokens;
+using retnet::kernels::cpu::kLinearFewRows;
 using retnet::kernels::cpu::kLinearRowMultiple;
 
 constexpr int64_t kWeightsPerTask = 65536;
@@ -47,9 +47,9 @@ const BFloat16* elements(const at::Tensor& x) {
   return static_cast<const BFloat16*>(x.const_data_ptr());
 }
 
-bool takes_few_rows(const at::Tensor& x, const at::Tensor& weight) {
+bool supports_few_rows(const at::Tensor& x, const at::Tensor& weight) {
   return is_known_on_cpu(x, at::kBFloat16) && is_known_on_cpu(weight, at::kBFloat16) &&
-         x.dim() >= 1 && weight.dim() == 2 && x.numel() <= kLinearMaxTokens * x.size(-1) &&
+         x.dim() >= 1 && weight.dim() == 2 && x.numel() <= kLinearFewRows * x.size(-1) &&
          x.numel() > 0 && weight.numel() > 0 && weight.stride(1) == 1 && linear_setting() != "0";
 }
 
@@ -105,7 +105,7 @@ const std::optional<c10::TypedOperatorHandle<OnednnLinear>>& onednn_linear() {
   return op;
 }
 
-bool takes_onednn(const at::Tensor& x, const at::Tensor& weight) {
+bool supports_onednn(const at::Tensor& x, const at::Tensor& weight) {
   if (!is_known_on_cpu(x, at::kFloat) || !is_known_on_cpu(weight, at::kFloat) || x.dim() < 2 ||
       weight.dim() != 2 || x.numel() < kOnednnRows * x.size(-1) ||
       std::min(weight.size(0), weight.size(1)) < kOnednnChannels || !onednn_linear() ||
@@ -130,18 +130,18 @@ at::Tensor linear_by_onednn(const at::Tensor& x, const at::Tensor& weight,
 at::Tensor linear_cpu(const at::Tensor& x, const at::Tensor& weight,
                       const std::optional<at::Tensor>& bias) {
   check_linear(x, weight, bias);
-  if (takes_few_rows(x, weight)) return linear_by_few_rows(x, weight, bias);
-  if (takes_onednn(x, weight)) return linear_by_onednn(x, weight, bias);
+  if (supports_few_rows(x, weight)) return linear_by_few_rows(x, weight, bias);
+  if (supports_onednn(x, weight)) return linear_by_onednn(x, weight, bias);
   return at::linear(x, weight, bias);
 }
 
 }  // namespace
 
 bool has_faster_linear(const at::Tensor& x, const at::Tensor& weight, bool needs_gradient) {
-  return takes_onednn(x, weight) || (!needs_gradient && takes_few_rows(x, weight));
+  return supports_onednn(x, weight) || (!needs_gradient && supports_few_rows(x, weight));
 }
 
-int64_t linear_few_rows() { return kLinearMaxTokens; }
+int64_t linear_few_rows() { return kLinearFewRows; }
 
 TORCH_LIBRARY_IMPL(retnet, CPU, m) { m.impl("linear", linear_cpu); }
 

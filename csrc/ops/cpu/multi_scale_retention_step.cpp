@@ -12,6 +12,8 @@
 namespace retnet::ops {
 namespace {
 
+using retnet::kernels::cpu::Norm;
+
 /// The cosines and sines of the position of each entry of the batch, [B, Dk/2] each.
 struct Rotations {
   Rotations(const at::Tensor& positions, const at::Tensor& frequencies)
@@ -46,6 +48,7 @@ at::Tensor multi_scale_retention_step_cpu(
   const int64_t Dk = q.size(2), Dv = v.size(2);
   const cpu::Affine dense_weight(weight), dense_bias(bias);
   const Rotations rotations(positions, frequencies);
+  const auto norm_kind = norm == "layer" ? Norm::kLayer : Norm::kRms;
   const auto& set = cpu::instruction_set();
   const cpu::FloatTokens gate_tokens(set, gate);
   const auto body = [&](int64_t b, int64_t h, const auto& p, const auto& decode_step,
@@ -65,8 +68,8 @@ at::Tensor multi_scale_retention_step_cpu(
     rotated.out = retained;
     decode_step(rotated);
     gate_tokens.load(b, h, own_gate);
-    set.float32.gated_norm({Dv, static_cast<float>(eps), norm == "layer", retained, own_gate,
-                            dense_weight.of_head(h), dense_bias.of_head(h), p.out});
+    set.float32.gated_group_norm({Dv, norm_kind, static_cast<float>(eps), retained, own_gate,
+                                  dense_weight.of_head(h), dense_bias.of_head(h), p.out});
   };
   return cpu::run_decode_step(q, k, v, log_decay, state, scale, slots, 2 * Dk + 2 * Dv, body);
 }

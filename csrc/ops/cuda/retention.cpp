@@ -37,9 +37,9 @@ ChunkwiseLaunch plan_forward(const at::Tensor& q, const at::Tensor& v, std::opti
   p.scale = static_cast<float>(scale.value_or(1 / std::sqrt(static_cast<double>(p.head_dim_qk))));
   if (cu_seqlens) p.cu_seqlens_ptr = cu_seqlens->const_data_ptr<int32_t>();
   if (form != "chunkwise") {
-    launch.plan.unsupported_reason = "the kernel is of the chunkwise form";
+    launch.plan.unsupported_reason = "the kernel supports only form=\"chunkwise\"";
   } else if (q.scalar_type() != at::kBFloat16 && q.scalar_type() != at::kHalf) {
-    launch.plan.unsupported_reason = "the kernel takes bfloat16 and float16";
+    launch.plan.unsupported_reason = "the kernel supports only bfloat16 and float16";
   } else {
     p.dtype = q.scalar_type() == at::kHalf ? kernels::cuda::DType::kFloat16
                                            : kernels::cuda::DType::kBFloat16;

@@ -18,21 +18,22 @@ namespace {
 using kernels::cuda::ChunkwisePass;
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention_backward_cuda(
-    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_state,
+    const std::optional<at::Tensor>& grad_out, const std::optional<at::Tensor>& grad_final_state,
     const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const at::Tensor& log_decay,
     const std::optional<at::Tensor>& initial_state, std::optional<double> scale,
     std::string_view form, std::optional<int64_t> chunk_size,
     const std::optional<at::Tensor>& cu_seqlens, std::array<bool, 5> output_mask) {
   check_retention("retention_backward", q, k, v, log_decay, initial_state, form, chunk_size,
                   cu_seqlens);
-  check_retention_grads(grad_out, grad_state, q, k, v, log_decay, cu_seqlens);
+  check_retention_grads(grad_out, grad_final_state, q, k, v, log_decay, cu_seqlens);
   const c10::cuda::CUDAGuard guard(q.device());
   const auto device = cuda::device_limits(q.device().index());
   auto forward = cuda::plan_forward(q, v, scale, form, chunk_size, cu_seqlens);
   const auto [needs_q, needs_k, needs_v, needs_log_decay, needs_initial_state] = output_mask;
   if (cuda::backward_unsupported_reason(forward, device, needs_log_decay) != nullptr) {
-    return composite::retention_backward(grad_out, grad_state, q, k, v, log_decay, initial_state,
-                                         scale, form, chunk_size, cu_seqlens, output_mask);
+    return composite::retention_backward(grad_out, grad_final_state, q, k, v, log_decay,
+                                         initial_state, scale, form, chunk_size, cu_seqlens,
+                                         output_mask);
   }
   auto& p = forward.params;
   // These own what the parameters point to until the launches.
@@ -42,7 +43,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   const auto kept_log_decay = log_decay.contiguous();
   const auto kept_cu_seqlens = cu_seqlens ? cu_seqlens->contiguous() : at::Tensor();
   const auto kept_initial_state = initial_state ? initial_state->contiguous() : at::Tensor();
-  const auto kept_grad_final_state = grad_state ? grad_state->contiguous() : at::Tensor();
+  const auto kept_grad_final_state =
+      grad_final_state ? grad_final_state->contiguous() : at::Tensor();
   p.q = cuda::make_operand(kept_q);
   p.k = cuda::make_operand(kept_k);
   p.v = cuda::make_operand(kept_v);
@@ -51,7 +53,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> retention
   if (initial_state) p.initial_state_ptr = kept_initial_state.const_data_ptr<float>();
   kernels::cuda::ChunkwiseGradients gradients;
   if (grad_out) gradients.grad_out = cuda::make_operand(kept_grad_out);
-  if (grad_state) gradients.grad_final_state_ptr = kept_grad_final_state.const_data_ptr<float>();
+  if (grad_final_state)
+    gradients.grad_final_state_ptr = kept_grad_final_state.const_data_ptr<float>();
 
   at::Tensor grad_q, grad_k, grad_v, grad_log_decay, grad_initial_state;
   if (initial_state && needs_initial_state) {

@@ -30,15 +30,15 @@ std::optional<std::tuple<at::Tensor, at::Tensor>> rotate(at::Tensor q, at::Tenso
   p.heads = any.size(-2);
   p.head_dim_qk = any.size(-1);
   p.dtype = *dtype;
-  p.half = style == "half";
+  p.interleaved = style == "interleaved";
   p.inverse = inverse;
-  p.position_ptr = positions.const_data_ptr();
-  p.position_64 = positions.scalar_type() == at::kLong;
+  p.positions_ptr = positions.const_data_ptr();
+  p.positions_64 = positions.scalar_type() == at::kLong;
   const bool per_batch_entry = one_token || positions.dim() == 2;
-  p.position_stride_b = per_batch_entry ? positions.stride(0) : 0;
-  p.position_stride_t = one_token ? 0 : positions.stride(-1);
+  p.positions_stride_b = per_batch_entry ? positions.stride(0) : 0;
+  p.positions_stride_t = one_token ? 0 : positions.stride(-1);
   const auto radians = frequencies.contiguous();
-  p.frequency_ptr = radians.const_data_ptr<float>();
+  p.frequencies_ptr = radians.const_data_ptr<float>();
 
   if (!kernels::cuda::supports_rotary(p)) return std::nullopt;  // whatever the layout of q and k
   const auto set = [&](kernels::cuda::RotaryOperand& operand, const at::Tensor& x) {

@@ -10,7 +10,8 @@
 
 namespace retnet::kernels::cpu {
 
-constexpr int64_t kLinearMaxTokens = 4;
+/// The most rows of x that the kernel takes, each of which is a token.
+constexpr int64_t kLinearFewRows = 4;
 /// The kernel is fastest if the number of rows of the weight is a multiple of this.
 constexpr int64_t kLinearRowMultiple = 24;
 

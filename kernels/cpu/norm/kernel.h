@@ -15,18 +15,18 @@ namespace {
 template <int kLanes, class Scalar>
 struct Normed {
   using V = F<kLanes>;
-  explicit Normed(const GatedNormParams& p_) : p(p_) {
-    const auto count = static_cast<float>(p.channels);
-    if (p.centred) {
+  explicit Normed(const GatedGroupNormParams& p_) : p(p_) {
+    const auto count = static_cast<float>(p.head_dim_v);
+    if (p.norm == Norm::kLayer) {
       V sum = {};
-      each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
+      each_vector<kLanes>(p.head_dim_v, [&](int64_t c, int64_t n) {
         sum += load_channels<kLanes, Scalar>(p.x, c, n);
       });
       mean = sum_lanes<kLanes>(sum) / count;
     }
     // The variance is taken of the centred values, because mean(x^2) - mean(x)^2 cancels.
     V squares = {};
-    each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
+    each_vector<kLanes>(p.head_dim_v, [&](int64_t c, int64_t n) {
       V x = load_channels<kLanes, Scalar>(p.x, c, n) - mean;
       for (int64_t i = n; i < kLanes; ++i) x[i] = 0;
       squares += x * x;
@@ -41,15 +41,15 @@ struct Normed {
     if (p.bias) normed += load_channels<kLanes, float>(p.bias, c, n);
     return normed;
   }
-  const GatedNormParams& p;
+  const GatedGroupNormParams& p;
   float mean = 0, factor = 0;
 };
 
 template <int kLanes, class Scalar>
-void gated_norm(const GatedNormParams& p) {
+void gated_group_norm(const GatedGroupNormParams& p) {
   using V = F<kLanes>;
   const Normed<kLanes, Scalar> normed(p);
-  each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
+  each_vector<kLanes>(p.head_dim_v, [&](int64_t c, int64_t n) {
     V out = normed.affine(normed.at(c, n), c, n);
     if (p.gate) {
       const V gate = load_channels<kLanes, Scalar>(p.gate, c, n);
@@ -60,12 +60,12 @@ void gated_norm(const GatedNormParams& p) {
 }
 
 template <int kLanes, class Scalar>
-void gated_norm_grad(const GatedNormGradParams& g) {
+void gated_group_norm_backward(const GatedGroupNormBackwardParams& g) {
   using V = F<kLanes>;
   const auto& p = g.forward;
   const Normed<kLanes, Scalar> normed(p);
   V sum = {}, products = {};  // of the gradient of normed, and of its products with normed
-  each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
+  each_vector<kLanes>(p.head_dim_v, [&](int64_t c, int64_t n) {
     const V x = normed.at(c, n);
     V grad = load_channels<kLanes, Scalar>(g.grad_out, c, n);  // of out, then of each value before
     if (p.gate) {
@@ -91,10 +91,10 @@ void gated_norm_grad(const GatedNormGradParams& g) {
     products += grad * x;
   });
   if (!g.grad_x) return;
-  const auto count = static_cast<float>(p.channels);
-  const float mean = p.centred ? sum_lanes<kLanes>(sum) / count : 0;
+  const auto count = static_cast<float>(p.head_dim_v);
+  const float mean = p.norm == Norm::kLayer ? sum_lanes<kLanes>(sum) / count : 0;
   const float mean_product = sum_lanes<kLanes>(products) / count;
-  each_vector<kLanes>(p.channels, [&](int64_t c, int64_t n) {
+  each_vector<kLanes>(p.head_dim_v, [&](int64_t c, int64_t n) {
     const V grad =
         load_channels<kLanes, float>(g.workspace, c, n) - mean - normed.at(c, n) * mean_product;
     store_channels<kLanes, Scalar>(g.grad_x, c, n, grad * normed.factor);

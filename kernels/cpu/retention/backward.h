@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The pass backward in time of `RetentionBackwardParams`. The gradients of k and v share dS, the
-// gradient of the state. It is carried as `grad_state`, in blocks like the state of forward.h. V
-// dS^T reads dS as a left factor, item by item, so grad_k comes out transposed,
+// The pass backward in time of `RetentionBackwardParams`. The gradients of k and v share R, the
+// gradient of the state. It is carried as `running_grad_state`, in blocks like the state of
+// forward.h. V R^T reads R as a left factor, item by item, so grad_k comes out transposed,
 // [head_dim_qk][kChunk], in floats. It is transposed back when it is stored. If the operand is a
-// pair of bfloat16, dS has two copies, in pairs along head_dim_qk for grad_v and along head_dim_v
+// pair of bfloat16, R has two copies, in pairs along head_dim_qk for grad_v and along head_dim_v
 // for grad_k.
 //
-// The blocks of dS are taken in groups, so that dS goes through the caches once a chunk. For each
+// The blocks of R are taken in groups, so that R goes through the caches once a chunk. For each
 // group the pass computes its part of grad_k, its columns of grad_v, and its update.
 #pragma once
 
@@ -32,9 +32,9 @@ struct BackwardWorkspace {
   // channels of q.
   int64_t qk_row_stride, v_row_stride, qk_depth_stride;
   Workspace workspace;
-  BlockedState<Operand> grad_state;
-  Item* grad_state_rows;     // [head_dim_v / block][head_dim_qk][block / kItemDepth]; of floats:
-                             // those of grad_state itself
+  BlockedState<Operand> running_grad_state;
+  // [head_dim_v / block][head_dim_qk][block / kItemDepth]; of floats, those of running_grad_state
+  Item* running_grad_state_rows;
   Item* k_rows;              // [kChunk] rows of qk_row_stride
   Item* grad_out_rows;       // [kChunk] rows of v_row_stride
   Item* q_transposed;        // [head_dim_qk / kItemDepth] rows of kChunkStride
@@ -54,10 +54,10 @@ struct BackwardWorkspace {
         v_row_stride(padded_stride(head_dim_v / kItemDepth)),
         qk_depth_stride(padded_stride(head_dim_qk)),
         workspace(memory),
-        grad_state(workspace, head_dim_qk, head_dim_v),
-        grad_state_rows(kItemDepth == 1
-                            ? grad_state.items
-                            : workspace.take<Item>(head_dim_qk * head_dim_v / kItemDepth)),
+        running_grad_state(workspace, head_dim_qk, head_dim_v),
+        running_grad_state_rows(kItemDepth == 1
+                                    ? running_grad_state.items
+                                    : workspace.take<Item>(head_dim_qk * head_dim_v / kItemDepth)),
         k_rows(workspace.take<Item>(kChunk * qk_row_stride)),
         grad_out_rows(workspace.take<Item>(kChunk * v_row_stride)),
         q_transposed(workspace.take<Item>(head_dim_qk / kItemDepth * kChunkStride)),
@@ -91,23 +91,23 @@ class BackwardPass {
   BackwardPass(const RetentionBackwardParams& p, void* memory) : p_(p), w_(p, memory) {}
 
   void run() {
-    read_grad_state();
+    read_running_grad_state();
     first_ = round_up(p_.tokens, kChunk);
     while ((first_ -= kChunk) >= 0) chunk();
     if (p_.grad_initial_state.ptr) {
-      w_.grad_state.write(p_.grad_initial_state, p_.head_dim_qk, p_.head_dim_v);
+      w_.running_grad_state.write(p_.grad_initial_state, p_.head_dim_qk, p_.head_dim_v);
     }
   }
 
  private:
-  void read_grad_state() {
-    w_.grad_state.read(p_.grad_final_state, p_.head_dim_qk, p_.head_dim_v);
+  void read_running_grad_state() {
+    w_.running_grad_state.read(p_.grad_final_state, p_.head_dim_qk, p_.head_dim_v);
     if constexpr (kItemDepth > 1) {
       for (int64_t column = 0; column < w_.head_dim_v; column += kWidth) {
         for (int64_t row = 0; row < w_.head_dim_qk; ++row) {
-          const float* p = w_.grad_state.block(column) + row * kWidth;
+          const float* p = w_.running_grad_state.block(column) + row * kWidth;
           Operand::store_row(
-              w_.grad_state_rows + (column * w_.head_dim_qk + row * kWidth) / kItemDepth,
+              w_.running_grad_state_rows + (column * w_.head_dim_qk + row * kWidth) / kItemDepth,
               load<V>(p), load<V>(p + kLanes));
         }
       }
@@ -152,7 +152,7 @@ class BackwardPass {
           });
         }
         each_tile<Operand>(w_.head_dim_qk, [&](auto rows, int64_t first) {
-          update_grad_state(rows, first, column, grad_out);
+          update_running_grad_state(rows, first, column, grad_out);
           prefetcher_.fetch();
         });
       }
@@ -229,7 +229,7 @@ class BackwardPass {
     });
   }
 
-  /// grad_k^T += dS V^T over the columns of a group.
+  /// grad_k^T += R V^T over the columns of a group.
   template <int kRows>
   RETNET_NOINLINE void add_group_to_grad_k(TileRows<kRows>, int64_t i, int64_t j, int64_t group,
                                            int64_t end) {
@@ -239,10 +239,10 @@ class BackwardPass {
       sum = group == 0 ? V{} : load<V>(to + r * kChunkStride + vector * kLanes);
     });
     for (int64_t column = group; column < end; column += kWidth) {
-      tile.multiply_add(w_.grad_state_rows + (column * w_.head_dim_qk + i * kWidth) / kItemDepth,
-                        kWidth / kItemDepth, 1,
-                        w_.v_transposed + column / kItemDepth * kChunkStride + j, kChunkStride,
-                        kWidth / kItemDepth);
+      tile.multiply_add(
+          w_.running_grad_state_rows + (column * w_.head_dim_qk + i * kWidth) / kItemDepth,
+          kWidth / kItemDepth, 1, w_.v_transposed + column / kItemDepth * kChunkStride + j,
+          kChunkStride, kWidth / kItemDepth);
     }
     tile.each(
         [&](int r, int vector, V& sum) { store(to + r * kChunkStride + vector * kLanes, sum); });
@@ -277,14 +277,15 @@ class BackwardPass {
     }
   }
 
-  /// grad_v = weight_j K dS + scores^T grad_out, with the tokens i >= j only.
+  /// grad_v = weight_j K R + scores^T grad_out, with the tokens i >= j only.
   template <int kRows>
   RETNET_NOINLINE void compute_grad_v(TileRows<kRows>, int64_t j, int64_t column,
                                       const Item* grad_out) {
     RegisterTile<Operand, kRows> tile;
     tile.clear();
     tile.multiply_add(w_.k_rows + j * w_.qk_row_stride, w_.qk_row_stride, 1,
-                      w_.grad_state.block_items(column), kWidth, w_.head_dim_qk / kItemDepth);
+                      w_.running_grad_state.block_items(column), kWidth,
+                      w_.head_dim_qk / kItemDepth);
     tile.each([&](int r, int, V& sum) { sum *= weight_[j + r]; });
     tile.multiply_add(w_.scores_transposed + (j * kChunk + j) / kItemDepth, kChunk / kItemDepth, 1,
                       grad_out + j / kItemDepth * kWidth, kWidth, (even_ - j) / kItemDepth);
@@ -294,18 +295,18 @@ class BackwardPass {
   }
 
   template <int kRows>
-  RETNET_NOINLINE void update_grad_state(TileRows<kRows>, int64_t first, int64_t column,
-                                         const Item* grad_out) {
+  RETNET_NOINLINE void update_running_grad_state(TileRows<kRows>, int64_t first, int64_t column,
+                                                 const Item* grad_out) {
     RegisterTile<Operand, kRows> tile;
     tile.clear();
     tile.multiply_add(w_.q_weighted + first, 1, w_.qk_depth_stride, grad_out, kWidth,
                       even_ / kItemDepth);
-    add_decayed_state(tile, w_.grad_state.block(column) + first * kWidth,
+    add_decayed_state(tile, w_.running_grad_state.block(column) + first * kWidth,
                       p_.decay.power_minus_one[length_], p_.decay.gamma_is_zero);
-    w_.grad_state.store(tile, first, column);
+    w_.running_grad_state.store(tile, first, column);
     if constexpr (kItemDepth > 1) {
       tile.store_row_major(
-          w_.grad_state_rows + (column * w_.head_dim_qk + first * kWidth) / kItemDepth,
+          w_.running_grad_state_rows + (column * w_.head_dim_qk + first * kWidth) / kItemDepth,
           kWidth / kItemDepth);
     }
   }

@@ -33,7 +33,7 @@ struct TokenView {
   const void* ptr = nullptr;
   int64_t stride = 0;  // of a token
 };
-/// The same, to be written. Null if it is not asked for.
+/// The same, to be written. Null if it is not required.
 struct MutableTokenView {
   void* ptr = nullptr;
   int64_t stride = 0;
@@ -44,7 +44,7 @@ struct StateView {
   const float* ptr = nullptr;
   int64_t row_stride = 0, column_stride = 0;
 };
-/// The same, to be written. Null if it is not asked for.
+/// The same, to be written. Null if it is not required.
 struct MutableStateView {
   float* ptr = nullptr;
   int64_t row_stride = 0, column_stride = 0;
@@ -67,17 +67,17 @@ struct RetentionForwardParams {
   DecayTables decay{};
   // The derivative with respect to log_decay, of the columns at hand:
   //     sum_i grad_out_i . dout_i/dlog_decay + <dS/dlog_decay, grad_final_state>
-  double* grad_log_decay = nullptr;  // null: not asked for
+  double* grad_log_decay = nullptr;  // null: not required
   TokenView grad_out;                // [tokens, head_dim_v]
   StateView grad_final_state;
 };
 
-/// The pass backward in time computes the gradients of k and v. With dS the gradient of the state,
+/// The pass backward in time computes the gradients of k and v. With R the gradient of the state,
 /// over a chunk of L tokens:
-///     grad_v_j = scale sum_{i >= j} gamma^(i-j) (q_i . k_j) grad_out_i + gamma^(L-1-j) k_j dS
-///     grad_k_j = scale sum_{i >= j} gamma^(i-j) (grad_out_i . v_j) q_i + gamma^(L-1-j) dS v_j
-///     dS      <- gamma^L dS + scale sum_i gamma^(i+1) q_i^T grad_out_i
-/// If grad_k is not asked for, columns of v may be computed alone. If grad_v is not asked for,
+///     grad_v_j = scale sum_{i >= j} gamma^(i-j) (q_i . k_j) grad_out_i + gamma^(L-1-j) k_j R
+///     grad_k_j = scale sum_{i >= j} gamma^(i-j) (grad_out_i . v_j) q_i + gamma^(L-1-j) R v_j
+///     R       <- gamma^L R + scale sum_i gamma^(i+1) q_i^T grad_out_i
+/// If grad_k is not required, columns of v may be computed alone. If grad_v is not required,
 /// columns of k may.
 struct RetentionBackwardParams {
   int64_t tokens, head_dim_qk, head_dim_v;

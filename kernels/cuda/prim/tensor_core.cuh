@@ -15,7 +15,7 @@
 
 namespace retnet::kernels::cuda::prim {
 
-// Whether the architecture has what follows. If it has not, kernels are empty.
+// True if the architecture supports these primitives. Otherwise kernels compile to nothing.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
 inline constexpr bool kHasAsyncMma = true;
 #else

@@ -25,14 +25,14 @@ struct RotaryParams {
   int64_t heads = 0;        // H
   int64_t head_dim_qk = 0;  // Dk
   DType dtype = DType::kFloat32;
-  bool half = false;     // pairs of channels (i, i + Dk / 2); else (2 i, 2 i + 1)
-  bool inverse = false;  // by the negative angle
+  bool interleaved = true;  // pairs of channels (2 i, 2 i + 1), else (i, i + Dk / 2)
+  bool inverse = false;     // by the negative angle
   RotaryOperand q, k;
-  const void* position_ptr = nullptr;  // [B, T]
-  int64_t position_stride_b = 0;       // 0: [T]
-  int64_t position_stride_t = 0;
-  bool position_64 = true;               // int64, else int32
-  const float* frequency_ptr = nullptr;  // [Dk / 2] contiguous, radians per position
+  const void* positions_ptr = nullptr;  // [B, T]
+  int64_t positions_stride_b = 0;       // 0: [T]
+  int64_t positions_stride_t = 0;
+  bool positions_64 = true;                // int64, else int32
+  const float* frequencies_ptr = nullptr;  // [Dk / 2] contiguous, radians per position
 };
 
 inline constexpr int kRotaryBlock = 128;  // threads
@@ -59,11 +59,11 @@ inline bool aligned(const RotaryParams& p, const RotaryOperand& x, int vector) {
 }  // namespace rotary_detail
 
 // Returns the number of elements per access, 8 (16-bit types) or 4. It is the most that both operands
-// allow, or 0 if none is possible. If `half`, an access lies in one half of the channels.
+// allow, or 0 if none is possible. Unless `interleaved`, an access lies in one half of the channels.
 inline int rotary_vector(const RotaryParams& p) {
   for (int vector = 8; vector >= 4; vector /= 2) {
     if (vector * element_size(p.dtype) <= 16 &&
-        p.head_dim_qk % (p.half ? 2 * vector : vector) == 0 &&
+        p.head_dim_qk % (p.interleaved ? vector : 2 * vector) == 0 &&
         rotary_detail::aligned(p, p.q, vector) && rotary_detail::aligned(p, p.k, vector)) {
       return vector;
     }
@@ -72,10 +72,10 @@ inline int rotary_vector(const RotaryParams& p) {
 }
 
 // Returns the number of threads of a token, one for each kRotaryHeads heads and each access (and its
-// partner, if `half`). `vector` is not 0.
+// partner, unless `interleaved`). `vector` is not 0.
 inline int64_t rotary_threads_per_token(const RotaryParams& p, int vector) {
   const int64_t groups = (p.heads + kRotaryHeads - 1) / kRotaryHeads;
-  return groups * (p.head_dim_qk / (p.half ? 2 * vector : vector));
+  return groups * (p.head_dim_qk / (p.interleaved ? vector : 2 * vector));
 }
 
 // Whether the kernel supports this call. Pointers to outputs may still be null, because the allocations of

@@ -207,7 +207,9 @@ def _read_shards(folder: Path, index: Path) -> dict[str, Tensor]:
         isinstance(file, str) and Path(file).name == file
         for file in places.values()
     ):
-        raise ValueError(f"{index}: must hold weight_map, from tensors to files beside it")
+        raise ValueError(
+            f"{index}: must hold weight_map, which maps each tensor to a file in the same folder"
+        )
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         tensors |= _read_file(folder / file)[0]

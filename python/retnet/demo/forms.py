@@ -33,12 +33,12 @@ def compare_forms(model: RetNetForCausalLM, ids: Tensor) -> list[Difference]:
         output = model(token, state=state, inplace=True)
         steps.append(output.logits)
         state = output.state
-    logits["decoding steps"] = torch.cat(steps, dim=1)
+    logits["decode steps"] = torch.cat(steps, dim=1)
     pairs = [
         ("chunkwise", "parallel"),
         ("recurrent", "parallel"),
         ("recurrent", "chunkwise"),
-        ("decoding steps", "chunkwise"),
+        ("decode steps", "chunkwise"),
     ]
     return [_difference(a, b, logits[a].double(), logits[b].double()) for a, b in pairs]
 

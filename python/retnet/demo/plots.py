@@ -117,7 +117,7 @@ def plot_decoding(config: RetNetConfig, decoding: Decoding, path: Path) -> None:
         left.fill_between(at, low, high, alpha=0.25, lw=0, label="10th to 90th percentile")
         left.plot(at, middle, label=f"median of {_BIN} steps")
         left.set(
-            xlabel="tokens read so far", ylabel="ms per token", title="Time of one decoding step",
+            xlabel="tokens read so far", ylabel="ms per token", title="Time of one decode step",
             ylim=(0, 1.6 * float(np.percentile(high, 95))), xlim=(0, len(steps)),
         )  # fmt: skip
         left.legend()

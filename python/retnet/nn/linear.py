@@ -11,16 +11,14 @@ from retnet import _C, ops
 
 __all__ = ["Linear", "linear"]
 
-_FEW_ROWS = _C.linear_few_rows
-
 
 class Linear(nn.Linear):
     """torch's `nn.Linear` that calls `retnet.ops.linear` if that is faster.
 
     `retnet.ops.linear` is faster
 
-    - on a CPU in bfloat16, for up to 4 rows with grad mode off;
-    - on some CPUs in float32, for 128 rows and more, unless the layer is compiled.
+    - on a CPU in bfloat16, for a few rows with grad mode off;
+    - on some CPUs in float32, for many rows, unless the layer is compiled.
 
     A program that torch.export exports contains torch's linear. With strict=True, which traces as
     torch.compile does, it contains the linear that the example inputs take. If grad mode was on
@@ -59,8 +57,11 @@ def _is_plain(x: Tensor) -> bool:
 def _is_faster_compiled(x: Tensor, weight: Tensor) -> bool:
     """Returns what `_C.has_faster_linear` returns, in Python that torch.compile can trace.
 
-    The sizes may be symbols. In float32 the answer is no, because Inductor has its own products to
-    choose from.
+    The sizes may be symbols. The answers differ in two cases:
+
+    - In float32 this one is no, because Inductor has its own products to choose from.
+    - It is yes without a look at RETNET_CPU_LINEAR, at empty tensors and at strides. There the
+      operator runs torch's linear.
     """
     return (
         x.device.type == "cpu"
@@ -68,6 +69,7 @@ def _is_faster_compiled(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not x.is_nested
         and weight.dim() == 2
+        and x.dim() > 0
         # This comes last, so that an exported dimension gets no bound.
-        and x.numel() <= _FEW_ROWS * x.shape[-1]
+        and x.numel() <= _C.linear_few_rows * x.shape[-1]
     )

@@ -121,8 +121,8 @@ def _chunks(hidden: Tensor, targets: Tensor, vocab_size: int) -> list[tuple[Tens
     count = max(-(-length // longest), 1)
     if count == 1:
         return [(hidden, targets)]
-    step = -(-length // count)
-    return list(zip(hidden.split(step, 1), targets.split(step, 1), strict=True))
+    chunk_size = -(-length // count)
+    return list(zip(hidden.split(chunk_size, 1), targets.split(chunk_size, 1), strict=True))
 
 
 def _nats(

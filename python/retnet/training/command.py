@@ -55,7 +55,7 @@ class _Renamed(argparse.Action):
     """An option that was renamed. Using its old name is an error."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        parser.error(f"{self.option_strings[0]} was renamed, it is now {self.const}")
+        parser.error(f"{self.option_strings[0]} was renamed to {self.const}")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

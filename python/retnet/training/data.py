@@ -22,7 +22,8 @@ class Batch(NamedTuple):
     Attributes:
         inputs: [B, T] int64.
         targets: [B, T] int64, the token after each input, or -100 if there is none.
-        fresh: [B] bool, True for rows that start a document. None if the rows are independent.
+        fresh: [B] bool, True for batch entries that start a document. None if the entries are
+            independent.
     """
 
     inputs: Tensor
@@ -92,9 +93,9 @@ class Windows:
 class Documents:
     """`batch_size` documents side by side, each read in segments of `seq_len` tokens to its end.
 
-    A row whose document has ended continues with the next document of a shuffled order. The order
-    is shuffled again in every epoch. The last segment of a document is padded with tokens 0 that
-    have no target.
+    A batch entry whose document has ended continues with the next document of a shuffled order.
+    The order is shuffled again in every epoch. The last segment of a document is padded with
+    tokens 0 that have no target.
 
     Args:
         documents: [N_i] integer tensors, N_i >= 2.
@@ -112,23 +113,23 @@ class Documents:
         self.generator = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.int64)
         self.taken = 0
-        self.rows = torch.full(
+        self.entries = torch.full(
             (batch_size, 2), -1
         )  # document, number of its tokens read; -1: none yet
 
     def next(self) -> Batch:
-        """Returns the next segment of each row."""
-        batch_size = len(self.rows)
+        """Returns the next segment of each batch entry."""
+        batch_size = len(self.entries)
         inputs = torch.zeros(batch_size, self.seq_len, dtype=torch.int64)
         targets = torch.full_like(inputs, IGNORE_INDEX)
         fresh = torch.zeros(batch_size, dtype=torch.bool)
-        for row, (document, read) in enumerate(self.rows.tolist()):
+        for entry, (document, read) in enumerate(self.entries.tolist()):
             if document < 0 or read >= len(self.documents[document]) - 1:
-                document, read, fresh[row] = self._draw(), 0, True
+                document, read, fresh[entry] = self._draw(), 0, True
             segment = self.documents[document][read : read + self.seq_len + 1].long()
-            inputs[row, : len(segment) - 1] = segment[:-1]
-            targets[row, : len(segment) - 1] = segment[1:]
-            self.rows[row] = torch.tensor([document, read + self.seq_len])
+            inputs[entry, : len(segment) - 1] = segment[:-1]
+            targets[entry, : len(segment) - 1] = segment[1:]
+            self.entries[entry] = torch.tensor([document, read + self.seq_len])
         return Batch(inputs, targets, fresh)
 
     def _draw(self) -> int:
@@ -139,19 +140,21 @@ class Documents:
         return int(self.order[self.taken - 1])
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the order, the position in it, and the position of each row in its document."""
+        """Returns the order, the position in it, and the position of each entry in its
+        document.
+        """
         return {
             "generator": self.generator.get_state(),
             "order": self.order,
             "taken": self.taken,
-            "rows": self.rows.clone(),
+            "rows": self.entries.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a state that `state_dict` returned."""
         self.generator.set_state(state["generator"])
         self.order, self.taken = state["order"], state["taken"]
-        self.rows = state["rows"].clone()
+        self.entries = state["rows"].clone()
 
 
 def split(documents: Sequence[Tensor], share: float) -> tuple[list[Tensor], list[Tensor]]:

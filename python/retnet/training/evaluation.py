@@ -71,8 +71,8 @@ def evaluate(
                 state = None
             elif state is not None and len(inputs) < len(state.positions):
                 ended = len(state.positions) - len(inputs)
-                rows = torch.arange(ended, len(state.positions), device=device)
-                state = state.select(rows)
+                running = torch.arange(ended, len(state.positions), device=device)
+                state = state.select(running)
             _, loss, state = model(
                 inputs.to(device), state=state, targets=targets.to(device), reduction="sum"
             )
@@ -96,19 +96,19 @@ def describe_context(window: int | None) -> str:
 def _carried(documents: Sequence[Tensor]) -> Iterator[Batch]:
     """Yields segments of documents of similar length, side by side.
 
-    All rows are fresh in the first segment. The shorter documents come first, and documents that
-    have ended are left out.
+    All batch entries are fresh in the first segment. The shorter documents come first, and
+    documents that have ended are left out.
     """
     ordered = sorted((ids for ids in documents if len(ids) > 1), key=len)
     for first in range(0, len(ordered), _ROWS):
-        rows, start = ordered[first : first + _ROWS], 0
-        while rows:
-            step = _TOKENS // len(rows)
-            parts = [ids[start : start + step + 1].long() for ids in rows]
-            fresh = torch.full((len(rows),), start == 0)
-            yield _pad(parts, [0] * len(rows))._replace(fresh=fresh)
-            start += step
-            rows = [ids for ids in rows if len(ids) - 1 > start]
+        running, start = ordered[first : first + _ROWS], 0
+        while running:
+            segment_length = _TOKENS // len(running)
+            parts = [ids[start : start + segment_length + 1].long() for ids in running]
+            fresh = torch.full((len(running),), start == 0)
+            yield _pad(parts, [0] * len(running))._replace(fresh=fresh)
+            start += segment_length
+            running = [ids for ids in running if len(ids) - 1 > start]
 
 
 def _windows(documents: Sequence[Tensor], window: int) -> Iterator[Batch]:

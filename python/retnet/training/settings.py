@@ -279,14 +279,14 @@ def _convert(name: str, kind: str, value: Any) -> Any:
     elif kind == "bool":
         ok, what = isinstance(value, bool), "true or false"
     elif kind == "str":
-        ok, what = isinstance(value, str), "text"
+        ok, what = isinstance(value, str), "a string"
     elif kind.startswith("dict"):
         ok, what = isinstance(value, dict), "a table"
     elif kind == "tuple[float, ...]":
         ok, what = many and all(map(_is_number, value)), "a list of finite numbers"
         value = [float(x) for x in value] if ok else value
     else:
-        ok, what = many and all(isinstance(x, str) for x in value), "a list of texts"
+        ok, what = many and all(isinstance(x, str) for x in value), "a list of strings"
     if not ok:
         raise ValueError(f"settings: {name} must be {what}, got {value!r}")
     return tuple(value) if many else value

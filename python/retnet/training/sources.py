@@ -99,7 +99,8 @@ class Sources:
                 raise ValueError(f"{root}: must hold files to read, got an empty folder")
         if left_out and not found:
             raise ValueError(
-                f"{_names(roots)}: must hold files to read, all were left out: {_told(left_out)}"
+                f"{_names(roots)}: must hold files to read, but all were left out: "
+                f"{_told(left_out)}"
             )
         for reason, left in left_out.items():
             self.left_out.setdefault(reason, []).extend(left)

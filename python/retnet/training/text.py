@@ -167,7 +167,9 @@ class FileTokenizer:
         try:
             import tokenizers
         except ImportError as error:
-            raise ImportError(f"{path}: to read it, pip install tokenizers") from error
+            raise ImportError(
+                f"{path}: reading it needs tokenizers (pip install tokenizers)"
+            ) from error
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
         self.path = path

@@ -271,12 +271,14 @@ class Trainer:
         path = _state_path(folder, step)
         data = _read_state(path)
         if data["fingerprint"] != self.fingerprint:
-            raise ValueError(f"{path}: data must be what the run began with, got other text")
+            raise ValueError(f"{path}: the text in data has changed since the run began")
         seed = data.get("seed", self.settings.seed)
         if seed != self.settings.seed:
             raise ValueError(
                 f"{path}: seed must be that of the run ({seed}), got {self.settings.seed}"
             )
+        if (data["state"] is None) != (self.state is None):
+            raise ValueError(f"{path}: stream differs from the run that is resumed")
         set_now = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
         try:
             self.batches.load_state_dict(data["batches"])
@@ -287,17 +289,15 @@ class Trainer:
                 for name, parameter in self.model.named_parameters():
                     if name.endswith("log_decay_raw"):
                         self.optimizer.state.pop(parameter, None)
-            if (data["state"] is None) != (self.state is None):
-                raise ValueError("another stream")
             if self.state is not None:
                 retention, positions = data["state"]
                 if retention.shape != self.state.retention.shape:
-                    raise ValueError("another batch_size")
+                    raise ValueError(f"its state holds {retention.shape[1]} sequences")
                 self.state = RetNetState(retention.to(self.device), positions.to(self.device))
             torch.set_rng_state(data["random"])
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{path}: stream, batch_size and model must be those of the run ({error})"
+                f"{path}: batch_size or model differs from the run that is resumed ({error})"
             ) from error
         self.steps, self.tokens = data["steps"], data["tokens"]
         self.seconds, self.loss = data["seconds"], data["loss"]

@@ -216,39 +216,42 @@ void check_retention(const KernelTable& kernels, const std::string& dtype, int64
 // -------------------------------------------------------------------------------------------------
 
 template <class T>
-void check_norm(const KernelTable& kernels, const std::string& dtype, int64_t channels,
-                bool centred) {
-  const auto x = stored<T>(normal(channels)), gate = stored<T>(normal(channels));
-  const auto grad = stored<T>(normal(channels));
-  const auto weight = stored<float>(normal(channels)), bias = stored<float>(normal(channels));
+void check_norm(const KernelTable& kernels, const std::string& dtype, int64_t head_dim_v,
+                Norm norm) {
+  const auto x = stored<T>(normal(head_dim_v)), gate = stored<T>(normal(head_dim_v));
+  const auto grad = stored<T>(normal(head_dim_v));
+  const auto weight = stored<float>(normal(head_dim_v)), bias = stored<float>(normal(head_dim_v));
   const auto X = values(x), G = values(gate), W = values(weight), N = values(bias),
              D = values(grad);
-  const double eps = 1e-5, n = static_cast<double>(channels);
+  const double eps = 1e-5, n = static_cast<double>(head_dim_v);
   double mean = 0, square = 0;
-  for (const auto value : X) mean += centred ? value / n : 0;
+  for (const auto value : X) mean += norm == Norm::kLayer ? value / n : 0;
   for (const auto value : X) square += (value - mean) * (value - mean) / n;
   const double root = 1 / std::sqrt(square + eps);
-  Doubles y(channels), dx(channels), dgate(channels), dweight(channels), dbias(channels);
+  Doubles y(head_dim_v), dx(head_dim_v), dgate(head_dim_v), dweight(head_dim_v), dbias(head_dim_v);
   double of_mean = 0, of_root = 0;
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; i < head_dim_v; ++i) {
     const double normed = (X[i] - mean) * root, sigmoid = 1 / (1 + std::exp(-G[i]));
     const double inner = normed * W[i] + N[i];
     y[i] = inner * G[i] * sigmoid;
     dgate[i] = D[i] * inner * sigmoid * (1 + G[i] * (1 - sigmoid));
     dbias[i] = D[i] * G[i] * sigmoid, dweight[i] = dbias[i] * normed;
-    of_mean += centred ? dbias[i] * W[i] / n : 0, of_root += dbias[i] * W[i] * normed / n;
+    of_mean += norm == Norm::kLayer ? dbias[i] * W[i] / n : 0,
+        of_root += dbias[i] * W[i] * normed / n;
   }
-  for (int64_t i = 0; i < channels; ++i) {
+  for (int64_t i = 0; i < head_dim_v; ++i) {
     dx[i] = root * (dbias[i] * W[i] - of_mean - (X[i] - mean) * root * of_root);
   }
-  std::vector<T> out(channels), grad_x(channels), grad_gate(channels);
-  std::vector<float> grad_weight(channels), grad_bias(channels), workspace(channels);
-  const GatedNormParams forward{channels,    static_cast<float>(eps), centred,     x.data(),
-                                gate.data(), weight.data(),           bias.data(), out.data()};
-  kernels.gated_norm(forward);
-  kernels.gated_norm_grad({forward, grad.data(), grad_x.data(), grad_gate.data(),
-                           grad_weight.data(), grad_bias.data(), workspace.data()});
-  const auto name = dtype + (centred ? " layer norm " : " rms norm ") + std::to_string(channels);
+  std::vector<T> out(head_dim_v), grad_x(head_dim_v), grad_gate(head_dim_v);
+  std::vector<float> grad_weight(head_dim_v), grad_bias(head_dim_v), workspace(head_dim_v);
+  const GatedGroupNormParams forward{head_dim_v,  norm,        static_cast<float>(eps),
+                                     x.data(),    gate.data(), weight.data(),
+                                     bias.data(), out.data()};
+  kernels.gated_group_norm(forward);
+  kernels.gated_group_norm_backward({forward, grad.data(), grad_x.data(), grad_gate.data(),
+                                     grad_weight.data(), grad_bias.data(), workspace.data()});
+  const auto name =
+      dtype + (norm == Norm::kLayer ? " layer norm " : " rms norm ") + std::to_string(head_dim_v);
   check(name, values(out), y, tolerance<T>());
   check(name + " gradient of x", values(grad_x), dx, 2 * tolerance<T>());
   check(name + " gradient of gate", values(grad_gate), dgate, 2 * tolerance<T>());
@@ -315,7 +318,7 @@ void check_dtype(const InstructionSet& set, const KernelTable& kernels, const st
   check_retention<T>(kernels, dtype, 200, 64, 129, -0.01);
   for (const int64_t channels : {5, 64, 131}) {
     for (const bool yes : {true, false}) {
-      check_norm<T>(kernels, dtype, channels, yes);
+      check_norm<T>(kernels, dtype, channels, yes ? Norm::kLayer : Norm::kRms);
       check_rotary<T>(set, kernels, dtype, channels, yes, 1234567);
     }
     check_cross_entropy<T>(kernels, dtype, channels);

@@ -75,7 +75,7 @@ Inputs make_inputs(const Case& c) {
   return in;
 }
 
-/// The results on the device. Those that were not asked for are empty.
+/// The results on the device. Those that are not required are empty.
 struct Outputs {
   std::vector<std::byte> out, grad_x, grad_gate, grad_weight, grad_bias;
   bool operator==(const Outputs&) const = default;

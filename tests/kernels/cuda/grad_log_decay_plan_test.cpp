@@ -61,7 +61,7 @@ TEST_CASE("grad_log_decay: the tile depends on the head and the device alone") {
 
 TEST_CASE("grad_log_decay: unsupported calls") {
   CHECK(reason(grad_log_decay_plan(call(1, 1, 1, 64, 64, DType::kFloat32), kH100)) ==
-        "the kernel takes bfloat16 and float16");
+        "the kernel supports only bfloat16 and float16");
   CHECK(reason(grad_log_decay_plan(call(1, 1, 1, 64, 64), kT4)) ==
         "the kernel needs compute capability 8.0");
   CHECK(reason(grad_log_decay_plan(call(1, 1, 1, 260, 64), kH100)) ==
@@ -70,7 +70,7 @@ TEST_CASE("grad_log_decay: unsupported calls") {
         "Dk and Dv must be multiples of 4");
   // The tile of the forward kernel has slices of 128.
   CHECK(reason(grad_log_decay_plan(call(1 << 20, 1, 256, 256, 512), kH100)) ==
-        "more than 2^31 - 1 blocks for log_decay's gradient");
+        "the gradient of log_decay would need more than 2^31 - 1 blocks");
   CHECK(reason(grad_log_decay_plan(call(1, 1, 1, 256, 64), {86, 80, 79 << 10})) != "");
   CHECK(grad_log_decay_plan(call(1 << 20, 1, 255, 256, 512), kH100).unsupported_reason == nullptr);
 }

@@ -137,7 +137,8 @@ std::string norm(DType dtype, bool backward, int64_t head_dim_v) {
       .str();
 }
 
-simt::LaunchCounters run_rotary(DType dtype, bool half, int64_t tokens, int64_t head_dim_qk) {
+simt::LaunchCounters run_rotary(DType dtype, bool interleaved, int64_t tokens,
+                                int64_t head_dim_qk) {
   simt::Simulator simulator;
   RotaryParams p;
   p.batch = 1;
@@ -145,23 +146,23 @@ simt::LaunchCounters run_rotary(DType dtype, bool half, int64_t tokens, int64_t 
   p.heads = 8;
   p.head_dim_qk = head_dim_qk;
   p.dtype = dtype;
-  p.half = half;
+  p.interleaved = interleaved;
   const int64_t bytes = tokens * p.heads * head_dim_qk * element_size(dtype);
   for (RotaryOperand* x : {&p.q, &p.k}) {
     *x = {zeros(simulator, bytes, "x"), 0, p.heads * head_dim_qk, head_dim_qk};
     x->out_ptr = simulator.output<std::byte>(bytes, "out");
   }
-  p.position_ptr = zeros(simulator, 8 * tokens, "positions");
-  p.position_stride_t = 1;
-  p.frequency_ptr = static_cast<float*>(zeros(simulator, 2 * head_dim_qk, "frequencies"));
+  p.positions_ptr = zeros(simulator, 8 * tokens, "positions");
+  p.positions_stride_t = 1;
+  p.frequencies_ptr = static_cast<float*>(zeros(simulator, 2 * head_dim_qk, "frequencies"));
   require(launch_rotary(p, nullptr) == cudaSuccess, "rotary: launch");
   return finish(simulator, "rotary");
 }
 
-std::string rotary(DType dtype, bool half) {
+std::string rotary(DType dtype, bool interleaved) {
   constexpr int64_t kHeadDimQk = 256, kShort = 8, kLong = 24;
-  const simt::LaunchCounters before = run_rotary(dtype, half, kShort, kHeadDimQk);
-  const simt::LaunchCounters after = run_rotary(dtype, half, kLong, kHeadDimQk);
+  const simt::LaunchCounters before = run_rotary(dtype, interleaved, kShort, kHeadDimQk);
+  const simt::LaunchCounters after = run_rotary(dtype, interleaved, kLong, kHeadDimQk);
   const double token_heads = 8 * (kLong - kShort);
   const auto header = static_cast<double>(rotary_memory_bytes(dtype, kHeadDimQk));
   const auto moved = [](const simt::LaunchCounters& launch) {
@@ -169,7 +170,7 @@ std::string rotary(DType dtype, bool half) {
   };
   return Object()
       .text("dtype", name(dtype))
-      .text("style", half ? "half" : "interleaved")
+      .text("style", interleaved ? "interleaved" : "half")
       .number("head_dim_qk", kHeadDimQk)
       .raw("counted",
            Object().number("memory_bytes", (moved(after) - moved(before)) / token_heads).str())
@@ -297,9 +298,9 @@ int print() {
       }
     }
   }
-  for (const bool half : {false, true}) {
+  for (const bool interleaved : {true, false}) {
     for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
-      rotary_items.push_back(rotary(dtype, half));
+      rotary_items.push_back(rotary(dtype, interleaved));
     }
   }
   for (const ModelDevice& device : kModelDevices) devices.push_back(describe(device).str());

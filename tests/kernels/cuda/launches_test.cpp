@@ -434,25 +434,25 @@ TEST_CASE("column_sum: a block for 32 columns, at most 2^20") {
 TEST_CASE("rotary: a thread for each access of the heads that share angles") {
   std::set<const void*> kernels;
   for (const auto& [dtype, vector] : kInstances) {
-    for (const bool half : {false, true}) {
-      CAPTURE(static_cast<int>(dtype), vector, half);
+    for (const bool interleaved : {false, true}) {
+      CAPTURE(static_cast<int>(dtype), vector, interleaved);
       RotaryParams p;
       p.batch = 2;
       p.tokens = 77;
       p.heads = kRotaryHeads + 1;
       p.head_dim_qk = 64;
       p.dtype = dtype;
-      p.half = half;
+      p.interleaved = interleaved;
       p.q = {fake<void>(vector * element_size(dtype) == 8 ? 8 : 0), 77 * 64 * 9, 64 * 9, 64,
              fake<void>()};
-      p.frequency_ptr = fake<float>();
-      p.position_ptr = fake<void>();
+      p.frequencies_ptr = fake<float>();
+      p.positions_ptr = fake<void>();
       REQUIRE(rotary_vector(p) == vector);
       const auto call = [&] { return launch_rotary(p, kStream); };
       Recorder recorder;
       CHECK(call() == cudaSuccess);
       REQUIRE(recorder.launches.size() == 1);
-      const int64_t threads = 2 * 77 * 2 * (64 / vector / (half ? 2 : 1));
+      const int64_t threads = 2 * 77 * 2 * (64 / vector / (interleaved ? 1 : 2));
       check_shape(recorder.launches[0], (threads + kRotaryBlock - 1) / kRotaryBlock, kRotaryBlock,
                   0);
       kernels.insert(recorder.launches[0].kernel);

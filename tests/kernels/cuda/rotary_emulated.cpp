@@ -23,10 +23,10 @@ namespace {
 struct Case {
   DType dtype = DType::kFloat32;
   bool narrow = false;  // the start makes 16-bit rows only 8-byte aligned
-  bool half = false;
+  bool interleaved = true;
   size_t B = 1, T = 1, H = 1, Dk = 4;
   bool inverse = false;
-  bool position_64 = true;
+  bool positions_64 = true;
   bool per_batch_entry = true;  // positions are [B, T], or otherwise [T]
   bool strided = false;  // q and k are inside larger arrays, and positions use every second place
   bool q = true, k = true;
@@ -36,10 +36,11 @@ struct Case {
     const char* dtypes[] = {"fp32", "fp16", "bf16"};
     std::snprintf(
         text, sizeof(text),
-        "%s%s %s B=%zu T=%zu H=%zu Dk=%zu inverse=%d position_64=%d per_batch_entry=%d strided=%d "
+        "%s%s %s B=%zu T=%zu H=%zu Dk=%zu inverse=%d positions_64=%d per_batch_entry=%d strided=%d "
         "q=%d k=%d",
-        dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "", half ? "half" : "interleaved", B,
-        T, H, Dk, inverse, position_64, per_batch_entry, strided, q, k);
+        dtypes[static_cast<int>(dtype)], narrow ? " narrow" : "",
+        interleaved ? "interleaved" : "half", B, T, H, Dk, inverse, positions_64, per_batch_entry,
+        strided, q, k);
     return text;
   }
 };
@@ -83,13 +84,13 @@ class Device {
     params_.heads = static_cast<int64_t>(c.H);
     params_.head_dim_qk = static_cast<int64_t>(c.Dk);
     params_.dtype = c.dtype;
-    params_.half = c.half;
+    params_.interleaved = c.interleaved;
     params_.inverse = c.inverse;
     if (c.q) params_.q = operand(in.q, "q");
     if (c.k) params_.k = operand(in.k, "k");
-    params_.position_64 = c.position_64;
-    c.position_64 ? positions<int64_t>(in) : positions<int32_t>(in);
-    params_.frequency_ptr = simulator_.input<float>(in.frequencies, "frequencies");
+    params_.positions_64 = c.positions_64;
+    c.positions_64 ? positions<int64_t>(in) : positions<int32_t>(in);
+    params_.frequencies_ptr = simulator_.input<float>(in.frequencies, "frequencies");
   }
 
   Outputs run() {
@@ -137,9 +138,9 @@ class Device {
     for (size_t i = 0; i < rows * case_.T; ++i) {
       spread[i * every] = static_cast<Index>(in.positions[i]);
     }
-    params_.position_ptr = simulator_.input<Index>(spread, "positions");
-    params_.position_stride_t = static_cast<int64_t>(every);
-    params_.position_stride_b = case_.per_batch_entry ? static_cast<int64_t>(case_.T * every) : 0;
+    params_.positions_ptr = simulator_.input<Index>(spread, "positions");
+    params_.positions_stride_t = static_cast<int64_t>(every);
+    params_.positions_stride_b = case_.per_batch_entry ? static_cast<int64_t>(case_.T * every) : 0;
   }
 
   std::vector<std::byte> read(const RotaryOperand& x) const {
@@ -166,12 +167,13 @@ std::string check_values(const Case& c, const Inputs& in, const Array& x,
   if (bytes.empty()) return "";
   const double sign = c.inverse ? -1 : 1;
   const auto exact =
-      rotary_by_definition(x.values, c.H, c.Dk, in.positions, in.frequencies, c.half, sign);
+      rotary_by_definition(x.values, c.H, c.Dk, in.positions, in.frequencies, c.interleaved, sign);
   const auto actual = to_doubles(bytes.data(), exact.size(), c.dtype);
   const std::string wrong = mismatch(actual, exact, c.Dk, c.dtype, 1);
   if (!wrong.empty()) return wrong;
   const Array composite = encode(
-      rotary_in_float(x.values, c.H, c.Dk, in.positions, in.frequencies, c.half, sign), c.dtype);
+      rotary_in_float(x.values, c.H, c.Dk, in.positions, in.frequencies, c.interleaved, sign),
+      c.dtype);
   const double mine = norm_of_difference(actual, exact);
   const double yardstick = norm_of_difference(composite.values, exact);
   char text[120];
@@ -213,11 +215,11 @@ void for_each_instantiation(const F& f) {
   for (const DType dtype : {DType::kFloat32, DType::kFloat16, DType::kBFloat16}) {
     for (const bool narrow : {false, true}) {
       if (narrow && dtype == DType::kFloat32) continue;
-      for (const bool half : {false, true}) {
+      for (const bool interleaved : {true, false}) {
         Case c;
         c.dtype = dtype;
         c.narrow = narrow;
-        c.half = half;
+        c.interleaved = interleaved;
         f(c);
       }
     }
@@ -239,7 +241,7 @@ TEST_CASE("rotary emulated") {
         c.T = T;
         c.H = H;
         c.inverse = turn % 2 == 1;
-        c.position_64 = turn % 3 != 0;
+        c.positions_64 = turn % 3 != 0;
         c.per_batch_entry = turn % 5 < 3;
         c.strided = turn % 7 < 3;
         c.q = turn % 11 != 4;
@@ -249,7 +251,7 @@ TEST_CASE("rotary emulated") {
       }
     }
     // These are the narrowest rows.
-    c.Dk = (c.half ? 2 : 1) * 4;
+    c.Dk = (c.interleaved ? 1 : 2) * 4;
     check(c, totals);
   });
   std::printf("rotary: %zu cases, %zu reports\n", totals.cases, totals.reports);

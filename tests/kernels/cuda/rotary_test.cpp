@@ -11,14 +11,14 @@ namespace retnet::kernels::cuda {
 namespace {
 
 /// Returns contiguous q and k [2, 5, 3, Dk], with aligned pointers.
-RotaryParams contiguous(DType dtype, int64_t head_dim_qk, bool half) {
+RotaryParams contiguous(DType dtype, int64_t head_dim_qk, bool interleaved) {
   RotaryParams p;
   p.batch = 2;
   p.tokens = 5;
   p.heads = 3;
   p.head_dim_qk = head_dim_qk;
   p.dtype = dtype;
-  p.half = half;
+  p.interleaved = interleaved;
   for (RotaryOperand* x : {&p.q, &p.k}) {
     x->in_ptr = reinterpret_cast<void*>(0x10000);
     x->out_ptr = reinterpret_cast<void*>(0x20000);
@@ -33,18 +33,18 @@ TEST_CASE("rotary: accesses are of 16 bytes if every row allows it, else of 8") 
   struct {
     DType dtype;
     int64_t head_dim_qk;
-    bool half;
+    bool interleaved;
     int vector;
   } const cases[] = {
-      {DType::kBFloat16, 256, false, 8}, {DType::kBFloat16, 256, true, 8},
-      {DType::kFloat16, 20, false, 4},   {DType::kFloat16, 24, true, 4},
-      {DType::kFloat16, 4, false, 4},    {DType::kFloat16, 4, true, 0},
-      {DType::kFloat32, 256, false, 4},  {DType::kFloat32, 12, true, 0},
-      {DType::kFloat32, 2, false, 0},    {DType::kFloat32, 1 << 20, true, 4},
+      {DType::kBFloat16, 256, true, 8}, {DType::kBFloat16, 256, false, 8},
+      {DType::kFloat16, 20, true, 4},   {DType::kFloat16, 24, false, 4},
+      {DType::kFloat16, 4, true, 4},    {DType::kFloat16, 4, false, 0},
+      {DType::kFloat32, 256, true, 4},  {DType::kFloat32, 12, false, 0},
+      {DType::kFloat32, 2, true, 0},    {DType::kFloat32, 1 << 20, false, 4},
   };
   for (const auto& c : cases) {
-    CAPTURE(static_cast<int>(c.dtype), c.head_dim_qk, c.half);
-    const RotaryParams p = contiguous(c.dtype, c.head_dim_qk, c.half);
+    CAPTURE(static_cast<int>(c.dtype), c.head_dim_qk, c.interleaved);
+    const RotaryParams p = contiguous(c.dtype, c.head_dim_qk, c.interleaved);
     CHECK(rotary_vector(p) == c.vector);
     CHECK(supports_rotary(p) == (c.vector > 0));
   }
@@ -54,10 +54,10 @@ TEST_CASE(
     "rotary: one array aligned to 8 bytes only narrows the accesses, to less makes them "
     "impossible") {
   const auto check = [](auto change) {
-    auto p = contiguous(DType::kBFloat16, 64, false);
+    auto p = contiguous(DType::kBFloat16, 64, true);
     change(p.k, 4);
     CHECK(rotary_vector(p) == 4);
-    p = contiguous(DType::kBFloat16, 64, false);
+    p = contiguous(DType::kBFloat16, 64, true);
     change(p.q, 2);
     CHECK_FALSE(supports_rotary(p));
   };
@@ -69,7 +69,7 @@ TEST_CASE(
 }
 
 TEST_CASE("rotary: the stride of a dimension of one element is not looked at; 0 is taken") {
-  auto p = contiguous(DType::kBFloat16, 64, true);
+  auto p = contiguous(DType::kBFloat16, 64, false);
   p.batch = p.tokens = p.heads = 1;
   for (RotaryOperand* x : {&p.q, &p.k}) x->stride_b = x->stride_t = x->stride_h = 3;
   CHECK(rotary_vector(p) == 8);
@@ -82,7 +82,7 @@ TEST_CASE("rotary: the stride of a dimension of one element is not looked at; 0 
 TEST_CASE("rotary: empty shapes are taken, more threads than an int32 counts are not") {
   for (int64_t RotaryParams::*size :
        {&RotaryParams::batch, &RotaryParams::tokens, &RotaryParams::heads}) {
-    auto p = contiguous(DType::kFloat16, 64, false);
+    auto p = contiguous(DType::kFloat16, 64, true);
     p.*size = 0;
     CHECK(supports_rotary(p));
     p.*size = -1;
@@ -91,7 +91,7 @@ TEST_CASE("rotary: empty shapes are taken, more threads than an int32 counts are
     CHECK_FALSE(supports_rotary(p));
   }
   // A token of 17 heads of 64 takes 3 x 8 threads.
-  auto p = contiguous(DType::kFloat16, 64, false);
+  auto p = contiguous(DType::kFloat16, 64, true);
   p.heads = 17;
   CHECK(rotary_threads_per_token(p, 8) == 24);
   p.batch = 1;
@@ -99,7 +99,7 @@ TEST_CASE("rotary: empty shapes are taken, more threads than an int32 counts are
   CHECK(supports_rotary(p));
   p.tokens += 1;
   CHECK_FALSE(supports_rotary(p));
-  p.half = true;
+  p.interleaved = false;
   CHECK(rotary_threads_per_token(p, 8) == 12);
   CHECK(supports_rotary(p));
 }

@@ -129,7 +129,7 @@ def test_a_stale_page_fails_the_check(tree, capsys):
         ),
         (
             "model",
-            {"work": "decoding step", "contender": "retnet", "length": 8192},
+            {"work": "decode step", "contender": "retnet", "length": 8192},
             {"README.md", "docs/benchmarks.md", "docs/kernels/cpu.md", "model.png"},
         ),
         ("linear", {"contender": "linear"}, {"docs/benchmarks.md", "docs/kernels/cpu.md"}),

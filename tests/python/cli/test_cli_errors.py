@@ -26,8 +26,8 @@ BAD_RUNS = {
         1,
         "old.toml: keys were renamed: batch is now batch_size, accumulate is now grad_accum_steps$",
     ),
-    "old option": (("run.toml", "--length", "8"), 2, "--length was renamed, it is now --seq_len; "),
-    "old option=": (("--batch=8",), 2, "--batch was renamed, it is now --batch_size; "),
+    "old option": (("run.toml", "--length", "8"), 2, "--length was renamed to --seq_len; "),
+    "old option=": (("--batch=8",), 2, "--batch was renamed to --batch_size; "),
     "unknown option": (("run.toml", "--wamup", "1"), 2, r"--wamup \(did you mean '--warmup'\?\)"),
     "unknown field": (("model.toml",), 1, r"model\.embed_dims \(did you mean 'embed_dim'\?\)"),
     "bad field": (("run.toml", "--model.key_dim", "7"), 1, "key_dim must be even, got 7"),
@@ -101,8 +101,8 @@ def test_a_run_is_not_overwritten(folder, capsys):
     for more, message in (
         ((), "holds a model; continue with --resume, or choose another out"),
         (("--resume", "--model.norm", "rms"), "must hold the model of the settings"),
-        (("--resume", "--stream"), "stream, batch_size and model must be those of the run"),
-        (("--resume", "--data", folder / "text/deep"), "data must be what the run began with"),
+        (("--resume", "--stream"), "stream differs from the run that is resumed"),
+        (("--resume", "--data", folder / "text/deep"), "the text in data has changed since"),
         (("--resume", "--seed", 1), "seed must be that of the run (0), got 1"),
     ):
         assert run("train", folder / "run.toml", *more) == 1

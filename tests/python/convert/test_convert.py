@@ -144,7 +144,7 @@ def test_full_disk(tmp_path, capsys):
     with full_disk(1000):
         assert main(["convert", str(folder), str(tmp_path / "new")]) == 1
     printed = capsys.readouterr().err
-    assert printed.count("\n") == 1 and "could not be written, nothing was replaced" in printed
+    assert printed.count("\n") == 1 and "could not be written; any old file is unchanged" in printed
     assert main(["convert", str(folder), str(tmp_path / "new")]) == 0
     retnet.load(tmp_path / "new")
 

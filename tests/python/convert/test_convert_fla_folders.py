@@ -83,7 +83,7 @@ BROKEN = {
         "model.safetensors: must be a whole safetensors file",
     ),
     "no map": (index({}), "index.json: must hold weight_map"),
-    "elsewhere": (index({"weight_map": {"a": "../fla/part"}}), "to files beside it"),
+    "elsewhere": (index({"weight_map": {"a": "../fla/part"}}), "to a file in the same folder"),
     "no shard": (
         index({"weight_map": {"a": "none.safetensors"}}),
         "none.safetensors: no such file",

@@ -164,7 +164,7 @@ def test_forms_agree_in_the_table():
         "chunkwise - parallel",
         "recurrent - parallel",
         "recurrent - chunkwise",
-        "decoding steps - chunkwise",
+        "decode steps - chunkwise",
     ]
     assert all(row.relative < 1e-5 and row.max_abs < 1e-4 for row in rows)
 
@@ -211,7 +211,7 @@ def test_command_end_to_end(small_demo, tmp_path, capsys):
     assert command.main(["--minutes", "0.01", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out
     for part in (
-        *("Before training", "After training", "decoding steps - chunkwise", "x bigram"),
+        *("Before training", "After training", "decode steps - chunkwise", "x bigram"),
         "on 1 of the 2 held-out files",
     ):
         assert part in text

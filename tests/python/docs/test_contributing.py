@@ -14,8 +14,18 @@ ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 OPERATORS = [name for name in retnet.ops.__all__ if name not in ("RetentionPlan", "retention_plan")]
 # The listed files that not every operator has.
 OPTIONAL = ("csrc/ops/composite/", "csrc/ops/cpu/", "csrc/ops/cuda/", "tests/kernels/")
-# Files that the list describes by a folder, or that belong to several operators.
-SHARED = {"retention_plan", "retention_chunkwise", "retention_parallel", "retention_recurrent"}
+# Files that name two operators that have nothing in common, but need no change for a new one. The
+# first call both, the others test a tool or the package with an operator as an example.
+NAME_TWO = {
+    "csrc/ops/composite/multi_scale_retention_step.cpp",
+    "csrc/nn/multi_scale_retention.cpp",
+    "csrc/nn/multi_scale_retention.h",
+    "python/retnet/nn/multi_scale_retention.py",
+    "tests/python/support/checks/multi_scale_retention_step.py",
+    "tests/python/docs/test_contributing.py",
+    "tests/python/package/test_install.py",
+    "tests/python/tools/test_kernel_report.py",
+}
 COMMANDS_NOT_IN_CI = {"bench", "gpu-wheels", "matrix", "mutate", "results", "test-op"}
 
 
@@ -30,6 +40,12 @@ def table(text: str, heading: str) -> list[list[str]]:
 def listed_files() -> list[str]:
     cells = [row[0] for row in table(CONTRIBUTING, "## Add an operator")]
     return [name for cell in cells for name in re.findall("`([^`]+)`", cell)]
+
+
+def names_two_operators(path: Path) -> bool:
+    """Returns whether a file names an operator on tokens and one on heads, in any spelling."""
+    text = path.read_text(errors="ignore").lower().replace("_", "")
+    return "gatedgroupnorm" in text and "rotary" in text
 
 
 def test_listed_files_exist():
@@ -53,6 +69,22 @@ def test_every_file_of_an_operator_is_listed():
             for path in (ROOT / folder).rglob("*"):
                 if re.fullmatch(rf"(test_)?{operator}(_emulated)?\.(h|cpp|py)", path.name):
                     assert path.parent.relative_to(ROOT) in patterns, path
+
+
+def test_every_file_that_names_the_operators_is_listed():
+    listed = {name.replace("NAME", op) for name in listed_files() for op in OPERATORS}
+    folders = ("csrc", "kernels", "tests", "python", "tools", "docs", "benchmarks", "examples")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
+    paths += [path for path in ROOT.iterdir() if path.name != "CONTRIBUTING.md"]
+    sources = (".h", ".cuh", ".cpp", ".cu", ".cmake", ".txt", ".py", ".md", ".sh", "Makefile")
+    found = {
+        str(path.relative_to(ROOT))
+        for path in paths
+        if path.name.endswith(sources) and path.is_file() and names_two_operators(path)
+    }
+    assert len(found - NAME_TWO) >= 20
+    assert found - NAME_TWO <= listed, sorted(found - NAME_TWO - listed)
+    assert found >= NAME_TWO, sorted(NAME_TWO - found)
 
 
 @pytest.mark.parametrize("page", [CONTRIBUTING, ARCHITECTURE], ids=["contributing", "architecture"])

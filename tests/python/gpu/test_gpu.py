@@ -375,8 +375,8 @@ def test_norm_of_more_than_2_31_elements(large):
 @pytest.mark.not_poisoned
 def test_gradients_of_retention_of_more_than_2_31_elements(large, gpu):
     """At the start and at the end, the gradients are those of a call on the tokens there. A token
-    is forgotten after 256 others: dq of later tokens and dk, dv of earlier tokens do not depend on
-    it.
+    is forgotten after 256 others: grad_q of later tokens and grad_k, grad_v of earlier tokens do
+    not depend on it.
     """
     log_decay = torch.tensor([-0.5, -1.0, -2.0, -0.7], device=gpu)
 

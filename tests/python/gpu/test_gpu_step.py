@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import retnet.cpp
-from retnet import RetNetConfig, _decoding_step
-from retnet._decoding_step import WARM_UP, DecodeStep
+from retnet import RetNetConfig, _decode_step
+from retnet._decode_step import WARM_UP, DecodeStep
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
 from retnet.ops import multi_scale_retention_step, retention_step
@@ -113,15 +113,15 @@ def test_a_slot_past_the_end_touches_nothing(slot, gpu):
 def recordings(monkeypatch) -> list[int]:
     """Returns a list with an item for each graph that was recorded."""
     made: list[int] = []
-    record = _decoding_step.record
+    record = _decode_step.record
 
     def counted(step, device):
         replay = record(step, device)
         made.append(1)
         return replay
 
-    monkeypatch.setattr(_decoding_step, "record", counted)
-    _decoding_step.say_once.cache_clear()
+    monkeypatch.setattr(_decode_step, "record", counted)
+    _decode_step.say_once.cache_clear()
     return made
 
 
@@ -145,7 +145,7 @@ def test_a_recorded_step_is_an_eager_one(switches, dtype, recordings, monkeypatc
     options = ({"temperature": 0}, {"seed": 1}, {"seed": 2, "top_k": 20, "top_p": 0.9})
     recorded = [generate(model, prompts, max_new_tokens=40, **o) for o in options]
     assert len(recordings) == len(options)
-    monkeypatch.setattr(_decoding_step, "has_graphs", lambda device: False)
+    monkeypatch.setattr(_decode_step, "has_graphs", lambda device: False)
     for texts, o in zip(recorded, options, strict=True):
         eager = generate(model, prompts, max_new_tokens=40, **o)
         assert all(map(torch.equal, texts, eager))

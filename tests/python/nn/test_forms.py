@@ -59,7 +59,7 @@ def test_gradients_cross_segments():
 
 
 @each_variant
-def test_decoding_steps_equal_chunkwise(changes, monkeypatch):
+def test_decode_steps_equal_chunkwise(changes, monkeypatch):
     model = make_model(**changes)
     ids = random_ids(2, 30)
     whole = model(ids)

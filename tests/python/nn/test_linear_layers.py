@@ -18,12 +18,13 @@ import retnet.cpp
 from retnet import _C, RetNetConfig
 from retnet.generation import generate
 from retnet.nn import RetNetForCausalLM
-from retnet.nn.linear import Linear
+from retnet.nn.linear import Linear, _is_faster_compiled
 from retnet.nn.linear import linear as plain_linear
 from retnet.ops import linear
 from support.cases.cpp import same, twin_of
-from support.cases.linear import BF16, by_onednn, normal
 from support.cases.nn import make_model, random_ids
+from support.cases.ops import BF16, by_onednn, normal
+from support.paths import ROOT
 
 parametrize = pytest.mark.parametrize
 
@@ -132,7 +133,7 @@ def test_compiled_and_exported_steps():
     for rows in (1, 2, 3, 5, 6):
         ids, state = random_ids(rows, 1), model.config.make_state(rows)
         assert torch.equal(compiled(ids, state=state).logits, model(ids, state=state).logits)
-        assert ("retnet.linear" in kinds[-1]) == (rows <= 4)
+        assert ("retnet.linear" in kinds[-1]) == (rows <= FEW)
     ids, state = random_ids(2, 1), model.config.make_state(2)
     program = torch.export.export(model, (ids,), {"state": state})
     assert "retnet.linear" not in str(program.graph)
@@ -231,6 +232,62 @@ def test_the_operator_decides(dtype, rows, size, when, with_grad, onednn):
         assert seen(layer, x)[0] == seen(linear, x, layer.weight, layer.bias)[0] == answer
 
 
+FEW = _C.linear_few_rows
+# The arguments, and whether grad mode is on.
+BOTH_DECIDE = {
+    "one row": (normal(1, 64), normal(32, 64), False),
+    "most rows": (normal(FEW, 64), normal(32, 64), False),
+    "more rows": (normal(FEW + 1, 64), normal(32, 64), False),
+    "vector": (normal(64), normal(32, 64), False),
+    "scalar": (normal(), normal(32, 64), False),
+    "most rows of three dimensions": (normal(1, FEW, 64), normal(32, 64), False),
+    "more rows of three dimensions": (normal(2, FEW, 64), normal(32, 64), False),
+    "rows with gaps": (normal(FEW, 128)[:, ::2], normal(32, 64), False),
+    "weight with gaps": (normal(1, 64), normal(32, 128)[:, :64], False),
+    "weight of one row": (normal(1, 64), normal(64), False),
+    "with gradients": (normal(1, 64), normal(32, 64), True),
+    "float16": (normal(1, 64, dtype=torch.float16), normal(32, 64, dtype=torch.float16), False),
+    "few of float32": (normal(1, 64, dtype=torch.float32), normal(32, 64).float(), False),
+    "other weight": (normal(1, 64), normal(32, 64, dtype=torch.float32), False),
+    "other x": (normal(1, 64, dtype=torch.float32), normal(32, 64), False),
+    "meta": (normal(1, 64).to("meta"), normal(32, 64).to("meta"), False),
+    "nested": (torch.nested.as_nested_tensor([normal(1, 64)]), normal(32, 64), False),
+}
+OPERATOR_FALLS_BACK = {
+    "transposed weight": (normal(1, 64), normal(64, 32).T, ""),
+    "no rows": (normal(0, 64), normal(32, 64), ""),
+    "no outputs": (normal(1, 64), normal(0, 64), ""),
+    "turned off": (normal(1, 64), normal(32, 64), "0"),
+}
+
+
+@parametrize(("x", "weight", "with_grad"), BOTH_DECIDE.values(), ids=BOTH_DECIDE)
+def test_compiled_code_decides_as_the_operator(x, weight, with_grad):
+    with torch.set_grad_enabled(with_grad):
+        assert _is_faster_compiled(x, weight) == _C.has_faster_linear(x, weight)
+
+
+def test_the_table_of_decisions_has_both():
+    with torch.no_grad():
+        found = [_C.has_faster_linear(x, w) for x, w, with_grad in BOTH_DECIDE.values()]
+    assert found.count(True) == 7 and found.count(False) == 10
+
+
+@torch.no_grad()
+@parametrize(("x", "weight", "setting"), OPERATOR_FALLS_BACK.values(), ids=OPERATOR_FALLS_BACK)
+def test_the_operator_runs_torchs_where_compiled_code_calls_it(x, weight, setting, monkeypatch):
+    if setting:
+        monkeypatch.setenv("RETNET_CPU_LINEAR", setting)
+    assert _is_faster_compiled(x, weight) and not _C.has_faster_linear(x, weight)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_the_documented_number_of_rows():
+    numerics = (ROOT / "docs/numerics.md").read_text()
+    assert f"up to {FEW} rows of bfloat16" in linear.__doc__
+    assert f"This case covers up to {FEW} rows:" in numerics
+
+
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
 @torch.no_grad()
 def test_transforms_tracers_and_layouts_get_torchs(onednn):
@@ -255,6 +312,8 @@ def test_quantize_dynamic_converts_every_layer(tied, dtype, bound):
     """Its layers first get torch's class, as the guide says. The quantized model can also
     decode.
     """
+    guide = (ROOT / "docs/python/guide.md").read_text()
+    assert f"{100 * bound:g}% of their norm in int8" in guide or f"{100 * bound:g}% in fl" in guide
     torch.manual_seed(0)
     model = RetNetForCausalLM(replace(RetNetConfig.preset("tiny"), tie_embeddings=tied)).eval()
     ids = torch.randint(256, (2, 40))

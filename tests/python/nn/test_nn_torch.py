@@ -119,7 +119,7 @@ def test_compiled_training_step_takes_any_length(checkpoint_layers):
 
 
 @pytest.mark.not_poisoned
-def test_compiled_decoding_step():
+def test_compiled_decode_step():
     model = make_model(torch.float32)
     compiled, graphs = compile_and_count(
         lambda ids, state: model(ids, state=state, inplace=True), dynamic=None
@@ -206,7 +206,7 @@ def test_exported_model_takes_any_length(changes):
 
 @pytest.mark.not_poisoned
 @torch.no_grad()
-def test_exported_decoding_step(tmp_path):
+def test_exported_decode_step(tmp_path):
     model = make_model(torch.float32).eval()
     ids = random_ids(2, 6)
     state = model(ids[:, :5]).state

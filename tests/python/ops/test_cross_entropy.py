@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """cross_entropy_with_gradient_ agrees with its definition in float64. This holds for the kernel on
-every instruction set and for the ATen operations that run elsewhere.
+every instruction set and for the composite that runs elsewhere.
 """
 
 import math

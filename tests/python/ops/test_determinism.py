@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Operators give the same bits from run to run. Under torch.use_deterministic_algorithms(True), a
-row has the same bits whatever else the batch holds. Each test runs on one table of operators.
+batch entry has the same bits whatever else the batch holds. Each test runs on one table of
+operators.
 """
 
 import random
@@ -39,7 +40,7 @@ SHAPES = [  # B, T, H, Dk, Dv. Each operator that differs when batched shows it 
 @parametrize("dtype", DTYPES, ids=str)
 @parametrize("mode", ["poisoned_memory", "strictly_deterministic"])
 def test_run_to_run(mode, dtype, op, device, request):
-    """This holds for the whole batch, and if the rows are computed separately."""
+    """This holds for the whole batch, and if the batch entries are computed separately."""
     request.getfixturevalue(mode)
     first, second = (
         op.with_grads(op.make(3, 150, 4, 8, 12, dtype=dtype, device=device)) for _ in range(2)
@@ -57,7 +58,7 @@ def test_a_row_does_not_depend_on_the_batch(dtype, shape, op, device):
     if op.name == "linear" and (dtype != torch.bfloat16 or shape[0] > 4):
         pytest.skip("torch's linear, which does not promise it")
     inputs = op.make(*shape, dtype=dtype, device=device)
-    per_row = op.of_a_row - ({"state"} if "slots" in inputs else set())
+    per_row = op.of_an_entry - ({"state"} if "slots" in inputs else set())
     batch = {n: strided(x) if n in per_row and n != "slots" else x for n, x in inputs.items()}
     outputs = op(batch)
     incoming = incoming_of(outputs)
@@ -111,7 +112,7 @@ def test_batch_invariance_of_nothing(shape, op, device, request):
 
 @parametrize("form", FORMS)
 def test_rows_are_apart_under_the_strict_mode_alone(form, request):
-    """The test counts the matrix products of the composite for the whole batch and for one row."""
+    """The test counts the matrix products of the composite for a batch and for one entry."""
 
     def products(B: int) -> int:
         inputs = make_inputs(B, 20, dtype=torch.float64)

@@ -15,8 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from retnet.ops import linear
-from support.cases.linear import BF16, by_onednn, normal
-from support.cases.ops import strided
+from support.cases.ops import BF16, by_onednn, normal, strided
 from support.tolerances import assert_close_to_reference
 
 parametrize = pytest.mark.parametrize

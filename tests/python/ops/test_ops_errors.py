@@ -196,14 +196,17 @@ STEP = {
     "slots_shape": ({"slots": ints(0, 1)}, "slots must have shape [B] = [3], got [2]"),
     "slots_dtype": (
         {"slots": ints(0, 1, 2, dtype=int64)},
-        "slots must be int32 (rows of the state), got int64",
+        "slots must be int32 (indices into the state), got int64",
     ),
     "slots_device": (
         {"slots": zeros(3, dtype=INT32, device="meta")},
         "slots must be on q's device cpu, got meta",
     ),
-    "slots_range": ({"slots": ints(0, 3, 1)}, "slots must be below S = 3, got 3 in row 1"),
-    "slots_equal": ({"slots": ints(2, -1, 2)}, "slots must be distinct, got 2 in rows 0 and 2"),
+    "slots_range": ({"slots": ints(0, 3, 1)}, "slots must be below S = 3, got 3 in batch entry 1"),
+    "slots_equal": (
+        {"slots": ints(2, -1, 2)},
+        "slots must be distinct, got 2 in batch entries 0 and 2",
+    ),
 }
 FUSED = {
     "gate_shape": (

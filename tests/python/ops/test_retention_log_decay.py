@@ -29,7 +29,7 @@ def test_long_sequence(dtype, form, device):
     """
     T = 2048 if form == "parallel" else 8192
     decays = [math.log1p(-(2.0**-n)) for n in EXPONENTS]
-    # The seeds are heads, because the operator sums over the rows of the batch.
+    # The seeds are heads, because the operator sums over the batch.
     H = SEEDS * len(decays)
     inputs = make_inputs(1, T, H, 8, 8, dtype=dtype, log_decay=decays * SEEDS)
     del inputs["initial_state"]

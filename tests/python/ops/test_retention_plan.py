@@ -23,18 +23,18 @@ def plan_of(*shape: int, device="cpu", dtype=torch.bfloat16, **options) -> Reten
 @parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
 def test_no_kernel_for_meta(dtype, form):
     plan = plan_of(2, 20, 4, 8, 12, device="meta", dtype=dtype, form=form)
-    reason = "no kernel for meta in this build"
+    reason = "this build has no kernel for meta"
     assert plan == ("composite", reason, 0, 0, 0, 0, 0, 0, reason)
-    assert plan.implementation == "composite" and plan.reason.startswith("no kernel")
+    assert plan.implementation == "composite" and plan.reason.startswith("this build has no kernel")
 
 
 @parametrize(
     ("change", "reason"),
     [
-        ({"dtype": torch.float64}, "the kernel takes float32, bfloat16 and float16"),
-        ({"form": "parallel"}, "the kernel is of the chunkwise form"),
-        ({"form": "recurrent"}, "the kernel is of the chunkwise form"),
-        ({"chunk_size": 32}, "the kernel has chunks of 64 tokens"),
+        ({"dtype": torch.float64}, "the kernel supports only float32, bfloat16 and float16"),
+        ({"form": "parallel"}, 'the kernel supports only form="chunkwise"'),
+        ({"form": "recurrent"}, 'the kernel supports only form="chunkwise"'),
+        ({"chunk_size": 32}, "the kernel supports only chunk_size=64"),
     ],
     ids=str,
 )
@@ -118,10 +118,10 @@ def test_tile(call, tile, dtype, gpu):
 @parametrize(
     ("change", "reason"),
     [
-        ({"dtype": torch.float32}, "the kernel takes bfloat16 and float16"),
-        ({"dtype": torch.float64}, "the kernel takes bfloat16 and float16"),
-        ({"form": "parallel"}, "the kernel is of the chunkwise form"),
-        ({"form": "recurrent"}, "the kernel is of the chunkwise form"),
+        ({"dtype": torch.float32}, "the kernel supports only bfloat16 and float16"),
+        ({"dtype": torch.float64}, "the kernel supports only bfloat16 and float16"),
+        ({"form": "parallel"}, 'the kernel supports only form="chunkwise"'),
+        ({"form": "recurrent"}, 'the kernel supports only form="chunkwise"'),
         ({"Dk": 260}, "Dk must be at most 256 and Dv at most 512"),
         ({"Dv": 516}, "Dk must be at most 256 and Dv at most 512"),
         ({"Dk": 6}, "Dk and Dv must be multiples of 4"),
@@ -154,7 +154,7 @@ def test_too_many_blocks_for_the_gradient_of_log_decay(gpu):
     call = (q, q, torch.cat([q, q], -1), log_decay)
     assert retention_plan(*call)[::8] == ("kernel", "")
     log_decay.requires_grad_()
-    reason = "more than 2^31 - 1 blocks for log_decay's gradient"
+    reason = "the gradient of log_decay would need more than 2^31 - 1 blocks"
     assert retention_plan(*call)[::8] == ("kernel", reason)
 
 

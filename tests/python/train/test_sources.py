@@ -200,7 +200,7 @@ def test_nothing_left_is_an_error(tree, data, validation, message, tmp_path):
     sources = Sources({tmp_path / "run": RUN})
     sources.files([tmp_path / name for name in validation], "validation text")
     with pytest.raises(
-        ValueError, match=r"must hold files to read, all were left out: \S*" + message
+        ValueError, match=r"must hold files to read, but all were left out: \S*" + message
     ):
         sources.files([tmp_path / name for name in data], "training text")
 

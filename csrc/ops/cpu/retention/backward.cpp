@@ -22,14 +22,14 @@ using retnet::kernels::cpu::RetentionBackwardParams;
 using retnet::kernels::cpu::RetentionForwardParams;
 
 /// A call whose arguments are checked and have dense channels. An undefined tensor is absent, and
-/// an undefined gradient to compute is not asked for.
+/// an undefined gradient to compute is not required.
 struct BackwardCall {
   const retnet::kernels::cpu::KernelTable& kernels;
   const cpu::HeadDecayTables& decay;
   const std::vector<cpu::Segment>& sequences;
   at::Tensor q, k, v, log_decay, initial_state, grad_out, grad_final_state;
 
-  int64_t num_heads() const { return q.size(2); }
+  int64_t heads() const { return q.size(2); }
   int64_t head_dim_qk() const { return q.size(3); }
   int64_t head_dim_v() const { return v.size(3); }
 
@@ -42,7 +42,7 @@ struct BackwardCall {
 
 void BackwardCall::forward_pass(const at::Tensor& grad_q, const at::Tensor& grad_log_decay) const {
   const bool has_grad_log_decay = grad_log_decay.defined();
-  const int64_t H = num_heads();
+  const int64_t H = heads();
   const auto split = cpu::split_work(sequences, H, head_dim_qk());
   // The boundaries of segments have no derivative of the state. If it is needed, sequences stay
   // whole.
@@ -95,7 +95,7 @@ void BackwardCall::backward_pass(const at::Tensor& grad_k, const at::Tensor& gra
   // If a head is whole, grad_k and grad_v share the gradient of the state. If it is cut, two passes
   // compute grad_v and grad_initial_state by columns of v, and grad_k by columns of k. One pass for
   // both would have to sum over slices.
-  const int64_t H = num_heads(), Dk = head_dim_qk(), Dv = head_dim_v();
+  const int64_t H = heads(), Dk = head_dim_qk(), Dv = head_dim_v();
   const bool needs_k = grad_k.defined(), needs_v = grad_v.defined() || grad_initial_state.defined();
   const int64_t passes = needs_k + needs_v;
   auto split_v = cpu::split_work(sequences, H, Dv, passes),

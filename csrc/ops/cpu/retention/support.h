@@ -14,9 +14,10 @@ namespace retnet::ops::cpu {
 inline const char* unsupported_reason(const at::Tensor& q, std::string_view form,
                                       std::optional<int64_t> chunk_size) {
   using retnet::kernels::cpu::kChunk;
-  if (form != "chunkwise") return "the kernel is of the chunkwise form";
-  if (q.scalar_type() == at::kDouble) return "the kernel takes float32, bfloat16 and float16";
-  if (chunk_size.value_or(kChunk) != kChunk) return "the kernel has chunks of 64 tokens";
+  if (form != "chunkwise") return "the kernel supports only form=\"chunkwise\"";
+  if (q.scalar_type() == at::kDouble)
+    return "the kernel supports only float32, bfloat16 and float16";
+  if (chunk_size.value_or(kChunk) != kChunk) return "the kernel supports only chunk_size=64";
   return nullptr;
 }
 

@@ -13,12 +13,15 @@
 
 namespace retnet::kernels::cuda {
 
+// In the formulas of this file, R is chunk / 16 (row tiles), D is Dk / 16, H is the number of halves, and W
+// is the number of warps of a half.
+
 // Warp-wide mma of 16 x 8 x 16, by product.
 struct ChunkwiseMma {
-  int q_state;   // q S: per warp all row tiles by 2 column tiles by Dk / 16
-  int q_k;       // q k^T: all row tiles by chunk / 8 by Dk / 16, shared by the warps
-  int scores_v;  // scores v: per warp 2 of each 16 x 16 tile on or below the diagonal
-  int k_v;       // k^T v: per warp Dk / 8 by all row tiles
+  int q_state;   // q S: W R 2 D
+  int q_k;       // q k^T: R (chunk / 8) D
+  int scores_v;  // scores v: W R (R + 1), 2 for each 16 x 16 tile on or below the diagonal
+  int k_v;       // k^T v: W R 2 D
   constexpr int total() const { return q_state + q_k + scores_v + k_v; }
 };
 constexpr ChunkwiseMma chunkwise_mma(const ChunkwiseTile& tile) {
@@ -29,18 +32,18 @@ constexpr ChunkwiseMma chunkwise_mma(const ChunkwiseTile& tile) {
 }
 
 // Passes of the 128 bytes that shared memory serves at once, without bank conflicts. An ldmatrix of
-// four matrices takes 4: one for each 8 x 8 matrix of 128 bytes.
+// four matrices takes 4: one for each 8 x 8 matrix of 128 bytes. The scores have chunk / 8 columns of 8
+// tokens of k.
 struct ChunkwiseWavefronts {
-  int q;  // ldmatrix: per warp all row tiles by Dk / 16, and again those of its scores if warps
-          // share a column of them
-  int k_scores;      // of k for the scores: per warp each of its columns of 8 tokens by Dk / 32
-  int v;             // per warp all row tiles, 16 columns
-  int scores;        // per warp each 16 x 16 tile on or below the diagonal
-  int k_update;      // of k for the update of the state: per warp all row tiles by Dk / 16
-  int copies;        // cp.async: chunk rows of q, k and v
-  int score_stores;  // 2 of each 16 x 8 tile on or below the diagonal: 8 rows of 16 bytes
-  int weights;       // per warp all row tiles, 2 loads of 8 bytes a lane, by half warps
-  int sums;          // with halves: of outputs and scores each sends half, and loads as much
+  int q;             // 4 W R D; if W > chunk / 8, warps share a column: 4 R (chunk / 8) D more
+  int k_scores;      // of k for the scores: 4 W max(1, chunk / 8 / W) D / 2
+  int v;             // 4 W H R
+  int scores;        // 4 W R (R + 1) / 2
+  int k_update;      // of k for the update of the state: 4 W R D
+  int copies;        // cp.async of q, k and v: chunk (2 Dk + slice) 2 / 128
+  int score_stores;  // 2 R (R + 1): 2 for each 16 x 8 tile on or below the diagonal
+  int weights;       // 4 W H R: 2 loads of 8 bytes a lane, by half warps
+  int sums;          // of outputs and scores, sent or loaded: (H - 1) chunk (slice + chunk) 4 / 128
   constexpr int ldmatrix() const { return q + k_scores + v + scores + k_update; }
   constexpr int total() const { return ldmatrix() + copies + score_stores + weights + 2 * sums; }
 };
@@ -151,10 +154,10 @@ struct ChunkwiseGoal {
   int64_t tokens;
   double ns;
 };
-// On an H100 the first goal is 389 TFLOP/s by the formula of C = 64 (623 kFLOP), inside the 350 to 430 that
-// are expected of a first version. On an A100 it is 125, of 100 to 170, because 128 blocks on 108
-// multiprocessors take two turns. The goals with Dk = 512 are those of the passes of grad_q and grad_k. The
-// pass of grad_v costs what the forward pass does, so all three take 5.5 ns on an H100.
+// By the formula of C = 64 (623 kFLOP), the first goal is 389 TFLOP/s on an H100 and 125 on an A100, where
+// 128 blocks take two turns on 108 multiprocessors. The goals with Dk = 512 are those of the passes of
+// grad_q and grad_k. The pass of grad_v costs as much as the forward pass, so all three take 5.5 ns on an
+// H100.
 inline constexpr ChunkwiseGoal kChunkwiseGoals[] = {
     {"H100", DType::kBFloat16, 256, 512, 32, 8192, 1.6},
     {"A100", DType::kBFloat16, 256, 512, 32, 8192, 5.0},

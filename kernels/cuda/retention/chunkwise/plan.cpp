@@ -68,7 +68,8 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
     plan.unsupported_reason = reason;
     return plan;
   };
-  if (p.dtype == DType::kFloat32) return unsupported("the kernel takes bfloat16 and float16");
+  if (p.dtype == DType::kFloat32)
+    return unsupported("the kernel supports only bfloat16 and float16");
   if (device.capability < kChunkwiseMinCapability) {
     return unsupported("the kernel needs compute capability 8.0");
   }
@@ -122,7 +123,8 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
       return unsupported("more than 2^31 - 1 blocks for the states of segments");
     }
   }
-  if (plan.segments * parallel > INT32_MAX) return unsupported("more than 2^31 - 1 blocks");
+  if (plan.segments * parallel > INT32_MAX)
+    return unsupported("the launch would need more than 2^31 - 1 blocks");
   return plan;
 }
 

@@ -58,7 +58,7 @@ struct ChunkwiseParams {
   int64_t sequences = 0;                     // N: B, or the number of packed sequences (B is 1)
   const float* initial_state_ptr = nullptr;  // [N, H, Dk, Dv] contiguous, or null: zeros
   void* out_ptr = nullptr;                   // [B, T, H, Dv] contiguous
-  float* final_state_ptr = nullptr;          // [N, H, Dk, Dv] contiguous, or null: not wanted
+  float* final_state_ptr = nullptr;          // [N, H, Dk, Dv] contiguous, or null: not required
   // Device memory of the workspace_bytes of the plan, 16-byte aligned: the states that segments start from
   float* workspace_ptr = nullptr;
 };
@@ -71,7 +71,7 @@ enum class ChunkwisePhase : int {
 };
 
 // The gradients of Ret(q, k, v; initial_state) that come in and go out. Null stands for zeros, or for a
-// gradient that is not wanted. Dk and Dv are those of the forward pass.
+// gradient that is not required. Dk and Dv are those of the forward pass.
 struct ChunkwiseGradients {
   RetentionOperand grad_out;                    // [B, T, H, Dv]
   const float* grad_final_state_ptr = nullptr;  // [N, H, Dk, Dv] contiguous

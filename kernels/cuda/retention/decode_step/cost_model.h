@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What a decode step costs, by formula, a model of its time, and how many blocks share a head according to
-// it. tests/kernels/cuda/kernel_counts.cpp counts the same bytes in the SIMT emulator, and
-// tools/step_report.py compares the two. This file is plain C++ for the host.
+// The cost of a decode step by formula, a model of its time, and the number of blocks that share a head
+// (decode_step_cluster), which follows from the model. tests/kernels/cuda/kernel_counts.cpp counts the same
+// bytes in the SIMT emulator, and tools/step_report.py compares the two. This file is plain C++ for the
+// host.
 #pragma once
 
 #include "kernels/cuda/device.h"
@@ -42,11 +43,11 @@ inline constexpr double kDecodeStepLatencyNs = kModelDevices[0].memory_latency_n
 inline constexpr double kDecodeStepAroundNs = 3000;
 
 struct DecodeStepTime {
-  double peak_ns;     // bytes at the published bandwidth of the device
-  double memory_ns;   // at what a stream reaches of it
-  double latency_ns;  // what blocks wait for their loads, one block after the other
-  double around_ns;   // of the first blocks before their state, and of the last ones after it
-  double tail_ns;     // of a last round of blocks that fills the device in part
+  double peak_ns;     // bytes / published bandwidth
+  double memory_ns;   // peak_ns / kDecodeStepStreamShare
+  double latency_ns;  // rounds (turns kDecodeStepLatencyNs + kDecodeStepAroundNs) - around_ns
+  double around_ns;   // kDecodeStepAroundNs: before the first states and after the last ones
+  double tail_ns;     // (share of the last round that is empty) times the time of a block
   constexpr double total() const {
     return (memory_ns > latency_ns ? memory_ns : latency_ns) + around_ns + tail_ns;
   }

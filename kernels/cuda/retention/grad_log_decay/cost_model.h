@@ -13,12 +13,15 @@
 
 namespace retnet::kernels::cuda {
 
+// In the formulas of this file, R is chunk / 16 (row tiles), D is Dk / 16, C is slice / 16, P is
+// R (R + 1) / 2, the number of 16 x 16 tiles of token pairs on or below the diagonal, and W is the number of
+// warps.
+
 // Warp-wide mma of 16 x 8 x 16.
 struct GradLogDecayMma {
-  int states;  // of A and G: two for each 16 columns of Dv by 8 rows of Dk by 16 tokens
+  int states;  // of A and G: C 2 D R 2
   int update;  // of S and S': as many
-  // q k^T and grad_out v^T: two for each 16 x 16 tokens on or below the diagonal by 16 columns
-  int pairs;
+  int pairs;   // of q k^T and grad_out v^T: P 2 (D + C)
   constexpr int total() const { return states + update + pairs; }
 };
 constexpr GradLogDecayMma grad_log_decay_mma(const GradLogDecayTile& tile) {
@@ -30,11 +33,11 @@ constexpr GradLogDecayMma grad_log_decay_mma(const GradLogDecayTile& tile) {
 // Passes of the 128 bytes that shared memory serves at once, without bank conflicts. An ldmatrix of
 // four matrices takes 4.
 struct GradLogDecayWavefronts {
-  int q_and_k;         // for each 16 columns of Dv all 16 x 16 tiles
-  int v_and_grad_out;  // for each warp all row tiles
-  int pairs;   // per 16 x 16 tokens on or below the diagonal, both operands of both products
-  int copies;  // cp.async: chunk rows of q, k, v and grad_out
-  int weights;  // per warp and row tile 4 loads of 8 bytes a lane, by half warps, for v and grad_out each
+  int q_and_k;         // 4 (2 C R D)
+  int v_and_grad_out;  // 4 (2 W R)
+  int pairs;           // 4 (P 2 (D + C))
+  int copies;          // cp.async of q, k, v and grad_out: chunk 2 (Dk + slice) 2 / 128
+  int weights;         // for v and grad_out 4 loads of 8 bytes a lane, by half warps: W R 2 4 2
   constexpr int ldmatrix() const { return q_and_k + v_and_grad_out + pairs; }
   constexpr int total() const { return ldmatrix() + copies + weights; }
 };
@@ -71,9 +74,12 @@ constexpr int64_t grad_log_decay_memory_bytes(int64_t head_dim_qk, int64_t head_
   return 2 * (2 * head_dim_qk + 2 * head_dim_v);
 }
 
-// The number of turns, of all warps together, of the loops with mma in the loop over chunks. In the order
-// of the code they go over 16 x 16 tiles of token pairs, inside that over 64 columns of q k^T at a time (0
-// if there are no more, and no loop), over the row tiles of sum_states, and over those of update_states.
+// The number of turns, of all warps together, of each loop with mma in the loop over chunks, in the order of
+// the code:
+// - over tiles of token pairs: P
+// - inside that, over 64 columns of q k^T at a time: P D / 4, or 0 if Dk <= 64, because there is no loop
+// - over the row tiles of sum_states: W R
+// - over the row tiles of update_states: W R
 constexpr std::array<int, 4> grad_log_decay_turns(const GradLogDecayTile& tile) {
   const int rows = tile.chunk / 16, depth = tile.head_dim_qk / 16, warps = tile.threads() / 32;
   const int pairs = rows * (rows + 1) / 2;

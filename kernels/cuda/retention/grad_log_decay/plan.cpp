@@ -19,7 +19,7 @@ GradLogDecayPlan grad_log_decay_plan(const ChunkwiseParams& forward, const Devic
     plan.unsupported_reason =
         "the device has too little shared memory for every tile of log_decay's gradient";
   } else if (forward.sequences * forward.heads * plan.slices > INT32_MAX) {
-    plan.unsupported_reason = "more than 2^31 - 1 blocks for log_decay's gradient";
+    plan.unsupported_reason = "the gradient of log_decay would need more than 2^31 - 1 blocks";
   }
   return plan;
 }

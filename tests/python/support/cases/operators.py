@@ -25,20 +25,20 @@ from support.oracles.retention import retention_by_definition
 from support.oracles.rotary import rotary_by_definition
 from support.oracles.step import retention_step_by_definition
 
-OF_A_ROW = {"q", "k", "v", "x", "gate", "state", "initial_state", "slots"}
+OF_AN_ENTRY = {"q", "k", "v", "x", "gate", "state", "initial_state", "slots"}
 
 
 @dataclass
 class Op:
     """Holds an operator, a function that makes its inputs for B, T, H, Dk, Dv, and the inputs that
-    have a row per row of the batch.
+    have a part for each batch entry.
     """
 
     name: str
     make: Callable[..., Inputs]
     oracle: Callable[..., tuple[Tensor, ...]]
     options: dict = field(default_factory=dict)
-    of_a_row: set[str] = field(default_factory=lambda: OF_A_ROW)
+    of_an_entry: set[str] = field(default_factory=lambda: OF_AN_ENTRY)
 
     @property
     def is_step(self) -> bool:
@@ -116,14 +116,14 @@ OPS = {
         lambda B, T, H, K, V, **kw: rotary_inputs(B, T, H, K, batch_positions=True, **kw),
         rotary_oracle,
         {"style": "half"},
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
     "rotary_step": Op(
         "rotary",
         lambda B, T, H, K, V, **kw: rotary_inputs(B, None, H, K, **kw),
         rotary_oracle,
         {},
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
     "norm_layer": Op(
         "gated_group_norm",
@@ -151,14 +151,14 @@ OPS = {
         of_tokens(fused_inputs),
         fused_oracle,
         EPS,
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
     "fused_slots": Op(
         "multi_scale_retention_step",
         with_slots(fused_inputs),
         fused_oracle,
         EPS,
-        OF_A_ROW | {"positions"},
+        OF_AN_ENTRY | {"positions"},
     ),
 }
 

@@ -14,6 +14,7 @@ Inputs = dict[str, Tensor]
 STYLES = ["interleaved", "half"]
 NORMS = ["layer", "rms"]
 INT32 = torch.int32
+BF16 = torch.bfloat16
 # ATen computes in the first, and the kernel of the device in the second.
 EXACT_AND_KERNEL = [torch.float64, torch.float32]
 
@@ -26,8 +27,13 @@ class Normal:
         self.device = device
 
     def __call__(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        values = torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        values = torch.randn(shape, generator=self.generator, dtype=torch.float64)
         return values.to(dtype).to(self.device)
+
+
+def normal(*shape: int, dtype: torch.dtype = BF16, seed: int = 0) -> Tensor:
+    """Returns one random tensor on the CPU."""
+    return Normal(seed, "cpu")(*shape, dtype=dtype)
 
 
 def make_frequencies(Dk: int, device: torch.device | str = "cpu") -> Tensor:
@@ -46,8 +52,8 @@ def rotary_inputs(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> Inputs:
-    """Returns q, k, positions and frequencies. If T is None there is one token a row, [B, H,
-    Dk].
+    """Returns q, k, positions and frequencies. If T is None, each batch entry has one token,
+    [B, H, Dk].
     """
     normal = Normal(seed, device)
     shape = (B, H, Dk) if T is None else (B, T, H, Dk)
@@ -107,6 +113,11 @@ def linear_inputs(
     return {name: normal(*shape, dtype=dtype) for name, shape in shapes.items()}
 
 
+def by_onednn(out: Tensor) -> bool:
+    """Returns whether oneDNN computed this result of linear. It must require a gradient."""
+    return type(out.grad_fn).__name__ == "CppFunction"
+
+
 def step_inputs(
     B: int = 3,
     H: int = 4,
@@ -120,7 +131,7 @@ def step_inputs(
     seed: int = 0,
 ) -> Inputs:
     """Returns q, k, v, log_decay and state. With S slots it also returns slots, which skip every
-    second row.
+    second batch entry.
     """
     normal = Normal(seed, device)
     decays = (LOG_DECAYS * (H // len(LOG_DECAYS) + 1))[:H] if log_decay is None else log_decay

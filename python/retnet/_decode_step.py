@@ -39,8 +39,8 @@ class DecodeStep:
     def __init__(self, model: RetNetForCausalLM, state: RetNetState) -> None:
         self._model = model
         self._state = state
-        rows, device = state.positions.shape[0], state.positions.device
-        self._ids = torch.zeros(rows, 1, dtype=torch.int64, device=device)
+        batch_size, device = state.positions.shape[0], state.positions.device
+        self._ids = torch.zeros(batch_size, 1, dtype=torch.int64, device=device)
         self._logits = torch.empty(0, device=device)
         self._replay: Callable[[], None] | None = None
         self._until_record = WARM_UP if has_graphs(device) else -1  # -1: never
@@ -112,7 +112,7 @@ def graph_unsupported_reason(model: nn.Module, device: torch.device) -> str | No
     run on the CPU.
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return "there are forward hooks of all modules, which a graph would not run"
+        return "global forward hooks are registered"
     for name, child in model.named_modules():
         where = f"module {name}" if name else "the model"
         if child._forward_hooks or child._forward_pre_hooks:
@@ -128,7 +128,7 @@ def graph_unsupported_reason(model: nn.Module, device: torch.device) -> str | No
         if tensor.device != device:
             return f"{name} is on {tensor.device}, the prompts on {device}"
     if torch.is_autocast_enabled(device.type):
-        return "autocast is on, whose copies of the weights need not outlive it"
+        return "autocast is on; its casts of the weights may be freed before the graph replays"
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return "another graph is being recorded"
     return None
