@@ -5,8 +5,10 @@
 #                     TORCH=2.15.0        use this version of torch; later commands keep it
 #                     VENV=... BUILD=...  use another environment and another build tree
 # make demo         train a byte-level model on real text, generate and plot (MINUTES=5)
-# make test         run Catch2, the CUDA kernels in the SIMT emulator, pytest, and make paths
+# make test         run Catch2, the CUDA kernels in the SIMT emulator, pytest, make on-simt, and make paths
 # make emulate      run the source of the CUDA kernels on the CPU, lane by lane, under a checker
+# make on-simt      run the tests of the operators on csrc/ops/cuda, whose kernels run in the SIMT emulator, and check that
+#                   they execute each of its lines
 # make test-op OP=retention ISA=avx2
 #                   run the tests of one operator on one CPU instruction set (RETNET_CPU); without ISA they run on the
 #                   best one, and on the GPU if there is one
@@ -47,7 +49,7 @@ ARCHITECTURES := 7.5;8.0+PTX;8.6;8.9;9.0a;10.0;12.0
 SOURCES := $(shell find CMakeLists.txt setup.py pyproject.toml cmake csrc kernels -type f) \
   $(if $(EDITABLE),,$(shell find python -name "*.py" -o -name "*.pyi"))
 
-.PHONY: setup demo test tests-built ctest emulate mutate pytest test-op paths newest matrix lint docs kernels kernel-report kernel-smoke bench results gpu-wheels gpu-check clean
+.PHONY: setup demo test tests-built ctest emulate on-simt mutate pytest test-op paths newest matrix lint docs kernels kernel-report kernel-smoke bench results gpu-wheels gpu-check clean
 setup: $(VENV)/.built$(CUDA)
 
 $(VENV)/.torch-$(TORCH):
@@ -66,12 +68,12 @@ $(VENV)/.built$(CUDA): $(VENV)/.tools$(CUDA) $(SOURCES)
 demo: setup
 	$(RUN) -m retnet.demo --minutes $(MINUTES) --out demo
 
-test: ctest emulate pytest paths
+test: ctest emulate pytest on-simt paths
 tests-built: setup
 	$(VENV)/bin/cmake -B $(BUILD) -DRETNET_TESTS=ON -DRETNET_WERROR=$(WERROR)
 	$(VENV)/bin/cmake --build $(BUILD)
 ctest: tests-built
-	$(VENV)/bin/ctest --test-dir $(BUILD) --label-exclude emulator --output-on-failure
+	$(VENV)/bin/ctest --test-dir $(BUILD) --label-exclude 'emulator|on_simt' --output-on-failure
 emulate: tests-built
 	@$(VENV)/bin/ctest --test-dir $(BUILD) --label-regex emulator --parallel 2 --verbose > $(BUILD)/emulate.log || \
 	  { cat $(BUILD)/emulate.log; exit 1; }
@@ -96,6 +98,16 @@ paths: setup
 	  echo "RETNET_CPU=$$set"; \
 	  RETNET_CPU=$$set $(RUN) -m pytest -n 2 -m "not cuda" $(PATHS:%=tests/python/ops/test_%.py) || exit; \
 	done
+
+# The operators that have CUDA kernels, on the package of tests/on_simt. Without g++ on x86-64 it is not built.
+ON_SIMT := $(BUILD)/on_simt
+on-simt: tests-built
+	@[ -d $(ON_SIMT) ] || { echo "make on-simt: no SIMT emulator (needs g++ on x86-64)"; exit 0; }; \
+	find $(BUILD)/tests/on_simt -name '*.gcda' -delete && \
+	$(VENV)/bin/ctest --test-dir $(BUILD) --label-regex on_simt --output-on-failure && \
+	RETNET_ON_SIMT=1 RETNET_CPU=portable PYTHONPATH=$(ON_SIMT) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+	  -m "not cuda and not large" tests/python/on_simt $(PATHS:%=tests/python/ops/test_%.py) && \
+	$(RUN) tools/line_coverage.py $(BUILD)/tests/on_simt csrc/ops/cuda csrc/nn/cuda
 
 newest: setup
 	RETNET_CMAKE_ARGS="-DRETNET_WERROR=$(WERROR) $$RETNET_CMAKE_ARGS" $(RUN) tools/matrix.py --torch $(NEWEST_TORCH) --python $(RUN) --folder build/newest --fresh

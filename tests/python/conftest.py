@@ -49,6 +49,18 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture(autouse=True)
+def right_launches() -> Iterator[None]:
+    """On the machine of tests/on_simt: no kernel was launched wrongly, whatever its result."""
+    if "RETNET_ON_SIMT" not in os.environ:
+        yield
+        return
+    from support.on_simt import take_findings
+
+    yield
+    assert take_findings() == []
+
+
 @pytest.fixture
 def strictly_deterministic() -> Iterator[None]:
     """Runs the test under torch.use_deterministic_algorithms(True). The fixture above sets

@@ -54,8 +54,13 @@ struct LaunchShape {
   dim3 block;
   size_t dynamic_shared = 0;
   unsigned cluster = 1;  // consecutive blocks that run at the same time
+  const void* kernel = nullptr;
+  cudaStream_t stream = nullptr;
 };
+using Launch = cudaError_t (*)(const LaunchShape& shape, void (*trampoline)(const void*),
+                               const void* arguments, size_t argument_bytes);
 cudaError_t launch(const LaunchShape& shape, void (*trampoline)(const void*), const void* arguments,
                    size_t argument_bytes);
+LaunchShape shape_of(const cudaLaunchConfig_t& config, const void* kernel);
 
 }  // namespace retnet::simt

@@ -15,7 +15,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <tuple>
 
 #include "kernels/cuda/dtype.h"
 #include "simt/device.h"
@@ -162,46 +161,6 @@ RETNET_DEVICE int cluster_rank() { return simt::cluster_rank(); }
 RETNET_DEVICE void sync_cluster() { simt::cluster_barrier(); }
 RETNET_DEVICE void store_cluster(float* shared, int rank, float value) {
   simt::cluster_store(shared, rank, value);
-}
-
-// Launches: kernels take their parameters by value, from a copy that outlives the launch.
-namespace detail {
-template <class... Args>
-struct Call {
-  void (*kernel)(Args...);
-  std::tuple<Args...> args;
-  static void run(const void* call) {
-    const Call& self = *static_cast<const Call*>(call);
-    std::apply(self.kernel, self.args);
-  }
-};
-}  // namespace detail
-
-template <class... Args>
-int code_architecture(void (*)(Args...)) {
-  return 90;
-}
-
-template <class... Args>
-cudaError_t launch_clusters(void (*kernel)(Args...), unsigned blocks, unsigned cluster,
-                            unsigned threads, size_t shared_bytes, cudaStream_t, Args... args) {
-  const detail::Call<Args...> call{kernel, {args...}};
-  return simt::launch({dim3(blocks), dim3(threads), shared_bytes, cluster},
-                      &detail::Call<Args...>::run, &call, sizeof(call));
-}
-
-template <class... Args>
-cudaError_t launch(void (*kernel)(Args...), dim3 grid, unsigned threads, size_t shared_bytes,
-                   cudaStream_t, Args... args) {
-  const detail::Call<Args...> call{kernel, {args...}};
-  return simt::launch({grid, dim3(threads), shared_bytes}, &detail::Call<Args...>::run, &call,
-                      sizeof(call));
-}
-
-template <class... Args>
-cudaError_t launch(void (*kernel)(Args...), unsigned blocks, unsigned threads, cudaStream_t stream,
-                   Args... args) {
-  return launch(kernel, dim3(blocks), threads, 0, stream, args...);
 }
 
 }  // namespace retnet::kernels::cuda::prim

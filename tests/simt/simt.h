@@ -5,9 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "simt/report.h"
 
@@ -16,12 +19,22 @@ namespace retnet::simt {
 // The order of blocks, warps and lanes. A warp runs as far as it can before the next one.
 enum class Order { kAscending, kDescending, kRandom };
 
+// Device memory that is not the Simulator's: `name` stands for it in findings.
+struct Outside {
+  void* start;
+  size_t bytes;
+  std::string name;
+};
+
 struct Options {
   Order order = Order::kAscending;
   uint64_t seed = 1;   // of kRandom
   int os_threads = 1;  // that run blocks side by side
   size_t stack_bytes = 64 << 10;
   size_t shared_limit = 227 << 10;  // bytes a block may have (sm_90; sm_80 163, sm_86 99 KB)
+  // Finds what holds an address, asked once for each such array; then os_threads is 1. Kernels may write
+  // it, and nothing is known of what was written before.
+  std::function<std::optional<Outside>(uintptr_t)> outside;
 };
 
 enum class Use {
@@ -29,6 +42,13 @@ enum class Use {
   kOutput,     // starts as NaN, must be written in full
   kInOut,      // starts as given, may be written
   kWorkspace,  // starts as NaN, must be written before it is read
+};
+
+// Device memory that the last launch reached.
+struct Touched {
+  uintptr_t start;
+  bool read;
+  bool written;
 };
 
 struct Implementation;
@@ -65,6 +85,7 @@ class Simulator {
   // The report since construction. It is complete once finish() has looked for unwritten outputs.
   const Report& report() const;
   const Report& finish();
+  std::vector<Touched> touched() const;
 
  private:
   template <class T>

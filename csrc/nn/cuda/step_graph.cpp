@@ -38,6 +38,14 @@ class StreamBeside {
   c10::cuda::CUDAStreamGuard guard_;
 };
 
+/// Ends a recording of which nothing is kept.
+void end_in_any_case(at::cuda::CUDAGraph& graph) {
+  try {
+    graph.capture_end();
+  } catch (const std::exception&) {
+  }
+}
+
 }  // namespace
 
 void run_beside(const torch::Device& device, const std::function<void()>& step) {
@@ -51,21 +59,17 @@ StepGraph record_step(const torch::Device& device, const std::function<void()>& 
     return {{}, "another graph is being recorded"};
   }
   const auto graph = std::make_shared<at::cuda::CUDAGraph>();
-  bool recording = false;
   try {
     StreamBeside stream(device);
     graph->capture_begin({0, 0}, cudaStreamCaptureModeThreadLocal);
-    recording = true;
-    step();
-    recording = false;
+    try {
+      step();
+    } catch (const std::exception&) {
+      end_in_any_case(*graph);  // while its stream is current
+      throw;
+    }
     graph->capture_end();
   } catch (const std::exception& error) {
-    if (recording) {
-      try {
-        graph->capture_end();  // ends the recording, whatever its result
-      } catch (const std::exception&) {
-      }
-    }
     const std::string message = error.what();  // a backtrace follows its first line
     return {{}, "recording it failed: " + message.substr(0, message.find('\n'))};
   }

@@ -45,34 +45,4 @@ RETNET_DEVICE void store_cluster(float* shared, int rank, float value) {
   }
 }
 
-// The architecture for which the code of a kernel was compiled that the current device runs: 90 for sm_90,
-// or 0 if it is unknown.
-template <class... Args>
-int code_architecture(void (*kernel)(Args...)) {
-  cudaFuncAttributes attributes{};
-  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion;
-  cudaGetLastError();  // not left for the next call
-  return 0;
-}
-
-// Launches `blocks` blocks in clusters of `cluster`, which divides `blocks`. With 1 it is an ordinary
-// launch. `shared_bytes` is at most 48 KB.
-template <class... Args>
-cudaError_t launch_clusters(void (*kernel)(Args...), unsigned blocks, unsigned cluster,
-                            unsigned threads, size_t shared_bytes, cudaStream_t stream,
-                            Args... args) {
-  cudaLaunchAttribute attribute{};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = cluster;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
-  return cudaLaunchKernelEx(&config, kernel, args...);
-}
-
 }  // namespace retnet::kernels::cuda::prim

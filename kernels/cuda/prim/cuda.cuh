@@ -96,17 +96,6 @@ RETNET_DEVICE uint32_t pack_pair(float lower, float upper) {
 RETNET_DEVICE float word_to_float(uint32_t word) { return __uint_as_float(word); }
 RETNET_DEVICE uint32_t float_to_word(float value) { return __float_as_uint(value); }
 
-// Launches kernel(args...) and returns the error of this launch only, not an earlier one's.
-template <class... Args>
-cudaError_t launch(void (*kernel)(Args...), unsigned blocks, unsigned threads, cudaStream_t stream,
-                   Args... args) {
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(threads);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, args...);
-}
-
 }  // namespace retnet::kernels::cuda::prim
 
 #include "kernels/cuda/prim/cluster.cuh"

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 //
 // The primitives that kernels are written in, and the one seam between a GPU and the SIMT emulator. With
-// RETNET_EMULATE the emulator's header supplies the names of prim/cuda.cuh. What follows the seam is the
-// same for both.
+// RETNET_EMULATE the emulator's header supplies the names of prim/cuda.cuh. What stands before and behind
+// the seam is the same for both.
 #pragma once
+
+#include "kernels/cuda/prim/launch.cuh"
 
 #ifdef RETNET_EMULATE
 #include "simt/emulate.h"

@@ -149,26 +149,4 @@ RETNET_DEVICE uint32_t opaque(uint32_t x) {
 }
 RETNET_DEVICE float expm1(float x) { return expm1f(x); }
 
-// Like launch above, with a grid of up to three dimensions and `shared_bytes` of dynamic shared
-// memory. Returns an error if the device does not have that much.
-template <class... Args>
-cudaError_t launch(void (*kernel)(Args...), dim3 grid, unsigned threads, size_t shared_bytes,
-                   cudaStream_t stream, Args... args) {
-  constexpr size_t kWithoutConsent = 48 << 10;
-  if (shared_bytes > kWithoutConsent) {
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-    if (error != cudaSuccess) {
-      cudaGetLastError();  // this error is returned, not left for the next call
-      return error;
-    }
-  }
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, args...);
-}
-
 }  // namespace retnet::kernels::cuda::prim

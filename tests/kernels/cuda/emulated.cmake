@@ -46,6 +46,16 @@ foreach(kernel IN ITEMS gated_group_norm chunkwise chunkwise_edges chunkwise_bac
   add_test(NAME ${kernel}_emulated_test COMMAND ${kernel}_emulated_test)
   set_tests_properties(${kernel}_emulated_test PROPERTIES LABELS emulator)
 endforeach()
+
+# What the launchers ask of the runtime library. It runs no kernel.
+add_executable(launches_test ${CMAKE_CURRENT_LIST_DIR}/launches_test.cpp)
+target_link_libraries(launches_test PRIVATE retnet_catch_main retnet_kernels_emulated retnet_simt retnet_warnings)
+if(RETNET_CATCH2_LIBRARY)
+  target_link_libraries(launches_test PRIVATE ${RETNET_CATCH2_LIBRARY})
+endif()
+add_test(NAME launches_test COMMAND launches_test)
+set_tests_properties(launches_test PROPERTIES LABELS emulator)
+
 # It reads docs/kernels.
 target_compile_definitions(grad_log_decay_emulated_test PRIVATE RETNET_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 

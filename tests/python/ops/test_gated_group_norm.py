@@ -142,6 +142,7 @@ def test_a_poisoned_row_leaves_the_others(poison, norm, device):
 @norms
 @parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.not_poisoned
+@pytest.mark.large
 def test_gradients_summed_over_many_rows(dtype, norm, device):
     """This tests the gradients of weight and bias. The oracle is float64 arithmetic of ATen, which
     the small cases compare with the definition.

@@ -22,6 +22,7 @@ SEEDS = 8
 @pytest.mark.not_poisoned
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.large
 def test_long_sequence(dtype, form, device):
     """The error is the root mean square over seeds at T = 8192, relative to that of the gradient.
     The parallel form takes T = 2048, because its time is quadratic.

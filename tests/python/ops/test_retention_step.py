@@ -82,6 +82,7 @@ def test_steps_are_the_recurrent_form(dtype, device):
     assert_close_to_reference(state, expected_state.double(), **both, name="state")
 
 
+@pytest.mark.large
 @pytest.mark.not_poisoned
 def test_long_decay_does_not_drift():
     """8192 steps at a gamma that is not 1 - 2^-k. If gamma were rounded to float32, the error would

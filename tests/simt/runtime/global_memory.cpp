@@ -23,6 +23,18 @@ GlobalArray::GlobalArray(size_t bytes, Use use, std::string name, size_t offset)
   }
 }
 
+GlobalArray::GlobalArray(const Outside& memory)
+    : red_zone_(0),
+      bytes_(memory.bytes),
+      use_(Use::kInOut),
+      name_(memory.name),
+      memory_(nullptr, std::free),
+      start_(reinterpret_cast<uintptr_t>(memory.start)) {
+  sectors_.resize(bytes_ / 32 + 2);
+  granules_.resize((bytes_ + 1) / 2);
+  for (Granule& granule : granules_) granule.initialised = true;
+}
+
 void GlobalArray::begin_launch() {
   std::fill(sectors_.begin(), sectors_.end(), 0);
   for (Granule& granule : granules_) {
@@ -135,20 +147,30 @@ void GlobalMemory::report_unwritten(Findings& findings) const {
 }
 
 GlobalArray& GlobalMemory::allocate(size_t bytes, Use use, const std::string& name, size_t offset) {
-  auto array = std::make_unique<GlobalArray>(bytes, use, name, offset);
+  return add(std::make_unique<GlobalArray>(bytes, use, name, offset));
+}
+
+GlobalArray& GlobalMemory::add(std::unique_ptr<GlobalArray> array) {
   const auto position =
       std::upper_bound(arrays_.begin(), arrays_.end(), array,
                        [](const auto& a, const auto& b) { return a->start() < b->start(); });
   return **arrays_.insert(position, std::move(array));
 }
 
-GlobalArray* GlobalMemory::find(uintptr_t address, int bytes) const {
+GlobalArray* GlobalMemory::find(uintptr_t address, int bytes) {
   // The last array that starts before the address, unless the address is in the red zone of the next.
   auto next = std::upper_bound(arrays_.begin(), arrays_.end(), address,
                                [](uintptr_t a, const auto& array) { return a < array->start(); });
   if (next != arrays_.begin() && (*(next - 1))->surrounds(address, bytes)) return (next - 1)->get();
   if (next != arrays_.end() && (*next)->surrounds(address, bytes)) return next->get();
-  return nullptr;
+  if (outside_ == nullptr) return nullptr;
+  const auto found = outside_(address);
+  if (!found ||
+      (next != arrays_.begin() && (*(next - 1))->data() == static_cast<std::byte*>(found->start))) {
+    return nullptr;  // the access crosses the end of an array that is known
+  }
+  GlobalArray& array = add(std::make_unique<GlobalArray>(*found));
+  return array.surrounds(address, bytes) ? &array : nullptr;
 }
 
 }  // namespace retnet::simt

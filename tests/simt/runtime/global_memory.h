@@ -3,9 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "simt/runtime/findings.h"
@@ -18,6 +21,7 @@ namespace retnet::simt {
 class GlobalArray {
  public:
   GlobalArray(size_t bytes, Use use, std::string name, size_t offset);
+  explicit GlobalArray(const Outside& memory);  // without red zones
 
   std::byte* data() const { return reinterpret_cast<std::byte*>(start_); }
   uintptr_t start() const { return start_; }
@@ -26,7 +30,7 @@ class GlobalArray {
   }
   // Inside the array or its red zones. This memory belongs to the emulator and is harmless to touch.
   bool surrounds(uintptr_t address, int bytes) const {
-    return address >= start_ - kRedZone && address + bytes <= start_ + bytes_ + kRedZone;
+    return address >= start_ - red_zone_ && address + bytes <= start_ + bytes_ + red_zone_;
   }
   const std::string& name() const { return name_; }
   bool writable() const { return use_ != Use::kInput; }
@@ -61,6 +65,7 @@ class GlobalArray {
   void mark(uintptr_t address, int bytes, uint8_t flag);
   uint64_t count_sectors(uint8_t flag) const;
 
+  size_t red_zone_ = kRedZone;
   size_t bytes_;
   Use use_;
   std::string name_;
@@ -74,13 +79,19 @@ class GlobalArray {
 class GlobalMemory {
  public:
   GlobalArray& allocate(size_t bytes, Use use, const std::string& name, size_t offset);
+  void find_outside(std::function<std::optional<Outside>(uintptr_t)> find) {
+    outside_ = std::move(find);
+  }
   // The array that holds or surrounds these bytes, or null.
-  GlobalArray* find(uintptr_t address, int bytes) const;
+  GlobalArray* find(uintptr_t address, int bytes);
   void report_unwritten(Findings& findings) const;
   const std::vector<std::unique_ptr<GlobalArray>>& arrays() const { return arrays_; }
 
  private:
+  GlobalArray& add(std::unique_ptr<GlobalArray> array);
+
   std::vector<std::unique_ptr<GlobalArray>> arrays_;  // ascending by address
+  std::function<std::optional<Outside>(uintptr_t)> outside_;
 };
 
 }  // namespace retnet::simt

@@ -86,6 +86,13 @@ void __tsan_vptr_update(void**, void*) {}
 char __tsan_atomic8_load(const volatile char* p, int) {
   return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
+// What launchers remember (prim/launch.cuh).
+int __tsan_atomic32_load(const volatile int* p, int) {
+  return __atomic_load_n(p, __ATOMIC_SEQ_CST);
+}
+void __tsan_atomic32_store(volatile int* p, int value, int) {
+  __atomic_store_n(p, value, __ATOMIC_SEQ_CST);
+}
 
 UNDEFINED(out_of_bounds, kArrayBounds, "index past an array")
 UNDEFINED(type_mismatch_v1, kMisaligned, "misaligned access")

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "simt/runtime/block.h"
+#include "simt/runtime/simulator_library.h"
 #include "simt/simt.h"
 
 namespace retnet::simt {
@@ -18,6 +19,7 @@ struct Implementation {
   GlobalMemory memory;
   Findings findings;
   Report report;
+  DynamicShared dynamic_shared;
 };
 
 namespace {
@@ -37,7 +39,7 @@ std::vector<uint32_t> cluster_order(const Options& options, uint32_t clusters) {
 
 // Returns whether every CUDA device can launch this shape.
 bool launchable(const LaunchShape& shape) {
-  const auto& [grid, block, shared, cluster] = shape;
+  const auto& [grid, block, shared, cluster, kernel, stream] = shape;
   const uint64_t threads = static_cast<uint64_t>(block.x) * block.y * block.z;
   return grid.x > 0 && grid.y > 0 && grid.z > 0 && grid.x <= INT32_MAX && grid.y < 65536 &&
          grid.z < 65536 && threads > 0 && threads <= 1024 && block.z <= 64 && cluster > 0 &&
@@ -52,6 +54,7 @@ Simulator::Simulator(const Options& options) : implementation_(std::make_unique<
     std::abort();
   }
   implementation_->options = options;
+  implementation_->memory.find_outside(options.outside);
   simulator_in_use = implementation_.get();
 }
 
@@ -75,13 +78,56 @@ const Report& Simulator::finish() {
   return report();
 }
 
-cudaError_t launch(const LaunchShape& shape, void (*trampoline)(const void*), const void* arguments,
-                   size_t argument_bytes) {
+std::vector<Touched> Simulator::touched() const {
+  std::vector<Touched> all;
+  for (const auto& array : implementation_->memory.arrays()) {
+    all.push_back({array->start(), array->read_sectors() > 0, array->written_sectors() > 0});
+  }
+  return all;
+}
+
+namespace {
+
+Implementation& simulator_of_this_thread() {
   if (simulator_in_use == nullptr) {
     std::fprintf(stderr, "simt: a kernel is launched where no Simulator lives\n");
     std::abort();
   }
-  Implementation& simulator = *simulator_in_use;
+  return *simulator_in_use;
+}
+
+class SimulatorLibrary final : public RuntimeLibrary {
+ public:
+  cudaError_t launch(const LaunchShape& shape, void (*trampoline)(const void*),
+                     const void* arguments, size_t argument_bytes) override {
+    if (!simulator_of_this_thread().dynamic_shared.allows(shape)) return cudaErrorInvalidValue;
+    return simulate(shape, trampoline, arguments, argument_bytes);
+  }
+  cudaError_t set_dynamic_shared(const void* kernel, int bytes) override {
+    Implementation& simulator = simulator_of_this_thread();
+    return simulator.dynamic_shared.allow(kernel, bytes, simulator.options.shared_limit);
+  }
+  cudaError_t get_code_architecture(int* architecture, const void*) override {
+    *architecture = 90;
+    return cudaSuccess;
+  }
+  cudaError_t get_device(int* device) override {
+    *device = 0;
+    return cudaSuccess;
+  }
+  cudaError_t get_attribute(int*, cudaDeviceAttr, int) override { return cudaErrorNotSupported; }
+};
+
+}  // namespace
+
+RuntimeLibrary& simulator_library() {
+  static SimulatorLibrary library;
+  return library;
+}
+
+cudaError_t simulate(const LaunchShape& shape, void (*trampoline)(const void*),
+                     const void* arguments, size_t argument_bytes) {
+  Implementation& simulator = simulator_of_this_thread();
   const Options& options = simulator.options;
   if (!launchable(shape)) {
     simulator.findings.add(FindingKind::kBadLaunch, Place{}, 0, 0, [&] {

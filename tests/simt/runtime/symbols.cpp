@@ -5,6 +5,7 @@
 #include <link.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cinttypes>
 #include <cstdio>
 #include <map>
@@ -14,7 +15,9 @@
 namespace retnet::simt {
 namespace {
 
+// The program or shared library that holds this code, and with it the kernels.
 struct Image {
+  std::string file;
   uintptr_t load_bias = 0;  // 0 in a program that is not position-independent
   uintptr_t low = UINTPTR_MAX;
   uintptr_t high = 0;
@@ -25,19 +28,23 @@ const Image& image() {
     Image result;
     dl_iterate_phdr(
         [](dl_phdr_info* info, size_t, void* data) {
-          auto& image = *static_cast<Image*>(data);
-          image.load_bias = info->dlpi_addr;
+          Image candidate;
+          candidate.file = info->dlpi_name;
+          candidate.load_bias = info->dlpi_addr;
           for (int i = 0; i < info->dlpi_phnum; ++i) {
             const auto& header = info->dlpi_phdr[i];
             if (header.p_type != PT_LOAD) continue;
             const uintptr_t low = info->dlpi_addr + header.p_vaddr;
-            image.low = low < image.low ? low : image.low;
-            const uintptr_t high = low + header.p_memsz;
-            image.high = high > image.high ? high : image.high;
+            candidate.low = std::min(candidate.low, low);
+            candidate.high = std::max(candidate.high, low + header.p_memsz);
           }
-          return 1;  // the first entry is the program
+          const auto here = reinterpret_cast<uintptr_t>(&in_image);
+          if (here < candidate.low || here >= candidate.high) return 0;
+          *static_cast<Image*>(data) = candidate;
+          return 1;
         },
         &result);
+    if (result.file.empty()) result.file = "/proc/" + std::to_string(getpid()) + "/exe";
     return result;
   }();
   return found;
@@ -47,11 +54,12 @@ const Image& image() {
 std::vector<std::string> frames_from_addr2line(Pc pc) {
   // One byte back: a return address may belong to the next statement.
   const uintptr_t address = image().low + pc - 1 - image().load_bias;
-  char command[128];
-  std::snprintf(command, sizeof(command), "addr2line -i -e /proc/%d/exe 0x%" PRIxPTR " 2>/dev/null",
-                static_cast<int>(getpid()), address);
+  char hexadecimal[32];
+  std::snprintf(hexadecimal, sizeof(hexadecimal), "0x%" PRIxPTR, address);
+  const std::string command =
+      "addr2line -i -e '" + image().file + "' " + hexadecimal + " 2>/dev/null";
   std::vector<std::string> frames;
-  FILE* pipe = popen(command, "r");
+  FILE* pipe = popen(command.c_str(), "r");
   char line[1024];
   while (pipe != nullptr && std::fgets(line, sizeof(line), pipe) != nullptr) {
     std::string frame = line;
@@ -83,7 +91,7 @@ std::string location(Pc pc) {
   const auto& all = frames(pc);
   for (const std::string& frame : all) {
     if (frame.find("simt/emulate.h") == std::string::npos &&
-        frame.find("kernels/prim/") == std::string::npos && frame.rfind("??", 0) != 0) {
+        frame.find("kernels/cuda/prim/") == std::string::npos && frame.rfind("??", 0) != 0) {
       return frame.substr(frame.rfind('/') + 1);
     }
   }

@@ -120,6 +120,13 @@ inline constexpr int64_t kChunkwiseMaxHeadDimV = 512;
 inline constexpr int64_t kChunkwiseMaxTokens = 1 << 30;  // positions are 32 bits wide
 inline constexpr int kChunkwiseMinCapability = 80;  // cp.async, ldmatrix and mma of 16 x 8 x 16
 
+inline constexpr int kSegmentScanThreads = 256;  // of a block, one for each element of a state
+
+// Blocks of the scan of one sequence and head.
+constexpr int64_t segment_scan_blocks(const ChunkwiseParams& p) {
+  return (p.head_dim_qk * p.head_dim_v + kSegmentScanThreads - 1) / kSegmentScanThreads;
+}
+
 namespace chunkwise_detail {
 
 constexpr bool tiles_are_valid() {

@@ -10,16 +10,14 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kSegmentScanThreads)
     segment_scan_kernel(const ChunkwiseParams p, int segment_length, int blocks_per_state) {
   const int64_t sequence_and_head = blockIdx.x / static_cast<uint32_t>(blocks_per_state);
   const int n = static_cast<int>(sequence_and_head / p.heads);
   const int64_t head = sequence_and_head - n * p.heads;
   const int64_t size = p.head_dim_qk * p.head_dim_v;
   const int64_t element =
-      (blockIdx.x - sequence_and_head * blocks_per_state) * kThreads + threadIdx.x;
+      (blockIdx.x - sequence_and_head * blocks_per_state) * kSegmentScanThreads + threadIdx.x;
   if (element >= size) return;
 
   const Decay decay(p.log_decay_ptr[head]);
@@ -41,10 +39,11 @@ __global__ void __launch_bounds__(kThreads)
 
 cudaError_t launch_segment_scan(const ChunkwiseParams& params, int64_t segment_length,
                                 cudaStream_t stream) {
-  const int64_t blocks = (params.head_dim_qk * params.head_dim_v + kThreads - 1) / kThreads;
+  const int64_t blocks = segment_scan_blocks(params);
   return prim::launch(segment_scan_kernel,
-                      static_cast<unsigned>(params.sequences * params.heads * blocks), kThreads,
-                      stream, params, static_cast<int>(segment_length), static_cast<int>(blocks));
+                      static_cast<unsigned>(params.sequences * params.heads * blocks),
+                      kSegmentScanThreads, stream, params, static_cast<int>(segment_length),
+                      static_cast<int>(blocks));
 }
 
 }  // namespace retnet::kernels::cuda

@@ -375,10 +375,17 @@ __global__ void __launch_bounds__(kDecodeStepThreads, kDecodeStepOccupancy)
 }
 
 template <DType kDtype, bool kWide>
+int decode_step_code_cluster(int cluster) {
+  static prim::CodeArchitecture architecture;
+  if (cluster == 1) return 1;
+  const int code = architecture.of(decode_step_kernel<kDtype, kWide>);
+  return code < kDecodeStepClusterCapability ? 1 : cluster;
+}
+
+template <DType kDtype, bool kWide>
 cudaError_t decode_step_launch(const DecodeStepParams& params, int cluster, cudaStream_t stream) {
   const auto kernel = decode_step_kernel<kDtype, kWide>;
-  // A device may run code that was compiled for an older one.
-  if (cluster > 1 && prim::code_architecture(kernel) < kDecodeStepClusterCapability) cluster = 1;
+  cluster = decode_step_code_cluster<kDtype, kWide>(cluster);
   const auto blocks = static_cast<unsigned>(params.batch * params.heads * cluster);
   return prim::launch_clusters(
       kernel, blocks, static_cast<unsigned>(cluster), kDecodeStepThreads,

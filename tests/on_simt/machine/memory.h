@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+//
+// The memory of tensors: torch's allocator of the CPU is replaced by one that knows, of each block, the
+// stream that it belongs to and the work that reaches it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "machine/machine.h"
+#include "simt/simt.h"
+
+namespace retnet::on_simt {
+
+/// Memory that a graph allocates while it is captured. Its blocks live as long as it does.
+class Pool {
+ public:
+  ~Pool();
+  std::vector<void*> freed;
+};
+
+/// Replaces the allocator.
+void install_allocator();
+
+/// The block that holds an address of a tensor.
+std::optional<simt::Outside> find_block(uintptr_t address);
+
+/// The launch on `stream` has reached that memory; finds what is not ordered before it.
+void note_access(const simt::Touched& touched, Stream& stream);
+
+}  // namespace retnet::on_simt
