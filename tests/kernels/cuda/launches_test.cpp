@@ -224,7 +224,7 @@ TEST_CASE("chunkwise: grids up to 2^31 - 1 blocks, and the plan refuses more") {
   CHECK(recorder.launches[0].grid.x == INT32_MAX);
   p.batch = ++p.sequences;
   CHECK(chunkwise_plan(p, kH100, 0, false).unsupported_reason ==
-        std::string("more than 2^31 - 1 blocks"));
+        std::string("the launch would need more than 2^31 - 1 blocks"));
 }
 
 TEST_CASE("chunkwise: the scan of segments has a block for 256 elements of each state") {
@@ -239,7 +239,7 @@ TEST_CASE("chunkwise: the scan of segments has a block for 256 elements of each 
   CHECK(recorder.launches[1].grid.x == p.sequences * 512);
   ++p.sequences;  // 2^31 blocks, of which an unsigned int would keep 0 from twice that on
   CHECK(chunkwise_plan(p, kH100, 0, true).unsupported_reason ==
-        std::string("more than 2^31 - 1 blocks for the states of segments"));
+        std::string("the scan of segments would need more than 2^31 - 1 blocks"));
   p.tokens = kChunkwiseBatchInvariantSegment;  // not cut
   CHECK(chunkwise_plan(p, kH100, 0, true).unsupported_reason == nullptr);
 }

@@ -120,7 +120,7 @@ ChunkwisePlan chunkwise_plan(const ChunkwiseParams& p, const DeviceLimits& devic
     plan.workspace_bytes =
         static_cast<size_t>(plan.segments * p.heads * p.head_dim_qk * p.head_dim_v) * sizeof(float);
     if (p.sequences * p.heads * segment_scan_blocks(p) > INT32_MAX) {
-      return unsupported("more than 2^31 - 1 blocks for the states of segments");
+      return unsupported("the scan of segments would need more than 2^31 - 1 blocks");
     }
   }
   if (plan.segments * parallel > INT32_MAX)
