@@ -79,7 +79,7 @@ def ops_panels(rows: list[Row]) -> list[Panel]:
         ("forward+backward", "Forward and backward"),
         ("step", "Decode step"),
     ):
-        some = [r for r in rows if r["work"] == work and "alone" not in r]
+        some = [r for r in rows if r["work"] == work and "alone" not in r and r.get("agrees", True)]
         some = [r for r in some if (r["K"], r["V"]) == max((x["K"], x["V"]) for x in some)]
         groups: dict[str, tuple[str, dict[str, float]]] = {}
         shapes = dict.fromkeys((r["dtype"], r["T"], r["B"], r["H"]) for r in some)

@@ -122,7 +122,7 @@ def machine_line(device: Device) -> str:
 
 def rival(row: Row, rows: list[Row]) -> tuple[Row, float]:
     """Returns the fastest baseline of a row, and how many times as fast the row is."""
-    name, times = min(row["speedup"].items(), key=lambda item: item[1])
+    name, times = min(row.get("speedup", {}).items(), key=lambda item: item[1])
     same = ("work", "size", "batch", "length", "dtype")
     cases = [r for r in rows if all(r.get(key) == row.get(key) for key in same)]
     return next(r for r in cases if r["contender"] == name), times
@@ -165,7 +165,7 @@ def headline(device: Device) -> str:
     retention = [r for r in retention if "speedup" in r]
     for dtype in dtypes_of(retention):
         r = max((r for r in retention if r["dtype"] == dtype), key=lambda r: r["T"])
-        for name, times in sorted(r["speedup"].items(), key=lambda item: item[1]):
+        for name, times in sorted(r.get("speedup", {}).items(), key=lambda item: item[1]):
             lines.append(
                 [
                     f"Retention, forward and backward, {r['T']:,} tokens, {dtype}",
@@ -369,7 +369,7 @@ def cpu_retention(device: Device) -> str:
             row = ours(work)
             cells[f"{work}, ms (quartiles)"] = milliseconds(row)
             cells[f"{work}, share of the peak"] = percent(row["share"])
-            for name, times in row["speedup"].items():
+            for name, times in row.get("speedup", {}).items():
                 cells[f"{work}, speedup over {named(name)}"] = ratio(times)
                 at_peak = ratio(times / row["share"])
                 cells[f"{work}, speedup over {named(name)} if at the peak"] = at_peak
@@ -392,7 +392,7 @@ def cpu_models(device: Device) -> str:
     """
     lines = []
     for r in device.rows("model", contender="retnet"):
-        others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r["speedup"].items())
+        others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r.get("speedup", {}).items())
         least = f" (at least {mib(r['least_mib'])})" if "least_mib" in r else ""
         lines.append(
             [
@@ -414,7 +414,7 @@ def cpu_steps(device: Device) -> str:
     lines = []
     for r in device.rows("ops", work="step", contender="retnet retention_step"):
         name = f"decode step, B={r['B']} H={r['H']} K={r['K']} V={r['V']}, {r['dtype']}"
-        others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r["speedup"].items())
+        others = ", ".join(f"{named(name)} {ratio(x)}" for name, x in r.get("speedup", {}).items())
         share = f"{percent(r['share'])} of updating"
         lines.append([name, milliseconds(r), number(r["gb_per_s"], 3), share, others])
     for r in device.rows("linear", contender="linear"):

@@ -52,16 +52,16 @@ class RetNetState(NamedTuple):
         """Returns an independent copy. Decoding with one does not change the other."""
         return RetNetState(self.retention.clone(), self.positions.clone())
 
-    def select(self, entries: Tensor) -> RetNetState:
+    def select(self, rows: Tensor) -> RetNetState:
         """Returns a copy with the given batch entries, in that order.
 
         An entry may repeat, as in beam search.
 
         Args:
-            entries: [E] int64 or int32, indices into the batch.
+            rows: [R] int64 or int32, indices of batch entries.
         """
         return RetNetState(
-            self.retention.index_select(1, entries), self.positions.index_select(0, entries)
+            self.retention.index_select(1, rows), self.positions.index_select(0, rows)
         )
 
     def detach(self) -> RetNetState:

@@ -266,14 +266,14 @@ std::string column_sum() {
               rows, rows, arguments, bytes, bytes);
 }
 
-std::string rotary(const char* name, bool half) {
+std::string rotary(const char* name, bool interleaved) {
   RotaryParams p;
   p.batch = 1;
   p.tokens = kTokens;
   p.heads = kHeads;
   p.head_dim_qk = kDk;
   p.dtype = DType::kBFloat16;
-  p.interleaved = !half;
+  p.interleaved = interleaved;
   for (RotaryOperand* operand : {&p.q, &p.k}) {
     const int number = operand == &p.q ? 1 : 3;
     *operand = {address<void>(number), kTokens * kHeads * kDk, kHeads * kDk, kDk,
@@ -286,7 +286,7 @@ std::string rotary(const char* name, bool half) {
   const int64_t threads = kTokens * rotary_threads_per_token(p, vector);
   const auto bytes = static_cast<double>(rotary_memory_bytes(p.dtype, kDk));
   const std::string kernel = "rotary_kernelILNS1_5DTypeE2ELi" + std::to_string(vector) + "ELb" +
-                             std::to_string(half ? 1 : 0) + "E";
+                             std::to_string(interleaved ? 1 : 0) + "E";
   return with(
       launch(name, kernel, threads / kRotaryBlock, kRotaryBlock, 0,
              static_cast<double>(kHeads * kTokens), 0),
@@ -314,8 +314,8 @@ std::vector<std::string> kernel_launches() {
       norm("norm_forward", false),
       norm("norm_backward", true),
       column_sum(),
-      rotary("rotary_interleaved", false),
-      rotary("rotary_half", true),
+      rotary("rotary_interleaved", true),
+      rotary("rotary_half", false),
   };
 }
 

@@ -30,6 +30,7 @@ void set_limits(int64_t capability, int64_t multiprocessors, int64_t shared_byte
 }
 
 int64_t launches() { return static_cast<int64_t>(Machine::get().launches); }
+int64_t last_cluster() { return Machine::get().last_cluster; }
 std::vector<std::string> take_findings() { return Machine::get().take_findings(); }
 
 }  // namespace
@@ -41,6 +42,7 @@ TORCH_LIBRARY(retnet_on_simt, m) {
       "int code_architecture=90) -> ()",
       set_limits);
   m.def("launches() -> int", launches);
+  m.def("last_cluster() -> int", last_cluster);
   m.def("take_findings() -> str[]", take_findings);
 }
 

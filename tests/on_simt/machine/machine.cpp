@@ -133,6 +133,7 @@ void Machine::run(const simt::LaunchShape& shape, void (*trampoline)(const void*
   Stream& stream = current(kTensorDevice);
   stream.next();
   ++launches;
+  last_cluster = shape.cluster;
   const cudaError_t error = simt::simulate(shape, trampoline, arguments, argument_bytes);
   const std::string findings = simulator.finish().to_string();
   if (error != cudaSuccess || !findings.empty()) {

@@ -9,7 +9,6 @@
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -78,12 +77,13 @@ class Machine final : public simt::RuntimeLibrary {
   /// The injected error of this call, or cudaSuccess.
   cudaError_t injected(Call call);
 
-  /// Notes a fault of the code under test. Throws too if `message` is met where that is possible.
+  /// Notes a fault of the code under test.
   void find(const std::string& message);
   std::vector<std::string> take_findings();
 
   Limits limits;
   uint64_t launches = 0;
+  int64_t last_cluster = 0;  ///< blocks in each cluster of the last launch
 
  private:
   Machine();

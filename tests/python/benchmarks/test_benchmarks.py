@@ -566,14 +566,16 @@ def test_retnet_beside_a_transformer(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads((tmp_path / "raw/model.json").read_text())["results"]
     assert all(r["status"] == "ok" for r in results)
-    by_work = {w: [r for r in results if r["work"].startswith(w)] for w in ("training", "decoding")}
+    by_work = {
+        w: [r for r in results if r["work"].startswith(w)] for w in ("training", "decode step")
+    }
     for work, some in by_work.items():
         names = {r["contender"] for r in some}
         assert len(names) == 3 and "retnet" in names, work
         sizes = {r["parameters"] for r in some}
         assert max(sizes) <= 1.01 * min(sizes)
         assert all(r["seconds"]["median"] > 0 and r["times_retnet"] > 0 for r in some)
-    held = {(r["contender"], r["length"]): r["state_bytes"] for r in by_work["decoding"]}
+    held = {(r["contender"], r["length"]): r["state_bytes"] for r in by_work["decode step"]}
     assert held["retnet", 16] == held["retnet", 32] == 2 * 256 * 512 * 4  # L H K V, float32
     assert held["llama dynamic cache", 32] == 2 * 2 * 2 * 32 * 128 * 4  # k and v, L, heads, T
     trained = {r["contender"]: r for r in by_work["training"]}
@@ -585,7 +587,7 @@ def test_retnet_beside_a_transformer(tmp_path):
         r = trained[name]
         work = r["share"] * r["seconds"]["median"] * r["ceilings"]["fma_flop_per_s"]
         assert work == pytest.approx(6 * 64 * r["parameters"] + mixing), name
-    for r in by_work["decoding"]:
+    for r in by_work["decode step"]:
         work = r["share"] * r["seconds"]["median"] * r["ceilings"]["read_bytes_per_s"]
         times = 2 if r["contender"] == "retnet" else 1
         assert work == pytest.approx(4 * r["parameters"] + times * r["state_bytes"])

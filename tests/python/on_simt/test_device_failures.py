@@ -2,6 +2,9 @@
 """A device that fails: the operator raises one clear error, what it was given stays as it was, and
 the next call works. On the machine of tests/on_simt, which fails when it is told to."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -185,11 +188,34 @@ def test_shared_memory_of_no_tile():
     assert plan.reason == "the device has too little shared memory for every tile"
 
 
-@parametrize("code", [80, 90])
-def test_code_without_clusters_on_a_device_that_has_them(code):
-    """One row of wide heads, which blocks of a cluster would share."""
-    inputs = [fused_inputs(1, 1, 64, 512, dtype=HALF) for _ in range(2)]
-    step = partial(multi_scale_retention_step, eps=1e-5)
-    found = results({"code_architecture": code}, lambda: (step(**inputs[0]),))
-    assert torch.equal(found[0], step(**inputs[1]))
-    assert torch.equal(inputs[0]["state"], inputs[1]["state"])
+# A process asks each device once for the architecture of its code.
+STEP_ON_CODE = """
+import sys
+import torch
+from retnet.ops import multi_scale_retention_step
+from support.cases.ops import fused_inputs
+from support.on_simt import device
+
+inputs = fused_inputs(1, 1, 64, 512, dtype=torch.bfloat16)
+with device(code_architecture=int(sys.argv[1])), torch.no_grad():
+    out = multi_scale_retention_step(**inputs, eps=1e-5)
+torch.save((out, inputs["state"], torch.ops.retnet_on_simt.last_cluster()), sys.argv[2])
+"""
+
+
+def test_code_without_clusters_on_a_device_that_has_them(tmp_path):
+    """One token of a wide head, which the blocks of a cluster share."""
+    found = {}
+    for code in (80, 90):
+        path = tmp_path / f"{code}.pt"
+        subprocess.run(
+            [sys.executable, "-c", STEP_ON_CODE, str(code), path],
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        found[code] = torch.load(path)
+    (out, state, cluster), (expected, expected_state, wide) = found[80], found[90]
+    assert cluster == 1
+    assert wide > 1
+    assert_close_to_reference(out, expected.double(), HALF, factor=2)
+    assert_close_to_reference(state, expected_state.double(), torch.float32, factor=2)

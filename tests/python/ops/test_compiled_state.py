@@ -39,7 +39,7 @@ def assert_same(actual, expected, tolerance=2e-6):
 # The operators
 
 
-SHAPE = (2, 3, 4, 8)  # the dtype of a state [B, H, Dk, Dv]
+SHAPE = (2, 3, 4, 8)  # the shape of a state [B, H, Dk, Dv]
 TOKENS = [
     [torch.randn(2, 3, n, generator=torch.Generator().manual_seed(seed)) for n in (4, 4, 8, 8)]
     for seed in range(3)

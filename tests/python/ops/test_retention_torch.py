@@ -103,10 +103,8 @@ def test_one_tensor_as_query_and_key(form, device):
 def test_strides_and_offsets(dtype, form, device):
     inputs = make_inputs(T=20, dtype=dtype, device=device)
     views = {name: strided(x) if x.dim() > 1 else x for name, x in inputs.items()}
-    transposed = {
-        **views,
-        "q": inputs["q"].mT.contiguous().mT,
-    }  # these are strided in the last dimension
+    # q is strided in the last dimension.
+    transposed = {**views, "q": inputs["q"].mT.contiguous().mT}
     expected = retention(**inputs, form=form)
     for other in (views, transposed):
         for a, b in zip(retention(**other, form=form), expected, strict=True):

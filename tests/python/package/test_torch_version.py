@@ -86,9 +86,9 @@ def test_the_range_is_one():
     assert len(specs) == 2 and len(set(specs)) == 1
     first, end = re.fullmatch(r">=([\d.]+),<([\d.]+)", specs[0]).groups()
     cmake = (ROOT / "CMakeLists.txt").read_text()
-    compared = r"RETNET_TORCH_VERSION VERSION_(LESS|GREATER_EQUAL) ([\d.]+)\)"
+    compared = r"RETNET_TORCH_VERSION VERSION_(LESS|GREATER_EQUAL) ([\d.]+)"
     assert re.findall(compared, cmake) == [("LESS", first), ("GREATER_EQUAL", end)]
-    last = re.search(rf"{re.escape(first)} to ([\d.]+) are tested", cmake)[1]
+    last = re.search(rf"must be {re.escape(first)} to ([\d.]+), got", cmake)[1]
     assert last.split(".")[0] == end.split(".")[0]
     assert int(last.split(".")[1]) == int(end.split(".")[1]) - 1
     newest = re.search(r"^NEWEST_TORCH := (\S+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]

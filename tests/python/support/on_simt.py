@@ -20,23 +20,26 @@ LAUNCH_FAILURE = (719, "unspecified launch failure")
 
 
 def launches() -> int:
-    """Of kernels, so far."""
+    """Returns the number of kernels launched so far."""
     return torch.ops.retnet_on_simt.launches()
 
 
 def take_findings() -> list[str]:
-    """What has been wrong in how kernels were launched, since the last call."""
+    """Returns what has been wrong in how kernels were launched, and forgets it."""
     return torch.ops.retnet_on_simt.take_findings()
 
 
 def fail(call: str, error: int, after: int = 0) -> None:
-    """A call of the runtime fails once, after some that do not."""
+    """Makes a call of the runtime fail once, after `after` calls that do not."""
     torch.ops.retnet_on_simt.fail(call, error, after)
 
 
 @contextmanager
 def device(**limits: int) -> Iterator[None]:
-    """Another device than an H100: capability, multiprocessors, shared_bytes, code_architecture."""
+    """Replaces the H100 by a device with other limits.
+
+    They are capability, multiprocessors, shared_bytes and code_architecture.
+    """
     torch.ops.retnet_on_simt.set_limits(**limits)
     try:
         yield

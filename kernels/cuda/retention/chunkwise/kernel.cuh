@@ -494,8 +494,8 @@ class ChunkwiseBlock {
   const ChunkwisePhase phase_;
   const bool wide_;
   unsigned char* const shared_;
-  const uint32_t
-      sQ_;  // q, the first array in shared memory: the offsets of k, v and scores count from it
+  // q, the first array in shared memory. The offsets of k, v and scores count from it.
+  const uint32_t sQ_;
   Segment segment_;
   int segment_index_;
   int column_;  // of Dv, where the slice starts
