@@ -191,8 +191,12 @@ begin_build() {
     "$python" setup.py --quiet build --build-base build/gpu/base --build-lib build/gpu/site
 }
 
+# What compute-sanitizer prints when it finds an error. It prints the summary only at the end of the program.
+finding="^=+ .*(Invalid|Misaligned|Uninitialized|Race reported|Barrier error)"
+
 # A part that uses a tool which does not work on every machine. TOOL must be installed, and its output must have DONE
-# if it worked. If it did not work, a line says so and nothing fails.
+# if it worked. If it did not work, a line says so and nothing fails. A part that exceeds its time fails if it found an
+# error before.
 tool_part() {
   local name=$1 seconds=$2 tool=$3 done=$4 status why
   shift 4
@@ -203,6 +207,10 @@ tool_part() {
     status=$?
     ((status == 0)) && return
     if [[ $status == 124 || $status == 137 ]]; then
+      if grep -qE "$finding" "$results/$name.log"; then
+        failed+=("$name")
+        return
+      fi
       why="no result within its time"
     elif grep -qsiE "$done" "$results/$name.log" && ! grep -qsi "not supported" "$results/$name.log"; then
       failed+=("$name")

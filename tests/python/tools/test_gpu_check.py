@@ -46,6 +46,7 @@ play() {
     "$part fails") exit 3 ;;
     "$part finds") echo "==== ERROR SUMMARY: 1 error"; exit 9 ;;
     "$part hangs") exec sleep 30 ;;
+    "$part finds and hangs") echo "========= $FINDING"; exec sleep 30 ;;
     "$part ignores SIGINT") trap "" INT; sleep 30 & sleep 30; sleep 30 ;;
     "$part leaves a process") setsid sleep 90 & echo $! >"$STARTED/stray" ;;
     "$part takes a second") sleep 1 ;;
@@ -213,6 +214,29 @@ def test_a_part_takes_no_other_along(fault, expected, rehearsal):
         assert parts[name] == OK, output
         assert "ends, ERROR SUMMARY: 0 errors\n" in results[f"{name}.log"]
     assert parts.keys() & missing <= {part}
+
+
+@pytest.mark.parametrize(
+    ("part", "finding"),
+    [
+        ("memcheck", "Invalid __global__ write of size 4 bytes"),
+        ("memcheck", "Misaligned __shared__ read of size 16 bytes"),
+        (
+            "racecheck",
+            "Error: Race reported between Write access at 0x7f00 and Read access at 0x80",
+        ),
+        ("initcheck", "Uninitialized __global__ memory read of size 4 bytes"),
+        ("synccheck", "Barrier error detected. Divergent thread(s) in block."),
+    ],
+)
+def test_a_tool_that_finds_an_error_and_runs_out_of_time_fails(part, finding, rehearsal):
+    status, output = rehearsal.run(
+        "test", FAULT=f"{part} finds and hangs", FINDING=finding, LIMIT="3"
+    )
+    assert status == 1, output
+    assert re.fullmatch(STOPPED, rehearsal.parts()[part])
+    assert rehearsal.parts()["gpu-check"] == f"failed: {part}"
+    assert "unavailable" not in output
 
 
 @pytest.mark.parametrize(("fault", "expected"), [("fails", "exit status 3"), ("hangs", STOPPED)])
