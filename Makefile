@@ -102,7 +102,7 @@ paths: setup
 # The operators that have CUDA kernels, on the package of tests/on_simt. Without g++ on x86-64 it is not built.
 ON_SIMT := $(BUILD)/on_simt
 on-simt: tests-built
-	@[ -d $(ON_SIMT) ] || { echo "make on-simt: no SIMT emulator (needs g++ on x86-64)"; exit 0; }; \
+	@[ -d $(ON_SIMT) ] || { echo "make on-simt: $(ON_SIMT) was not built (the SIMT emulator needs g++ on x86-64)"; exit 0; }; \
 	find $(BUILD)/tests/on_simt -name '*.gcda' -delete && \
 	$(VENV)/bin/ctest --test-dir $(BUILD) --label-regex on_simt --output-on-failure && \
 	RETNET_ON_SIMT=1 RETNET_CPU=portable PYTHONPATH=$(ON_SIMT) $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder \

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which lines of C++ sources were executed, as gcov counts them: exits 1 if one was not.
+"""Reports which lines of C++ sources gcov saw executed. Exits 1 if one was not.
 
 line_coverage.py OBJECTS FOLDER...
 
@@ -25,7 +25,7 @@ Counts = dict[str, dict[int, int]]  # file: line: executions
 
 
 def merge(reports: Iterable[Mapping[str, Any]], folders: Iterable[Path]) -> Counts:
-    """The counts of gcov's reports for the files below the folders. A line that belongs to several
+    """Returns the counts of gcov's reports for the files below the folders. A line that belongs to several
     functions, as of a template, counts the executions of all."""
     counts: Counts = {}
     folders = [folder.resolve() for folder in folders]
@@ -45,7 +45,7 @@ def merge(reports: Iterable[Mapping[str, Any]], folders: Iterable[Path]) -> Coun
 
 
 def table(counts: Counts) -> tuple[list[str], bool]:
-    """A row for each file, and whether all lines were executed."""
+    """Returns a row for each file, and whether all lines were executed."""
     rows, complete = [], bool(counts)
     for file, lines in sorted(counts.items()):
         missing = sorted(number for number, count in lines.items() if count == 0)
@@ -56,7 +56,7 @@ def table(counts: Counts) -> tuple[list[str], bool]:
 
 
 def reports(objects: Path) -> list[dict[str, Any]]:
-    """gcov's report of each object that left counts."""
+    """Returns gcov's report of each object that left counts."""
     found = []
     for counts in sorted(objects.rglob("*.gcda")):
         command = ["gcov", "--json-format", "--stdout", str(counts)]

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// csrc/nn/cuda/step_graph.cpp, with the operator of a decode step.
+// Tests csrc/nn/cuda/step_graph.cpp with the operator of a decode step.
 #include "nn/step_graph.h"
 
 #include <ATen/ops/allclose.h>

@@ -12,7 +12,7 @@
 //         grad_x      = rstd (grad_normed - mean(grad_normed) - normed mean(grad_normed normed))
 //                                                           (kRms: without mean(grad_normed))
 //  2. Shapes. grad_out, x, gate [N, H, Dv] with any strides of n and h; weight, bias [Dv] or [H, Dv];
-//     grad_x, grad_gate [N, H, Dv] contiguous; workspace fp32 [P, H, Dv] for the weight, then for the bias,
+//     grad_x, grad_gate [N, H, Dv] contiguous; workspace float32 [P, H, Dv] for the weight, then for the bias,
 //     with P the blocks per head.
 //     A row is the Dv channels of one token of one head, a row of the matrix of N H rows.
 //  3. CTA -> problem. Block b takes head b % H and, with p = b / H, the tokens (p + i P) R + r for
@@ -20,13 +20,13 @@
 //     fixed, so a thread keeps the sums of its columns for grad_weight and grad_bias in registers.
 //  4. Warp roles. All warps do the same. Up to Dv = 512 a row lies inside a warp. Above, it spans two
 //     warps.
-//  5. Tile and budget. A thread keeps 16 elements: normed, grad_normed and two sums in fp32, grad_out and
+//  5. Tile and budget. A thread keeps 16 elements: normed, grad_normed and two sums in float32, grad_out and
 //     gate as loaded. Shared memory holds the sums over rows in 8 KB, and weight and bias, which then take
 //     no registers, in 128 kThreads bytes. That is 12 KB at Dv = 512. A thread has at most 128 registers
-//     (168 in fp32). So a multiprocessor has 4 blocks (3), 512 threads and 48 KB of loads in flight (72),
+//     (168 in float32). So a multiprocessor has 4 blocks (3), 512 threads and 48 KB of loads in flight (72),
 //     of which it needs 25 (see the forward). A row reads 3 Dv elements of device memory and writes 2 Dv,
 //     or 2 Dv and Dv without a gate. The workspace is written and read once, which is 2.5% of the whole at
-//     65,536 rows of Dv = 512 in bf16 (cost_model.h).
+//     65,536 rows of Dv = 512 in bfloat16 (cost_model.h).
 //  6. Pipeline. There is none. The three loads of a row are issued together, and other blocks hide the
 //     latency.
 //  7. Sync contract.
@@ -35,8 +35,8 @@
 //       over tokens, and threads without a row bring zeros.
 //     - At the end each row of the block writes its sums to sRows. After a barrier all threads add them over
 //       the rows. After another barrier sRows is used again.
-//  8. Numerics. Everything is fp32. Each store of grad_x and grad_gate rounds once. grad_weight and
-//     grad_bias stay fp32. They are summed over the tokens of a thread in order, over the rows of the block
+//  8. Numerics. Everything is float32. Each store of grad_x and grad_gate rounds once. grad_weight and
+//     grad_bias stay float32. They are summed over the tokens of a thread in order, over the rows of the block
 //     in order, and then by column_sum.
 //  9. Tails. They are those of the forward. Every partial row is written in full, also by rows without a
 //     token.

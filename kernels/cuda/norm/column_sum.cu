@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Column sums of an fp32 matrix. They are the second half of a gradient that many blocks contribute to.
+// Column sums of an float32 matrix. They are the second half of a gradient that many blocks contribute to.
 //
 //  1. Equation. out[c] = sum over r of in[r, c].
 //  2. Shapes. in [rows, columns] contiguous, out [columns].
@@ -11,7 +11,7 @@
 //  6. Pipeline. There is none. Unrolling gives each thread four loads in flight.
 //  7. Sync contract. Every warp writes its row of sPartial. After a barrier warp 0 reads them. Another
 //     barrier precedes the next group of columns. All threads take every turn of the loop.
-//  8. Numerics. Sums are fp32. They take the rows of a warp in ascending order, then the warps in ascending
+//  8. Numerics. Sums are float32. They take the rows of a warp in ascending order, then the warps in ascending
 //     order.
 //  9. Tails. Columns past the end are neither loaded nor stored. There may be any number of rows.
 // 10. Writes. Each out[c] is written once. The same matrix gives the same bits.

@@ -41,7 +41,7 @@ inline double gated_group_norm_workspace_share(const GatedGroupNormInputs& p) {
   return workspace / (static_cast<double>(p.tokens) * static_cast<double>(row));
 }
 
-// By hand, for Dv = 512 in bf16: 32 threads a row.
+// By hand, for Dv = 512 in bfloat16: 32 threads a row.
 static_assert(gated_group_norm_bytes(false, DType::kBFloat16, 512).memory() == 3072);
 static_assert(gated_group_norm_bytes(true, DType::kBFloat16, 512).memory() == 5120);
 static_assert(gated_group_norm_rows(false, DType::kBFloat16, 512) == 32);

@@ -12,23 +12,23 @@
 //     threads. The grid covers all rows, so a group of threads has one row.
 //  4. Warp roles. All warps do the same. Up to Dv = 512 a row lies inside a warp. Above, it spans two
 //     warps.
-//  5. Tile and budget. A thread has 16 elements in fp32 and 16 of the gate as loaded. A row has 8 threads
+//  5. Tile and budget. A thread has 16 elements in float32 and 16 of the gate as loaded. A row has 8 threads
 //     up to Dv = 128, 16 up to 256, 32 up to 512, and 64 up to 1,024. A block has 64 bytes of shared
 //     memory. A thread has at most 64 registers, so a multiprocessor has 8 blocks, 1,024 threads and 64 KB
-//     of loads in flight (128 in fp32). A row reads 2 Dv elements of device memory, or Dv without a gate,
+//     of loads in flight (128 in float32). A row reads 2 Dv elements of device memory, or Dv without a gate,
 //     and writes Dv (cost_model.h). By the model (`make kernel-report`), not measured, 25 KB in flight hide
 //     1 us of latency at the 3.35 TB/s of an H100, and issuing a row takes at most 77% of the cycles that
-//     moving it takes (bf16, Dv = 428).
+//     moving it takes (bfloat16, Dv = 428).
 //  6. Pipeline. There is none. x and gate are loaded together at the start, and other blocks hide the
 //     latency.
 //  7. Sync contract. It is that of prim::RowSum: one block barrier a sum, and only if rows are wider than a
 //     warp. So a thread whose row lies past the end brings zeros and stores nothing.
-//  8. Numerics. Everything is fp32. The mean comes first, then the second moment about it. The store rounds
+//  8. Numerics. Everything is float32. The mean comes first, then the second moment about it. The store rounds
 //     once. Sums go by column within a thread, by a butterfly over lanes, and then over warps.
 //  9. Tails. Dv need not fill the tile. Slots past Dv are neither loaded nor stored nor counted.
 // 10. Writes. Each element of out is written once, by one thread. The bits of a row depend only on that
 //     row, weight and bias.
-// 11. Parameters. The kernel takes fp32, bf16 and fp16, and Dv a multiple of 4 up to 1,024. Accesses have
+// 11. Parameters. The kernel takes float32, bfloat16 and float16, and Dv a multiple of 4 up to 1,024. Accesses have
 //     16 bytes, or 8 for 16-bit types whose rows are only 8-byte aligned (Dv = 428). It runs on any
 //     architecture from sm_75.
 //

@@ -7,7 +7,7 @@
 
 namespace retnet::kernels::cuda {
 
-// For each token n and head h, with the statistics over Dv, in fp32:
+// For each token n and head h, with the statistics over Dv, in float32:
 //
 //     normed = (x - mean) * rsqrt(var + eps)                  (kLayer; var biased)
 //     normed = x * rsqrt(mean(x^2) + eps)                     (kRms)

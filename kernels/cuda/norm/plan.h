@@ -69,7 +69,7 @@ struct GatedGroupNormTile {
   int max_head_dim_v;
   int threads_per_row;
 };
-inline constexpr int kGatedGroupNormElements = 16;  // the backward keeps four such fp32 arrays
+inline constexpr int kGatedGroupNormElements = 16;  // the backward keeps four such float32 arrays
 inline constexpr int kGatedGroupNormBlock = 128;    // threads
 inline constexpr GatedGroupNormTile kGatedGroupNormTiles[] = {
     {128, 8}, {256, 16}, {512, 32}, {1024, 64}};
@@ -77,7 +77,7 @@ inline constexpr int kGatedGroupNormTileCount =
     sizeof(kGatedGroupNormTiles) / sizeof(GatedGroupNormTile);
 
 // Blocks per multiprocessor. They bound the registers of a thread to 65,536 / (blocks * 128). That is 64 in
-// the forward, 128 in the backward, and 168 in the backward of fp32, whose packets are twice as large.
+// the forward, 128 in the backward, and 168 in the backward of float32, whose packets are twice as large.
 inline constexpr int kGatedGroupNormForwardOccupancy = 8;
 constexpr int gated_group_norm_backward_occupancy(DType dtype) {
   return dtype == DType::kFloat32 ? 3 : 4;
@@ -192,7 +192,7 @@ inline int64_t gated_group_norm_blocks_per_head(const GatedGroupNormInputs& p) {
   return needed < share ? needed : share;
 }
 
-// Bytes of the partial sums [blocks_per_head, H, Dv] in fp32, of grad_weight and then of grad_bias.
+// Bytes of the partial sums [blocks_per_head, H, Dv] in float32, of grad_weight and then of grad_bias.
 inline size_t gated_group_norm_workspace_bytes(const GatedGroupNormBackwardParams& p) {
   const int64_t gradients = (p.grad_weight_ptr != nullptr) + (p.grad_bias_ptr != nullptr);
   return static_cast<size_t>(gradients * gated_group_norm_blocks_per_head(p) * p.heads *

@@ -19,7 +19,7 @@ struct GatedGroupNormRow {
   using Packet = prim::Packet<kDtype, kVector>;
   using Sum = prim::RowSum<kThreads, kGatedGroupNormBlock>;
 
-  // A thread's elements in shared memory: fp32 in packets of 4, ordered [packet][thread], so that
+  // A thread's elements in shared memory: float32 in packets of 4, ordered [packet][thread], so that
   // neighbouring threads access neighbouring 16 bytes.
   static constexpr int kPackets = kGatedGroupNormElements / 4;
   static constexpr int kPacketsPerSlot = kVector / 4;

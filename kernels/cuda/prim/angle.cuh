@@ -5,7 +5,7 @@
 
 namespace retnet::kernels::cuda::prim {
 
-// Computes cos and sin of an angle below 2^53 radians, in float64 to 1e-10, and rounds them to fp32. The
+// Computes cos and sin of an angle below 2^53 radians, in float64 to 1e-10, and rounds them to float32. The
 // functions of CUDA walk a table in local memory for large angles.
 RETNET_DEVICE void cos_sin(double angle, float& cos, float& sin) {
   constexpr double kTwoOverPi = 0.63661977236758134308;

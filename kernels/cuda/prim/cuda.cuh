@@ -69,7 +69,7 @@ RETNET_DEVICE void store(void* dst, const uint32_t (&src)[4]) {
   *static_cast<uint4*>(dst) = make_uint4(src[0], src[1], src[2], src[3]);
 }
 
-// Convert the two 16-bit elements of a word (the lower address is in the lower half) to fp32, and two fp32
+// Convert the two 16-bit elements of a word (the lower address is in the lower half) to float32, and two float32
 // values to a word, rounded to nearest even.
 template <DType kDtype>
 RETNET_DEVICE void unpack_pair(uint32_t word, float& lower, float& upper) {
@@ -77,7 +77,7 @@ RETNET_DEVICE void unpack_pair(uint32_t word, float& lower, float& upper) {
     lower = __uint_as_float(word << 16);
     upper = __uint_as_float(word & 0xffff0000u);
   } else {
-    static_assert(kDtype == DType::kFloat16, "fp32 elements are words, not pairs");
+    static_assert(kDtype == DType::kFloat16, "float32 elements are words, not pairs");
     lower = __half2float(__ushort_as_half(static_cast<unsigned short>(word & 0xffffu)));
     upper = __half2float(__ushort_as_half(static_cast<unsigned short>(word >> 16)));
   }
@@ -88,7 +88,7 @@ RETNET_DEVICE uint32_t pack_pair(float lower, float upper) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(lower, upper);
     return *reinterpret_cast<const uint32_t*>(&pair);  // the lower element comes first
   } else {
-    static_assert(kDtype == DType::kFloat16, "fp32 elements are words, not pairs");
+    static_assert(kDtype == DType::kFloat16, "float32 elements are words, not pairs");
     const __half2 pair = __floats2half2_rn(lower, upper);
     return *reinterpret_cast<const uint32_t*>(&pair);
   }

@@ -97,7 +97,7 @@ RETNET_DEVICE void ldmatrix_x4_t(uint32_t (&r)[4], uint32_t address) {
                : "r"(address));
 }
 
-// A warp computes d[16, 8] += a[16, 16] b[16, 8] in fp32. With g = lane / 4 and t = 2 (lane % 4):
+// A warp computes d[16, 8] += a[16, 16] b[16, 8] in float32. With g = lane / 4 and t = 2 (lane % 4):
 //   a[0..3]  row g, g + 8, g, g + 8     columns t, t + 1 (0 and 1) or t + 8, t + 9 (2 and 3)
 //   b0, b1   column g                   rows t, t + 1 or t + 8, t + 9
 //   d[0..3]  row g, g, g + 8, g + 8     columns t, t + 1, t, t + 1
@@ -111,7 +111,7 @@ RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
   } else {
-    static_assert(kDtype == DType::kFloat16, "operands are bf16 or fp16");
+    static_assert(kDtype == DType::kFloat16, "operands are bfloat16 or float16");
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
@@ -120,8 +120,8 @@ RETNET_DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint3
   }
 }
 
-// In fp16, infinite elements of a pair become the largest finite number of their sign. bf16 has the range
-// of fp32 and is left alone.
+// In float16, infinite elements of a pair become the largest finite number of their sign. bfloat16 has the range
+// of float32 and is left alone.
 template <DType kDtype>
 RETNET_DEVICE uint32_t saturate_pair(uint32_t word) {
   if constexpr (kDtype == DType::kFloat16) {

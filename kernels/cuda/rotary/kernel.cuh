@@ -21,17 +21,17 @@
 //  7. Sync contract. There is none, because no thread sees what another writes.
 //  8. Numerics. The angle is float64. It is reduced by multiples of pi/2 (Cody and Waite), in two parts by
 //     fused multiply-adds, of which the first is exact. Polynomials in float64 give cosine and sine to
-//     1e-10. They are rounded to fp32. This is valid below 2^53 radians. The rotation is fp32, and the
+//     1e-10. They are rounded to float32. This is valid below 2^53 radians. The rotation is float32, and the
 //     store rounds once.
 //  9. Tails. Heads past the end of the last group and threads past the last token do nothing.
 // 10. Writes. Each element of the outputs is written once, by one thread. Its bits depend only on its own
 //     pair, position and frequency.
-// 11. Parameters. The kernel takes fp32, bf16 and fp16. Accesses have 16 bytes, or 8 for 16-bit types whose
+// 11. Parameters. The kernel takes float32, bfloat16 and float16. Accesses have 16 bytes, or 8 for 16-bit types whose
 //     channels are only 8-byte aligned. Dk (Dk / 2 unless kInterleaved) is a multiple of the elements of an
 //     access, 4 or 8. It runs on any architecture from sm_75.
 //
 // Why this way: memory bounds the kernel once an angle serves the heads of both operands. An angle takes 17
-// operations in float64 and comes with 128 bytes moved (bf16, 8 heads). The slowest case, an architecture
+// operations in float64 and comes with 128 bytes moved (bfloat16, 8 heads). The slowest case, an architecture
 // with 1/64 of its rate for float64 (26 ps on an RTX 4090), still waits for memory (128 ps). A table of
 // cosines would be a second launch, and more bytes if positions differ by batch entry.
 #pragma once

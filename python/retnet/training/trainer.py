@@ -278,7 +278,10 @@ class Trainer:
                 f"{path}: seed must be that of the run ({seed}), got {self.settings.seed}"
             )
         if (data["state"] is None) != (self.state is None):
-            raise ValueError(f"{path}: stream differs from the run that is resumed")
+            raise ValueError(
+                f"{path}: stream must be that of the run ({data['state'] is not None}), "
+                f"got {self.state is not None}"
+            )
         set_now = [(group["betas"], group["weight_decay"]) for group in self.optimizer.param_groups]
         try:
             self.batches.load_state_dict(data["batches"])

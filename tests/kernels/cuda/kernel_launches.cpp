@@ -13,7 +13,7 @@
 namespace retnet::kernels::cuda {
 namespace {
 
-// Those of the chunkwise goals; kHeads is B H.
+// These are the sizes of the chunkwise goals. kHeads is B H.
 constexpr int64_t kHeads = 32, kTokens = 8192, kDv = 512, kDk = 256;
 const ModelDevice& kDevice = kModelDevices[0];
 
@@ -102,7 +102,7 @@ std::string chunkwise(const char* name, int64_t head_dim_qk, int64_t head_dim_v,
     own.q = operand(1, tokens, kHeads, head_dim_qk);
     own.k = operand(2, tokens, kHeads, head_dim_qk);
     own.v = operand(3, tokens, kHeads, head_dim_v);
-    // Two segments, of which the first one is walked.
+    // There are two segments. The first one is walked.
     const int segment = phase == ChunkwisePhase::kWhole ? 0 : static_cast<int>(tokens);
     if (segment > 0) own.tokens = 2 * tokens;
     return bytes_of(own, phase, segment, true);
@@ -248,7 +248,7 @@ std::string norm(const char* name, bool backward) {
 }
 
 std::string column_sum() {
-  // Of the gradient of the weight, from the blocks of the backward pass.
+  // This sums the gradient of the weight from the blocks of the backward pass.
   GatedGroupNormInputs inputs;
   set_norm(inputs, kTokens);
   const int64_t rows = gated_group_norm_blocks_per_head(inputs), columns = kHeads * kDv;

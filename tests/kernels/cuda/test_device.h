@@ -35,7 +35,7 @@ class TestDevice {
   T* in_out(const std::vector<T>& values, const std::string& name, size_t offset = 0) {
     return copy(values, simt::Use::kInOut, name, offset);
   }
-  /// Starts as NaN.
+  /// The array starts as NaN.
   template <class T>
   T* output(size_t count, const std::string& name, size_t offset = 0) {
     return static_cast<T*>(allocate(nullptr, count * sizeof(T), simt::Use::kOutput, name, offset));
@@ -51,7 +51,7 @@ class TestDevice {
   const simt::Report& finish();
   const simt::Report& report() const;
 
-  /// After finish().
+  /// May be called after finish().
   template <class T>
   std::vector<T> read(const T* ptr, size_t count) const {
     std::vector<T> values(count);

@@ -137,7 +137,7 @@ class Guard final : public impl::DeviceGuardImplInterface {
   }  // autograd needs no thread for it
 };
 
-// Before the first call of an operator.
+// This runs before the first call of an operator.
 [[maybe_unused]] const bool installed = [] {
   static Guard& guard = *new Guard;
   impl::device_guard_impl_registry[static_cast<size_t>(DeviceType::CUDA)].store(&guard);

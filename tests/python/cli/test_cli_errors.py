@@ -101,7 +101,7 @@ def test_a_run_is_not_overwritten(folder, capsys):
     for more, message in (
         ((), "holds a model; continue with --resume, or choose another out"),
         (("--resume", "--model.norm", "rms"), "must hold the model of the settings"),
-        (("--resume", "--stream"), "stream differs from the run that is resumed"),
+        (("--resume", "--stream"), "stream must be that of the run"),
         (("--resume", "--data", folder / "text/deep"), "the text in data has changed since"),
         (("--resume", "--seed", 1), "seed must be that of the run (0), got 1"),
     ):

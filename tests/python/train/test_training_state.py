@@ -172,7 +172,7 @@ BAD = {
         {"documents": DOCUMENTS[:3]},
         "the text in data has changed since the run began",
     ),
-    "stream": (None, {"stream": True}, "stream differs from the run that is resumed"),
+    "stream": (None, {"stream": True}, "stream must be that of the run"),
 }
 
 
@@ -209,7 +209,7 @@ def test_a_stream_resumes_with_its_batch_only(tmp_path):
     make_trainer(tmp_path, stream=True).save()
     with pytest.raises(ValueError, match=r"batch_size or model differs .* \(its state holds 2 seq"):
         make_trainer(tmp_path, stream=True, batch_size=3).load()
-    with pytest.raises(ValueError, match="stream differs from the run that is resumed"):
+    with pytest.raises(ValueError, match="stream must be that of the run"):
         make_trainer(tmp_path).load()
 
 

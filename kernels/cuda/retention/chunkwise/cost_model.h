@@ -138,7 +138,7 @@ constexpr double chunkwise_others_per_mma(const ChunkwiseTile& tile, DType dtype
          chunkwise_mma(tile).total();
 }
 // The most instructions besides an mma that the compiled main loop may have. It is 4 for the tile of the
-// goals in bf16 (3.3 by the sum above), and as much above the sum for all others. Small tiles have fewer
+// goals in bfloat16 (3.3 by the sum above), and as much above the sum for all others. Small tiles have fewer
 // mma for the same outputs.
 constexpr double chunkwise_max_others_per_mma(const ChunkwiseTile& tile, DType dtype) {
   return 4 * chunkwise_others_per_mma(tile, dtype) /

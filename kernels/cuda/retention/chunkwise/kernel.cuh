@@ -23,7 +23,7 @@
 //     computes one or two columns of 8 tokens of k for all, or some, rows of 16 tokens of q. If Dk = 512,
 //     two warps share the columns, and each has a half of Dk. They sum outputs and scores in shared memory,
 //     and each continues with half of the rows.
-//  5. Tile and budget. A thread has Dk / 2 fp32 registers of state (128 if Dk = 512), chunk / 2 of outputs
+//  5. Tile and budget. A thread has Dk / 2 float32 registers of state (128 if Dk = 512), chunk / 2 of outputs
 //     and 4, 8, 16 or 32 of scores. A block has ChunkwiseTile::shared_bytes of shared memory (136 KB for
 //     256 x 128 x 64). A token and head takes 2 (2 Dk slices + 2 Dv) bytes of L2 (6,144 for Dk = 256, Dv =
 //     512). cost_model.h has the wavefronts and mma of a chunk.
@@ -36,15 +36,15 @@
 //       no second one.
 //     - If Dk = 512, there is a third one between them. At it, what the halves send each other is written.
 //       It is read before the second barrier, and written again after the next first one.
-//  8. Numerics. Operands have 16 bits, and products, sums and states are fp32. The decayed scores, the
-//     decayed v, the state as an operand (saturated in fp16) and out are rounded to 16 bits. Powers are
-//     fp32 (ex2 of n log2 gamma). Those of a negative n, above the diagonal of the scores, are computed
+//  8. Numerics. Operands have 16 bits, and products, sums and states are float32. The decayed scores, the
+//     decayed v, the state as an operand (saturated in float16) and out are rounded to 16 bits. Powers are
+//     float32 (ex2 of n log2 gamma). Those of a negative n, above the diagonal of the scores, are computed
 //     too. They may be infinite, and a select drops them. Only the sum of the halves crosses warps, so the
 //     order of additions depends only on the tile.
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and the
 //     decay uses the true length.
 // 10. Writes. Each element of out and of the final state is written once, by one thread.
-// 11. Parameters. Each dtype (bf16, fp16) and tile of the table has an instance. The direction of time and
+// 11. Parameters. Each dtype (bfloat16, float16) and tile of the table has an instance. The direction of time and
 //     the layout of states are chosen at run time.
 //
 // Why this way: the state is kept transposed, S^T [16 columns of Dv, Dk], in the layout of the accumulator

@@ -101,8 +101,8 @@ struct ChunkwiseTile {
   constexpr int halves() const { return head_dim_qk > 256 ? 2 : 1; }
   constexpr int threads() const { return slice / 16 * 32 * halves(); }
   // There are 16-bit tiles of q (one), of k and v (two each, so that the next chunk arrives while this one
-  // is computed) and of scores, and fp32 weights of v in a full chunk and in the last one. Halves also
-  // exchange fp32 sums of outputs and scores.
+  // is computed) and of scores, and float32 weights of v in a full chunk and in the last one. Halves also
+  // exchange float32 sums of outputs and scores.
   constexpr size_t shared_bytes() const {
     return static_cast<size_t>(chunk) * (2 * (3 * head_dim_qk + 2 * slice + chunk) + 2 * 4 +
                                          (halves() - 1) * 4 * (slice + chunk));

@@ -11,7 +11,7 @@
 
 namespace retnet::kernels::cuda {
 
-// Bytes of device memory of a batch entry and head. The state in fp32 is read and written once. q, k, v,
+// Bytes of device memory of a batch entry and head. The state in float32 is read and written once. q, k, v,
 // gate and out are added. What all batch entries share (weight, bias, frequencies, log_decay) comes from
 // L2.
 constexpr int64_t decode_step_state_bytes(int64_t head_dim_qk, int64_t head_dim_v) {
@@ -104,7 +104,7 @@ inline constexpr DecodeStepGoal kDecodeStepGoals[] = {
     {"H100", DType::kBFloat16, 16, 20, 256, 512, 0.8},
 };
 
-// By hand, for Dk = 256, Dv = 512 in bf16.
+// By hand, for Dk = 256, Dv = 512 in bfloat16.
 static_assert(decode_step_state_bytes(256, 512) == 1048576);
 static_assert(decode_step_memory_bytes(DType::kBFloat16, 256, 512) == 1048576 + 4096);
 static_assert(decode_step_turns(256, 512, 1) == 16 && decode_step_turns(256, 512, 8) == 2);

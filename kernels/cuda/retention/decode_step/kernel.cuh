@@ -8,7 +8,7 @@
 //       o      = scale q state
 //       out    = ((o - mean) rsqrt(var + eps) * weight + bias) * gate * sigmoid(gate)
 //     (kRms: without mean). Without frequencies, q and k are not rotated. Without a gate, out = o.
-//  2. Shapes. q, k [B, H, Dk], v, gate [B, H, Dv] with any strides of b and h; state fp32 [S, H, Dk, Dv]
+//  2. Shapes. q, k [B, H, Dk], v, gate [B, H, Dv] with any strides of b and h; state float32 [S, H, Dk, Dv]
 //     with any of s, h and k; positions [B]; frequencies [Dk / 2]; weight, bias [Dv] or [H, Dv]; out
 //     [B, H, Dv] contiguous. With slots [B], batch entry b has state slots[b].
 //  3. CTA -> problem. Block ((b H) + h) cluster + rank has `decode_step_columns` columns of Dv of one batch
@@ -32,14 +32,14 @@
 //     - One warp writes each group of 32 columns of sStats, into all blocks of the cluster. After a barrier
 //       of the cluster all threads read them, and no block touches the memory of another.
 //     - Batch entries that slots skip return before any barrier, in all blocks of the cluster.
-//  8. Numerics. Everything is fp32, except that angles are float64. o is summed over the rows of a thread
+//  8. Numerics. Everything is float32, except that angles are float64. o is summed over the rows of a thread
 //     in order, then over both half warps, then over the warps in order. The mean and the second moment
 //     about it come from those of groups of 32 columns, in order. The store of out rounds once.
 //  9. Tails. Rows past Dk and columns past Dv are neither loaded nor stored. Zeros pad v.
 // 10. Writes. Each element of state and out is written once, by one thread. The bits of a batch entry
 //     depend on that entry only, neither on the rest of the batch nor on the number of blocks that share a
 //     head.
-// 11. Parameters. The kernel takes fp32, bf16 and fp16, and Dk and Dv up to 1,024. Accesses to the state
+// 11. Parameters. The kernel takes float32, bfloat16 and float16, and Dk and Dv up to 1,024. Accesses to the state
 //     have 16 bytes if its rows allow them, else 4. It runs on any architecture from sm_75, in clusters
 //     from sm_90.
 //

@@ -7,7 +7,7 @@
 
 namespace retnet::kernels::cuda {
 
-// A decode step of each batch entry b and head h, in fp32 with the state in place:
+// A decode step of each batch entry b and head h, in float32 with the state in place:
 //
 //     q, k   = rotated by the angles position * frequency
 //     state <- gamma state + k^T v

@@ -19,7 +19,7 @@
 //  4. Warp roles. Each warp owns 16 columns of the slice with all of Dk, or above 64 with a half of it. The
 //     halves need nothing of each other, because every term is a sum over Dk. The warps take the 16 x 16
 //     tiles of token pairs on or below the diagonal in turn.
-//  5. Tile and budget. A thread has 2 Dk / 2 / halves fp32 registers of two states (at most 128), 32 of
+//  5. Tile and budget. A thread has 2 Dk / 2 / halves float32 registers of two states (at most 128), 32 of
 //     operands and results of A and G, and a float64 sum. A block has GradLogDecayTile::shared_bytes of
 //     shared memory (162 KB for 256 x 64 x 64). A token and head takes 4 Dk slices + 4 Dv bytes of L2
 //     (10,240 for Dk = 256, Dv = 512). cost_model.h has the wavefronts and mma of a chunk.
@@ -29,19 +29,19 @@
 //     after it. At the end threads write their sums over the stage that nobody has read since the barrier
 //     of the last chunk. After a block barrier warp 0 adds them. After a warp barrier its lane 0 adds the
 //     rest.
-//  8. Numerics. Operands have 16 bits, and products, sums and states are fp32. The sums of a thread over a
+//  8. Numerics. Operands have 16 bits, and products, sums and states are float32. The sums of a thread over a
 //     chunk are added in float64. Only v and grad_out times their weights are rounded to 16 bits. The
 //     weights are at most 1 (those with an age are divided by C, and S' is carried as S' / C), so that
-//     nothing overflows in fp16. States and scores are never 16-bit operands. Powers are fp32 (ex2 of n
+//     nothing overflows in float16. States and scores are never 16-bit operands. Powers are float32 (ex2 of n
 //     log2 gamma). Each sum has one order, which depends only on the tile.
 //  9. Tails. Rows past the end are zeros in shared memory (never what the next sequence holds), and the
 //     decay uses the true length.
 // 10. Writes. Each part is written once, by one thread. It is 0 if gamma = 0.
-// 11. Parameters. Each dtype (bf16, fp16) and tile of the table has an instance.
+// 11. Parameters. Each dtype (bfloat16, float16) and tile of the table has an instance.
 //
 // Why this way: <q_i S, grad_out_i> summed over i is <S, A>, with A in the layout of the accumulators of
 // the state. So A and G are computed in pieces, like the update of the states. Each piece is multiplied by
-// the fp32 states in registers and dropped. Outputs are never formed, and no state is rounded. That matters
+// the float32 states in registers and dropped. Outputs are never formed, and no state is rounded. That matters
 // here, because S' reaches 1 / (1 - gamma) times the state. Loops over tokens are not unrolled, because
 // ptxas would overlap their turns until registers run out.
 #pragma once

@@ -21,7 +21,7 @@ struct GradLogDecayParams {
 
 // A block owns `slice` columns of the state S and of its derivative S', of one sequence and head. Each warp
 // has 16 of them with all rows of head_dim_qk. Above 64 rows two warps share 16 columns, and each has a
-// half of the rows. A thread then holds head_dim_qk / 2 / halves fp32 numbers of each state.
+// half of the rows. A thread then holds head_dim_qk / 2 / halves float32 numbers of each state.
 struct GradLogDecayTile {
   int head_dim_qk;
   int slice;
@@ -29,7 +29,7 @@ struct GradLogDecayTile {
 
   constexpr int halves() const { return head_dim_qk > 64 ? 2 : 1; }
   constexpr int threads() const { return slice / 16 * 32 * halves(); }
-  // There are two stages of q, k, v and grad_out, and six fp32 weights of a token (store_weights).
+  // There are two stages of q, k, v and grad_out, and six float32 weights of a token (store_weights).
   constexpr size_t shared_bytes() const {
     return static_cast<size_t>(chunk) * (2 * 2 * (2 * head_dim_qk + 2 * slice) + 6 * 4);
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every instantiation in one file: launch.cpp asks for them.
+// This file holds every instantiation. launch.cpp asks for them.
 #include "kernels/cuda/retention/chunkwise/kernel.cuh"
 #include "kernels/cuda/retention/chunkwise/launch.cpp"
 #include "kernels/cuda/retention/chunkwise/segment_scan.cu"

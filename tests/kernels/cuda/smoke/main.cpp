@@ -38,7 +38,7 @@ struct Options {
   bool short_only = false, check = true, time = true;
 };
 
-/// False for bad options.
+/// Returns false if the options are bad.
 bool parse(int count, char** arguments, Options& options) {
   for (int i = 1; i < count; ++i) {
     const std::string option = arguments[i];

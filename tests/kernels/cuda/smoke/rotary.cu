@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Every instantiation in one file: launch.cpp asks for them.
+// This file holds every instantiation. launch.cpp asks for them.
 #include "kernels/cuda/rotary/kernel.cuh"
 #include "kernels/cuda/rotary/launch.cpp"

@@ -6,7 +6,7 @@
 namespace retnet::smoke {
 
 /// Times the launches of a kernel at its headline shape and prints a line for each. Throws if a launch
-/// fails. Only for a GPU.
+/// fails. It needs a GPU.
 void print_times(const std::string& kernel);
 
 }  // namespace retnet::smoke

@@ -19,7 +19,7 @@ class CUDAStream {
   Stream stream_;
 };
 
-/// Index -1: of the current device.
+/// Index -1 stands for the current device.
 CUDAStream getCurrentCUDAStream(DeviceIndex device = -1);
 CUDAStream getStreamFromPool(bool isHighPriority = false, DeviceIndex device = -1);
 
