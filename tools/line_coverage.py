@@ -25,8 +25,10 @@ Counts = dict[str, dict[int, int]]  # file: line: executions
 
 
 def merge(reports: Iterable[Mapping[str, Any]], folders: Iterable[Path]) -> Counts:
-    """Returns the counts of gcov's reports for the files below the folders. A line that belongs to several
-    functions, as of a template, counts the executions of all."""
+    """Returns the counts of gcov's reports for the files below the folders.
+
+    A line that belongs to several functions, as in a template, counts the executions of all.
+    """
     counts: Counts = {}
     folders = [folder.resolve() for folder in folders]
     for report in reports:

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The machine finds what it is there to find: each test does one thing wrong.
+// The machine finds what it is there to find. Each test does one thing wrong.
 #include "machine/machine.h"
 
 #include <ATen/TensorOperators.h>

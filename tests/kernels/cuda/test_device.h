@@ -51,7 +51,7 @@ class TestDevice {
   const simt::Report& finish();
   const simt::Report& report() const;
 
-  /// May be called after finish().
+  /// Copies an array to the host. It is called after finish().
   template <class T>
   std::vector<T> read(const T* ptr, size_t count) const {
     std::vector<T> values(count);

@@ -46,7 +46,7 @@ bool shares_memory(const at::Tensor& tensor, const std::vector<at::Tensor>& othe
   });
 }
 
-// Calls it again and puts what it makes anew where it was when it was recorded.
+// Calls the operator again and copies its results to where they were when it was recorded.
 void call_again(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments,
                 const std::vector<at::Tensor>& recorded) {
   const at::NoGradGuard no_grad;

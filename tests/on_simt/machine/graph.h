@@ -19,7 +19,7 @@ class Graph {
                   const void* arguments, size_t argument_bytes);
   void replay() const;
 
-  /// What is allocated during the capture belongs to it.
+  /// Memory that is allocated during the capture belongs to the graph.
   std::shared_ptr<Pool> pool = std::make_shared<Pool>();
   bool invalidated = false;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The device of the cases on a GPU: arrays are of cudaMalloc, between red zones.
+// The cases run on this device on a GPU. Its arrays come from cudaMalloc and lie between red zones.
 #include <cuda_runtime.h>
 
 #include <algorithm>

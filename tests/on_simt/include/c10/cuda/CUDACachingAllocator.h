@@ -7,7 +7,7 @@ namespace c10::cuda {
 
 enum class CaptureStatus : int { None = 0, Active = 1, Invalidated = 2 };
 
-/// Allocates on the current stream.
+/// Returns the status of the current stream.
 CaptureStatus currentStreamCaptureStatusMayInitCtx();
 
 }  // namespace c10::cuda
