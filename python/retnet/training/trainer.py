@@ -295,7 +295,10 @@ class Trainer:
             if self.state is not None:
                 retention, positions = data["state"]
                 if retention.shape != self.state.retention.shape:
-                    raise ValueError(f"its state holds {retention.shape[1]} sequences")
+                    raise ValueError(
+                        f"its state holds {retention.shape[1]} sequences, "
+                        f"got {self.state.retention.shape[1]}"
+                    )
                 self.state = RetNetState(retention.to(self.device), positions.to(self.device))
             torch.set_rng_state(data["random"])
         except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:

@@ -248,7 +248,7 @@ std::string norm(const char* name, bool backward) {
 }
 
 std::string column_sum() {
-  // The kernel sums the gradient of the weight, which blocks of the backward pass wrote.
+  // The blocks of the backward pass wrote the rows that this kernel sums.
   GatedGroupNormInputs inputs;
   set_norm(inputs, kTokens);
   const int64_t rows = gated_group_norm_blocks_per_head(inputs), columns = kHeads * kDv;

@@ -72,7 +72,7 @@ class TestDevice {
   std::unique_ptr<Implementation> implementation_;
 };
 
-/// Whether reports have the launches and their counts: on the emulator.
+/// Whether reports have the launches and their counts. Only those of the emulator do.
 bool test_device_counts();
 /// What the device can do. The emulator can do all that a kernel asks for.
 DeviceLimits test_device_limits();
@@ -81,7 +81,7 @@ DeviceLimits test_device_limits();
 bool can_run(int capability, size_t shared_bytes);
 size_t cases_left_out();
 
-/// The median of the nanoseconds that a launch takes. Nothing on the emulator.
+/// The median of the nanoseconds that a launch takes. The emulator returns nothing.
 std::optional<double> time_launch(const std::function<cudaError_t()>& launch);
 
 /// One line that names the device, its driver and the runtime, or says why it cannot be used.

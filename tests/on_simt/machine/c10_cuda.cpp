@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The names of c10::cuda (include/c10/cuda), and what torch's generic guards and events call.
+// This file defines the names of c10::cuda (include/c10/cuda), and what the generic guards and events of
+// torch call.
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAException.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// What tests in Python see of the machine: torch.ops.retnet_on_simt.
+// torch.ops.retnet_on_simt lets tests in Python control the machine.
 #include <torch/library.h>
 
 #include <string>

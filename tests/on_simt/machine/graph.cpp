@@ -21,7 +21,7 @@ bool starts_with(std::string_view text, std::string_view start) {
   return text.substr(0, start.size()) == start;
 }
 
-// What waits for the device, on a GPU.
+// Returns whether the operator waits for the device on a GPU.
 bool waits(std::string_view name) {
   constexpr std::string_view kWaiting[] = {"aten::_local_scalar_dense", "aten::item",
                                            "aten::is_nonzero", "aten::equal", "aten::nonzero"};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// A machine with two CUDA devices, of which the emulator stands for one: the tensors of the CPU are that
-// one's. Everything that is asynchronous on a GPU happens at once. What its order would allow to go wrong
-// is found by clocks: each stream counts its work and knows how much of each other stream's work it
-// comes after.
+// This machine has two CUDA devices. The emulator stands for one of them, which owns the tensors of the
+// CPU. Everything that is asynchronous on a GPU happens at once. Clocks find what could go wrong in the
+// order of a GPU: each stream counts its work and knows how much of the work of each other stream comes
+// before its own.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -21,7 +21,7 @@ namespace retnet::on_simt {
 class Graph;
 
 constexpr int kDevices = 2;
-constexpr int kTensorDevice = 1;  // not the one that is current to begin with
+constexpr int kTensorDevice = 1;  // the device that is current at first is the other one
 constexpr int kStreams = 9;       // of each device: the default stream, and a pool
 
 /// How much work of each stream of a device comes before something.

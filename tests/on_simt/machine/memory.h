@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// The memory of tensors: torch's allocator of the CPU is replaced by one that knows, of each block, the
-// stream that it belongs to and the work that reaches it.
+// The memory of tensors comes from an allocator that replaces torch's CPU allocator. It knows the stream
+// that owns each block, and the work that reaches the block.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +28,7 @@ void install_allocator();
 /// The block that holds an address of a tensor.
 std::optional<simt::Outside> find_block(uintptr_t address);
 
-/// The launch on `stream` has reached that memory; finds what is not ordered before it.
+/// The launch on `stream` has reached that memory. This finds the work that is not ordered before it.
 void note_access(const simt::Touched& touched, Stream& stream);
 
 }  // namespace retnet::on_simt
