@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //
-// Column sums of an float32 matrix. They are the second half of a gradient that many blocks contribute to.
+// Column sums of a float32 matrix. They are the second half of a gradient that many blocks contribute to.
 //
 //  1. Equation. out[c] = sum over r of in[r, c].
 //  2. Shapes. in [rows, columns] contiguous, out [columns].
