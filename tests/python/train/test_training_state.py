@@ -207,7 +207,8 @@ def test_resumed_optimizer_takes_the_settings(tmp_path):
 
 def test_a_stream_resumes_with_its_batch_only(tmp_path):
     make_trainer(tmp_path, stream=True).save()
-    with pytest.raises(ValueError, match=r"batch_size or model differs .* \(its state holds 2 sequences, got 3\)"):
+    message = r"batch_size or model differs .* \(its state holds 2 sequences, got 3\)"
+    with pytest.raises(ValueError, match=message):
         make_trainer(tmp_path, stream=True, batch_size=3).load()
     with pytest.raises(ValueError, match="stream must be that of the run"):
         make_trainer(tmp_path).load()
